@@ -43,16 +43,25 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        object.__setattr__(
+            self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        )
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
-        _require(self.block_size is None or self.block_size >= 1, "block_size", self.block_size, "at least 1")
+        _require(
+            self.block_size is None or self.block_size >= 1,
+            "block_size",
+            self.block_size,
+            "at least 1",
+        )
         _require(self.steps is None or self.steps >= 1, "steps", self.steps, "at least 1")
         _require(self.rule in ("steps", "threshold"), "rule", self.rule, "'steps' or 'threshold'")
         _require(0 <= self.threshold <= 1, "threshold", self.threshold, "between 0 and 1")
         _require(
             self.remasking in ("low_confidence", "random"),
-            "remasking", self.remasking, "'low_confidence' or 'random'",
+            "remasking",
+            self.remasking,
+            "'low_confidence' or 'random'",
         )
         _require(self.temperature >= 0, "temperature", self.temperature, "0 or more")
         _require("" not in self.stop, "stop", self.stop, "texts that are not empty")
