@@ -1,0 +1,57 @@
+"""Cross-entropy at masked positions only, summed, in chunks."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_TOKENS = 1024
+
+
+def masked_cross_entropy(
+    hidden_NH: Tensor,
+    head_VH: Tensor,
+    labels_N: Tensor,
+    weight_N: Tensor,
+    mask_id: int,
+    *,
+    bias_V: Tensor | None = None,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> tuple[Tensor, Tensor]:
+    """Sum of weight x -log p(label), with the mask token excluded from the vocabulary.
+
+    Logits exist for one chunk at a time; with several chunks they are computed again in the
+    backward pass, so memory stays at chunk_tokens x V.
+
+    Args:
+        hidden_NH: final hidden states of the masked tokens.
+        head_VH: weight of the language-model head (and `bias_V` its bias, if any).
+        labels_N: clean ids.
+        weight_N: float32 weights.
+        mask_id: id whose logit is -inf.
+        chunk_tokens: tokens per chunk.
+
+    Returns:
+        The weighted sum (float32 scalar, differentiable) and the cross-entropies [N] (float32,
+        detached), in nats. Without tokens the sum is a connected zero.
+    """
+    if labels_N.numel() == 0:
+        return hidden_NH.float().sum() * 0 + head_VH.float().sum() * 0, weight_N
+
+    def chunk_loss(hidden: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        logits = linear(hidden, head_VH, bias_V).float()
+        logits[:, mask_id] = -torch.inf
+        loss = cross_entropy(logits, labels, reduction="none")
+        return (loss * weight).sum(), loss.detach()
+
+    sums, losses = [], []
+    for start in range(0, labels_N.numel(), chunk_tokens):
+        part = slice(start, start + chunk_tokens)
+        args = hidden_NH[part], labels_N[part], weight_N[part]
+        if labels_N.numel() > chunk_tokens and torch.is_grad_enabled():
+            total, each = checkpoint(chunk_loss, *args, use_reentrant=False)
+        else:
+            total, each = chunk_loss(*args)
+        sums.append(total)
+        losses.append(each)
+    return torch.stack(sums).sum(), torch.cat(losses)

@@ -1,0 +1,191 @@
+"""How tokens are corrupted: which targets are masked in each view, and what they weigh.
+
+Everything is a pure function of (seed, epoch, document id, view) and, while corruption warms up,
+of `max_fraction`. See `a2d_ray.diffusion.randomness`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from a2d_ray.diffusion.layout import Layout
+from a2d_ray.diffusion.randomness import uniform
+from a2d_ray.diffusion.schedules import (
+    ScheduleName,
+    alpha,
+    complement_weight,
+    nelbo_weight,
+)
+
+BERNOULLI_T_MIN = 1e-3
+_TOKEN, _BLOCK, _DOCUMENT, _TAIL = range(4)  # independent streams of random numbers
+_GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseSpec:
+    """The noise distribution.
+
+    Attributes:
+        kind: ``exact``: a uniform count of masked tokens per block; ``bernoulli``: independent
+            tokens at a random level t.
+        per: bernoulli: one level per document (``sequence``) or per ``block``.
+        schedule: bernoulli: alpha(t).
+        is_weighted: the NELBO's weights; otherwise 1.
+    """
+
+    kind: Literal["exact", "bernoulli"] = "exact"
+    per: Literal["sequence", "block"] = "block"
+    schedule: ScheduleName = "linear"
+    is_weighted: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Which tokens of a layout are masked, and the weight of their cross-entropy.
+
+    Attributes:
+        is_masked_RT: bool, true only at targets.
+        weight_RT: float32, zero where not masked.
+    """
+
+    is_masked_RT: Tensor
+    weight_RT: Tensor
+
+
+def draw_noise(
+    layout: Layout, spec: NoiseSpec, *, seed: int, epoch: int, max_fraction: float = 1.0
+) -> Noise:
+    """Masks for every view of a layout.
+
+    ``exact``: a block with m targets masks k ~ U{1..m} of them, stratified over the blocks of the
+    document, and weighs each by m/k: the exact NELBO of the linear schedule. View 2 masks the
+    other m-k; where k = m nothing is left and view 1 counts twice.
+
+    ``bernoulli``: t = 1e-3 + (1 - 1e-3) u, each target masked with probability 1 - alpha(t) and
+    weighed by -alpha'(t) / (1 - alpha(t)). View 2 masks the others.
+
+    Args:
+        layout: streams and blocks.
+        spec: distribution.
+        seed: run seed.
+        epoch: pass over the data.
+        max_fraction: below 1 (corruption warm-up) the masked share is scaled by it, every weight
+            is 1, and view 2 masks as many other tokens as view 1 instead of all others.
+
+    Returns:
+        Masks and weights, [R, T].
+
+    Source: LLaDA (arXiv 2502.09992) for k uniform; BD3LM (2503.09573) for levels per block;
+    Stable-DiffCoder (2601.15892) for the warm-up.
+    """
+    picked = layout.is_target_RT.nonzero(as_tuple=True)
+    targets = _Targets(layout, picked, seed, epoch)
+    draw = _draw_exact if spec.kind == "exact" else _draw_bernoulli
+    is_masked_N, weight_N = draw(targets, spec, max_fraction)
+    if max_fraction < 1 or not spec.is_weighted:
+        weight_N = targets.repeats(is_masked_N)
+    is_masked_RT = torch.zeros_like(layout.is_target_RT)
+    is_masked_RT[picked] = is_masked_N
+    weight_RT = torch.zeros(is_masked_RT.shape, device=is_masked_RT.device)
+    weight_RT[picked] = (weight_N * is_masked_N).float()
+    return Noise(is_masked_RT=is_masked_RT, weight_RT=weight_RT)
+
+
+def eos_tail_lengths(doc_id_D: Tensor, *, seed: int, epoch: int, longest: int) -> Tensor:
+    """Number of EOS targets that follow each MDLM document: uniform on 1..longest, int64 [D]."""
+    zero_D = torch.zeros_like(doc_id_D)
+    u = uniform(_TAIL, seed, epoch, doc_id_D, zero_D, zero_D)
+    return 1 + (u * longest).long()
+
+
+class _Targets:
+    """The N target tokens of a layout with their random numbers and their blocks.
+
+    u_N: uniform per token, equal in all views. rank_N: its rank within the block.
+    size_N: targets of the block (m). group_N: block index. copy_N: view of a document.
+    """
+
+    def __init__(self, layout: Layout, picked: tuple[Tensor, ...], seed: int, epoch: int) -> None:
+        row, self.doc_N = picked[0], layout.doc_id_RT[picked]
+        self.stream_N, self.block_N = layout.stream_RT[picked], layout.block_RT[picked]
+        self.num_views = int(layout.stream_RT.max())
+        self.seed, self.epoch = seed, epoch
+        offset_N = layout.offset_RT[picked]
+        self.u_N = uniform(_TOKEN, seed, epoch, self.doc_N, self.block_N, offset_N)
+        self.copy_N = _run_index(
+            row, layout.doc_RT[picked], self.stream_N
+        )  # one view of a document
+        self.group_N = _run_index(self.copy_N, self.block_N)
+        self.rank_N = _rank_in_group(self.group_N, self.u_N)
+        self.size_N = torch.bincount(self.group_N)[self.group_N]
+
+    def block_level(self) -> Tensor:
+        """One uniform number per block, stratified over the blocks of its document, [N]."""
+        first_G = _first_of_runs(self.group_N)
+        copy_G = self.copy_N[first_G]
+        doc_G, block_G = self.doc_N[first_G], self.block_N[first_G]
+        u_G = uniform(_BLOCK, self.seed, self.epoch, doc_G, block_G, torch.zeros_like(block_G))
+        rank_G = _rank_in_group(copy_G, u_G)
+        num_blocks_G = torch.bincount(copy_G)[copy_G]
+        return ((rank_G + self.document_level()[first_G]) / num_blocks_G)[self.group_N]
+
+    def document_level(self) -> Tensor:
+        """One uniform number per document, [N]; consecutive ids are spread evenly."""
+        zero = torch.zeros((), dtype=torch.int64, device=self.doc_N.device)
+        shift = uniform(_DOCUMENT, self.seed, self.epoch, zero, zero, zero)
+        return (shift + (self.doc_N & 0x7FFFFFFF) * _GOLDEN) % 1.0
+
+    def repeats(self, is_masked_N: Tensor) -> Tensor:
+        """2 in view 1 of a block whose complement is empty, else 1; float64 [N]."""
+        num_masked_N = torch.bincount(self.group_N, is_masked_N.double())[self.group_N]
+        is_alone = (num_masked_N == self.size_N) & (self.stream_N == 1) & (self.num_views == 2)
+        return 1.0 + is_alone.double()
+
+
+def _draw_exact(targets: _Targets, spec: NoiseSpec, max_fraction: float) -> tuple[Tensor, Tensor]:
+    size, rank = targets.size_N, targets.rank_N
+    count = (1 + (targets.block_level() * max_fraction * size).long()).clamp(max=size)
+    limit = size if max_fraction >= 1 else 2 * count
+    is_first = targets.stream_N == 1
+    is_masked = torch.where(is_first, rank < count, (rank >= count) & (rank < limit))
+    num_masked = torch.where(is_first, count, size - count)
+    return is_masked, targets.repeats(is_masked) * size / num_masked.clamp(min=1)
+
+
+def _draw_bernoulli(
+    targets: _Targets, spec: NoiseSpec, max_fraction: float
+) -> tuple[Tensor, Tensor]:
+    level = targets.block_level() if spec.per == "block" else targets.document_level()
+    t = BERNOULLI_T_MIN + (1 - BERNOULLI_T_MIN) * level
+    masking = (1 - alpha(spec.schedule, t)) * max_fraction
+    limit = torch.ones_like(masking) if max_fraction >= 1 else 2 * masking
+    is_first, u = targets.stream_N == 1, targets.u_N
+    is_masked = torch.where(is_first, u < masking, (u >= masking) & (u < limit))
+    weight = torch.where(
+        is_first, nelbo_weight(spec.schedule, t), complement_weight(spec.schedule, t)
+    )
+    return is_masked, weight
+
+
+def _run_index(*keys: Tensor) -> Tensor:
+    starts = torch.zeros_like(keys[0])
+    for key in keys:
+        starts[1:] |= key[1:] != key[:-1]
+    return starts.cumsum(0)
+
+
+def _first_of_runs(run: Tensor) -> Tensor:
+    """Index of the first element of each run of a `_run_index`."""
+    size = torch.bincount(run)
+    return size.cumsum(0) - size
+
+
+def _rank_in_group(group: Tensor, value: Tensor) -> Tensor:
+    """Rank of each value (in [0, 1)) among those of its group; groups are runs 0, 1, 2, ..."""
+    order = torch.argsort(group + value)
+    rank = torch.empty_like(group)
+    rank[order] = torch.arange(group.numel(), device=group.device)
+    return rank - _first_of_runs(group)[group]

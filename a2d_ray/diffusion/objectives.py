@@ -1,0 +1,73 @@
+"""MDLM and BD3LM: layout + noise + model -> summed loss and counts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from a2d_ray.diffusion.layout import Layout
+from a2d_ray.diffusion.losses import masked_cross_entropy
+from a2d_ray.diffusion.masks import dense_mask
+from a2d_ray.diffusion.noise import Noise
+
+Backbone = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(ids [R, T], position [R, T], mask bool [R, 1, T, T]) -> final hidden states [R, T, H]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSums:
+    """Sums over a micro-batch; one optimizer step divides by the targets of the whole step.
+
+    Attributes:
+        loss: weighted cross-entropy, nats, differentiable scalar.
+        num_targets: target tokens summed over the views (the denominator), int64 scalar.
+        num_masked: masked tokens, int64 scalar.
+    """
+
+    loss: Tensor
+    num_targets: Tensor
+    num_masked: Tensor
+
+
+def noised_ids(layout: Layout, noise: Noise, mask_id: int) -> Tensor:
+    """xt: the ids of every stream with the masked tokens replaced, int64 [R, T]."""
+    return torch.where(noise.is_masked_RT, mask_id, layout.ids_RT)
+
+
+def diffusion_loss(
+    layout: Layout,
+    noise: Noise,
+    backbone: Backbone,
+    head_VH: Tensor,
+    *,
+    mask_id: int,
+    bias_V: Tensor | None = None,
+    is_causal_clean: bool = False,
+) -> LossSums:
+    """Weighted cross-entropy of x0 at the masked targets, given xt (and x0 for BD3LM).
+
+    The layout decides the objective: it says which streams exist and who sees whom.
+
+    Args:
+        layout: streams and blocks of R packed rows.
+        noise: masked targets and their weights.
+        backbone: the model without its head.
+        head_VH: weight of the language-model head, `bias_V` its bias.
+        mask_id: id of the mask token.
+        is_causal_clean: `clean_attention: causal`.
+
+    Source: MDLM, arXiv 2406.07524; BD3LM, arXiv 2503.09573.
+    """
+    mask = dense_mask(layout, is_causal_clean=is_causal_clean)
+    hidden_RTH = backbone(noised_ids(layout, noise, mask_id), layout.position_RT, mask)
+    picked = noise.is_masked_RT
+    loss, _ = masked_cross_entropy(
+        hidden_RTH[picked],
+        head_VH,
+        layout.ids_RT[picked],
+        noise.weight_RT[picked],
+        mask_id,
+        bias_V=bias_V,
+    )
+    return LossSums(loss=loss, num_targets=layout.num_targets, num_masked=picked.sum())
