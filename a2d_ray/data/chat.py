@@ -1,0 +1,173 @@
+"""Conversations -> segments of token ids: the same for training and for prompts. No Ray here.
+
+A segment is one assistant answer through its end-of-turn token, or the stretch between two
+answers (the end of the template's turn, the next user turns, the next generation prompt). Each
+segment is rendered from its own turns and the template's frame around them, never from what
+follows, so a prompt's segments are exactly the training document's segments before the answer,
+and no later turn can change an earlier segment. Token ids such as pad or eos play no part.
+
+Where a template renders an answer differently once it is history (Qwen3 drops the empty think
+block), the form in which the answer was generated is kept: history stays a prefix, and so does
+its KV cache.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+DEFAULT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+"""For tokenizers without a chat template: ``User:``/``Assistant:`` lines, EOS after an answer."""
+
+Message = Mapping[str, str]
+_QUESTION = {"role": "user", "content": "a2d-question"}
+_ANSWER = {"role": "assistant", "content": "a2d-answer"}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text of one segment."""
+
+    text: str
+    is_answer: bool
+
+
+@dataclass(frozen=True)
+class ChatRenderer:
+    """Renders conversations into pieces with one tokenizer's chat template.
+
+    Raises:
+        ValueError: a template in which an answer does not follow its generation prompt.
+    """
+
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+
+    def render(self, messages: Sequence[Message]) -> list[Piece]:
+        """The pieces of a conversation that ends with an answer: stretch, answer, stretch, ...
+
+        Args:
+            messages: ``{"role", "content"}``; the first is not an answer.
+
+        Raises:
+            ValueError: no messages, an answer at the start, or turns that the template refuses.
+        """
+        return self._pieces(messages)[0]
+
+    def render_prompt(self, messages: Sequence[Message]) -> list[Piece]:
+        """The pieces of a prompt, the last of which ends with the generation prompt."""
+        pieces, rest = self._pieces(messages)
+        return [*pieces, Piece(self._stretch(rest, is_first=not pieces), is_answer=False)]
+
+    def _pieces(self, messages: Sequence[Message]) -> tuple[list[Piece], list[Message]]:
+        """The pieces through the last answer, and the messages behind it."""
+        pieces: list[Piece] = []
+        waiting: list[Message] = []
+        for message in messages:
+            if message["role"] == "assistant":
+                pieces.append(Piece(self._stretch(waiting, is_first=not pieces), is_answer=False))
+                pieces.append(Piece(self._answer(message), is_answer=True))
+                waiting = []
+            else:
+                waiting.append(message)
+        return pieces, waiting
+
+    def _stretch(self, messages: Sequence[Message], *, is_first: bool) -> str:
+        if is_first:
+            if not messages:
+                raise ValueError("a conversation starts with a user or system message, not here")
+            return self._apply(messages, prompt=True)
+        text = self._apply([_QUESTION, _ANSWER, *messages], prompt=True)
+        at = text.find(self._answered)
+        if at < 0:
+            raise ValueError("the chat template drops earlier answers")
+        return text[at + len(self._answered) :]
+
+    def _answer(self, message: Message) -> str:
+        text = self._apply([_QUESTION, {**message}], prompt=False)
+        if not (text.startswith(self._probe_prompt) and text.endswith(self._ending)):
+            raise ValueError("the chat template does not keep the answer behind its prompt")
+        return text[len(self._probe_prompt) : len(text) - len(self._after_turn)]
+
+    @cached_property
+    def _probe_prompt(self) -> str:
+        return self._apply([_QUESTION], prompt=True)
+
+    @cached_property
+    def _ending(self) -> str:
+        """What the template writes behind an answer."""
+        text = self._apply([_QUESTION, _ANSWER], prompt=False)
+        content = _ANSWER["content"]
+        if not text.startswith(self._probe_prompt) or content not in text:
+            raise ValueError("the chat template does not keep the answer behind its prompt")
+        return text[text.rindex(content) + len(content) :]
+
+    @cached_property
+    def _after_turn(self) -> str:
+        """The part of the ending behind the end-of-turn token; '' if there is no such token."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        marks = {str(token) for token in added if token.special}
+        marks |= set(self.tokenizer.all_special_tokens)
+        ends = {
+            self._ending.find(mark) + len(mark) for mark in marks if mark and mark in self._ending
+        }
+        return self._ending[min(ends) :] if ends else ""
+
+    @cached_property
+    def _answered(self) -> str:
+        """The probe's answer through its end-of-turn token, as history shows it."""
+        return _ANSWER["content"] + self._ending.removesuffix(self._after_turn)
+
+    def _apply(self, messages: Sequence[Message], *, prompt: bool) -> str:
+        from jinja2 import TemplateError
+
+        template = None if self.tokenizer.chat_template else DEFAULT_TEMPLATE
+        options: dict[str, Any] = {"chat_template": template} if template else {}
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=prompt,
+                enable_thinking=False,
+                **options,
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses these messages: {error}") from error
+        assert isinstance(text, str)
+        return text
+
+
+def encode_pieces(pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of each piece. Pieces are encoded apart, so their borders are token borders."""
+    if not pieces:
+        return []
+    texts = [piece.text for piece in pieces]
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return list(encoded["input_ids"])
+
+
+def render_prompt(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase
+) -> list[list[int]]:
+    """Segments of a prompt, ready for generation: the last one ends with the generation prompt.
+
+    Args:
+        messages: ``{"role": "system" | "user" | "assistant", "content": text}``, at least one.
+        tokenizer: a tokenizer; without a chat template, `DEFAULT_TEMPLATE` is used.
+
+    Returns:
+        Token ids per segment: stretch, answer, stretch, ..., stretch: the segments of the
+        training document before the answer that is asked for.
+
+    Raises:
+        ValueError: no messages, an answer first, or turns that the template refuses.
+    """
+    pieces = ChatRenderer(tokenizer).render_prompt(messages)
+    return encode_pieces(pieces, tokenizer)

@@ -1,0 +1,346 @@
+"""Where rows come from: a `SourceSpec` -> shards of files -> rows -> `Example`. No Ray here.
+
+A shard is the unit that one task reads. Rows are numbered within their shard, so the order and
+the identity of rows do not depend on how many tasks read them.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal
+
+from a2d_ray.data.adapters import Adapter, Example, MalformedRowError, detect_adapter, has_language
+from a2d_ray.data.mixture import SourceSpec, is_hub_offline, local_path
+
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
+_SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "train_sft", "training"),
+    "test": ("test", "test_sft", "validation", "valid", "eval", "dev"),
+}
+_FORMATS = {
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".arrow": "arrow",
+    ".txt": "text",
+}
+_PEEK_ROWS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """What one task reads: a file, or an embedded set (`path` is then ``embedded/NAME``)."""
+
+    path: str
+    format: str
+    ordinal: int
+    split: Split
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A resolved `SourceSpec`.
+
+    Attributes:
+        spec: what was asked for.
+        shards: by split; without a test split of its own, the test rows are cut off the training
+            rows by a seeded hash (`has_test_split` is then False).
+        columns: column names of its first readable row.
+        identity: changes when the rows change (names, sizes, times, versions).
+    """
+
+    spec: SourceSpec
+    train: tuple[Shard, ...]
+    test: tuple[Shard, ...]
+    columns: tuple[str, ...]
+    identity: str
+
+    @property
+    def has_test_split(self) -> bool:
+        return bool(self.test)
+
+    def adapter(self, text_field: str | None) -> Adapter:
+        """The adapter for its rows; ValueError if their shape is unknown."""
+        return detect_adapter(self.columns, text_field, self.spec.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadRow:
+    """One row of a shard: an example, or the reason why it is dropped."""
+
+    where: str
+    example: Example | None
+    reason: str | None = None
+
+
+def resolve(spec: SourceSpec) -> Source:
+    """Finds the files of a source and looks at its first rows.
+
+    Raises:
+        ValueError: nothing there, no data files, a split that does not exist, no readable row.
+    """
+    if spec.name.startswith("embedded/"):
+        shards = {split: _embedded_shards(spec, split) for split in SPLITS}
+        identity = f"{spec.name} reasoning-gym {_version('reasoning-gym')} chitchat-dataset "
+        identity += _version("chitchat-dataset")
+    else:
+        files = _list_files(spec)
+        shards = {split: _file_shards(spec, files, split) for split in SPLITS}
+        identity = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    columns = _peek_columns(spec, shards["train"])
+    return Source(
+        spec=spec, train=shards["train"], test=shards["test"], columns=columns, identity=identity
+    )
+
+
+def read_shard(shard: Shard, adapter: Adapter, lang: str | None) -> Iterator[ReadRow]:
+    """Rows of a shard in order; rows of other languages are left out.
+
+    Args:
+        shard: from `resolve`.
+        adapter: from `Source.adapter`.
+        lang: keep rows of this programming language only; None: all.
+    """
+    for number, row in enumerate(_raw_rows(shard), start=1):
+        where = f"{shard.path}:{number}"
+        try:
+            if isinstance(row, MalformedRowError):
+                raise row
+            example = adapter(row)
+        except MalformedRowError as error:
+            yield ReadRow(where=where, example=None, reason=str(error))
+            continue
+        if lang is None or has_language(row, example, lang):
+            yield ReadRow(where=where, example=example)
+
+
+def _embedded_shards(spec: SourceSpec, split: Split) -> tuple[Shard, ...]:
+    limit = spec.train if split == "train" else spec.test
+    path = spec.name
+    return (Shard(path=path, format="embedded", ordinal=0, split=split, limit=limit),)
+
+
+def _list_files(spec: SourceSpec) -> list[tuple[str, str, str]]:
+    """(path, name within the source, identity) of every data file, sorted by name."""
+    path = local_path(spec.name)
+    if path is None:
+        files = _hub_files(spec.name)
+    elif path.is_file():
+        files = [(str(path), path.name, _stamp(path))]
+    else:
+        found = [p for p in path.rglob("*") if p.is_file() and _format(p.name)]
+        files = [(str(p), p.relative_to(path).as_posix(), _stamp(p)) for p in found]
+    # Hugging Face caches and the indices of save_to_disk lie beside the data.
+    files = [file for file in files if not file[1].startswith(".") and "cache-" not in file[1]]
+    files = [file for file in files if PurePosixPath(file[1]).name not in _METADATA_FILES]
+    if spec.config is not None:
+        files = _only_config(spec, files)
+    if not files:
+        raise ValueError(
+            f"data.spec: {spec.name!r} holds no data files ({', '.join(_FORMATS)}, also .gz)"
+        )
+    return sorted(files, key=lambda file: file[1])
+
+
+_METADATA_FILES = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+
+
+def _only_config(spec: SourceSpec, files: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    chosen = [
+        file
+        for file in files
+        if spec.config in (*PurePosixPath(file[1]).parts[:-1], file[1].split(".")[0])
+    ]
+    if not chosen:
+        names = sorted({PurePosixPath(file[1]).parts[0] for file in files})
+        raise ValueError(
+            f"data.spec: {spec.name!r} has no configuration {spec.config!r}; it holds "
+            f"{', '.join(names)}"
+        )
+    return chosen
+
+
+def _file_shards(
+    spec: SourceSpec, files: Sequence[tuple[str, str, str]], split: Split
+) -> tuple[Shard, ...]:
+    wanted = spec.train_split if split == "train" else spec.test_split
+    by_split: dict[str, list[str]] = {}
+    for path, name, _ in files:
+        by_split.setdefault(_split_of(name), []).append(path)
+    if wanted is not None and wanted not in by_split:
+        raise ValueError(
+            f"data.spec: {spec.name!r} has no split {wanted!r}; it has "
+            f"{', '.join(sorted(by_split))}"
+        )
+    names = [wanted] if wanted else [n for n in _SPLIT_NAMES[split] if n in by_split][:1]
+    chosen = by_split[names[0]] if names else []
+    if split == "train" and not chosen:
+        raise ValueError(
+            f"data.spec: {spec.name!r} has no train split, only {', '.join(sorted(by_split))}; "
+            "name one with [train_split:NAME]"
+        )
+    return tuple(
+        Shard(path=path, format=_format(path) or "", ordinal=i, split=split)
+        for i, path in enumerate(chosen)
+    )
+
+
+def _split_of(name: str) -> str:
+    """Split of a file by its folder or name (``test/0.parquet``, ``data/test-00000-of-1``)."""
+    known = [split for names in _SPLIT_NAMES.values() for split in names]
+    path = PurePosixPath(name)
+    for part in reversed((*path.parts[:-1], path.name.split(".")[0])):
+        for split in sorted(known, key=len, reverse=True):
+            rest = part.removeprefix(split)
+            if rest != part and (not rest or rest[0] in "-."):
+                return split
+        if "-of-" in part:
+            return part.split("-")[0]
+    return "train"
+
+
+def _hub_files(name: str) -> list[tuple[str, str, str]]:
+    if is_hub_offline():
+        raise ValueError(f"data.spec: {name!r} is no local path and the Hub is switched off")
+    from huggingface_hub import HfFileSystem
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    filesystem, root = HfFileSystem(), f"datasets/{name}"
+    try:
+        found = filesystem.find(root, detail=True)
+    except FileNotFoundError:
+        raise ValueError(
+            f"data.spec: {name!r} is neither a local path nor a dataset on the Hub"
+        ) from None
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise ValueError(f"data.spec: the Hub does not answer for {name!r}: {error}") from error
+    return [
+        (f"hf://{path}", path.removeprefix(f"{root}/"), str(info.get("blob_id", info.get("size"))))
+        for path, info in found.items()
+        if _format(path)
+    ]
+
+
+def _peek_columns(spec: SourceSpec, shards: Sequence[Shard]) -> tuple[str, ...]:
+    reason: object = "it is empty"
+    for shard in shards:
+        for row in islice(_raw_rows(shard, limit=_PEEK_ROWS), _PEEK_ROWS):
+            if not isinstance(row, MalformedRowError):
+                return tuple(row)
+            reason = row
+    raise ValueError(f"data.spec: {spec.name!r} has no readable rows: {reason}")
+
+
+def _raw_rows(
+    shard: Shard, limit: int | None = None
+) -> Iterator[dict[str, Any] | MalformedRowError]:
+    if shard.format == "embedded":
+        from a2d_ray.data.embedded import embedded_rows
+
+        limits = [n for n in (limit, shard.limit) if n is not None]
+        name = shard.path.removeprefix("embedded/")
+        yield from embedded_rows(name, shard.split, min(limits) if limits else None)
+        return
+    import fsspec
+
+    with fsspec.open(shard.path, "rb", compression="infer") as file:
+        yield from _READERS[shard.format](file)
+
+
+def _read_parquet(file: IO[bytes]) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
+        yield from batch.to_pylist()
+
+
+def _read_arrow(file: IO[bytes]) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+
+    magic = file.read(6)
+    file.seek(0)
+    if magic == b"ARROW1":
+        reader = pa.ipc.open_file(file)
+        batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+    else:
+        batches = iter(pa.ipc.open_stream(file))
+    for batch in batches:
+        yield from batch.to_pylist()
+
+
+def _read_jsonl(file: IO[bytes]) -> Iterator[dict[str, Any] | MalformedRowError]:
+    for line in file:
+        if line.strip():
+            yield _parse_json(line)
+
+
+def _read_json(file: IO[bytes]) -> Iterator[dict[str, Any] | MalformedRowError]:
+    """A list of objects; a file of JSON lines that calls itself .json is read as such."""
+    start = file.read(1)
+    while start.isspace():
+        start = file.read(1)
+    file.seek(0)
+    if start != b"[":
+        yield from _read_jsonl(file)
+        return
+    try:
+        rows = json.load(file)
+    except (ValueError, RecursionError):
+        yield MalformedRowError("invalid JSON")
+        return
+    for row in rows:
+        yield row if isinstance(row, dict) else MalformedRowError("not an object")
+
+
+def _parse_json(line: bytes) -> dict[str, Any] | MalformedRowError:
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError:
+        return MalformedRowError("invalid UTF-8")
+    except (ValueError, RecursionError):
+        return MalformedRowError("invalid JSON")
+    return row if isinstance(row, dict) else MalformedRowError("not an object")
+
+
+def _read_csv(file: IO[bytes]) -> Iterator[dict[str, Any]]:
+    lines = (line.decode(errors="replace") for line in file)
+    yield from csv.DictReader(lines)
+
+
+def _read_text(file: IO[bytes]) -> Iterator[dict[str, Any]]:
+    """A text file is one document."""
+    yield {"text": file.read().decode(errors="replace")}
+
+
+_READERS = {
+    "parquet": _read_parquet,
+    "arrow": _read_arrow,
+    "jsonl": _read_jsonl,
+    "json": _read_json,
+    "csv": _read_csv,
+    "text": _read_text,
+}
+
+
+def _format(name: str) -> str | None:
+    return _FORMATS.get(Path(name.removesuffix(".gz")).suffix.lower())
+
+
+def _stamp(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
