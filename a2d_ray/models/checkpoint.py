@@ -1,0 +1,305 @@
+"""A2D checkpoints on disk: check, load, save. Checking loads neither torch nor transformers."""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from a2d_ray import __version__
+from a2d_ray.config import BlockGrid, Objective
+from a2d_ray.models import architectures
+from a2d_ray.models.architectures import Architecture, find_architecture
+from a2d_ray.models.contract import Contract
+from a2d_ray.models.sources import (
+    check_loading,
+    check_weights,
+    find_directory,
+    read_json,
+    unsupported,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+CONTRACT_KEY = "a2d"
+MODELING_FILE = "modeling_a2d.py"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A loaded A2D checkpoint.
+
+    Attributes:
+        model: the bidirectional model in eval mode (`.model` is the backbone, `.lm_head` the head).
+        tokenizer: transformers tokenizer, or None if the directory has none.
+        contract: how the model must be used.
+    """
+
+    model: Any
+    tokenizer: Any
+    contract: Contract
+
+
+def read_contract(
+    path: str | Path,
+    *,
+    mask_token_id: int | None = None,
+    objective: Objective | None = None,
+    block_size: int | None = None,
+    block_grid: BlockGrid | None = None,
+) -> Contract:
+    """The contract of a checkpoint, with overrides.
+
+    Args:
+        path: local directory or Hub id.
+        mask_token_id: replaces the contract's; None: no override. Likewise the others.
+        objective: mdlm or bd3lm.
+        block_size: tokens per block.
+        block_grid: where blocks start.
+
+    Returns:
+        The contract. A directory of the public A2D format that has none counts as bd3lm, block
+        32, grid ``prompt_end``, mask = the tokenizer's mask token.
+
+    Raises:
+        ValueError: not an A2D checkpoint; a contract that does not fit; no known mask token.
+    """
+    directory = find_directory(str(path), weights=False)
+    config = read_json(directory, "config.json")
+    _a2d_architecture(path, config)
+    overrides = {
+        "mask_token_id": mask_token_id,
+        "objective": objective,
+        "block_size": block_size,
+        "block_grid": block_grid,
+    }
+    given = {key: value for key, value in overrides.items() if value is not None}
+    stored = config.get(CONTRACT_KEY)
+    values = _foreign_values(path, directory, given) if stored is None else stored | given
+    return _fit(path, values, int(config["vocab_size"]))
+
+
+def check_checkpoint(path: str | Path, **overrides: Any) -> Contract:
+    """Checks that a checkpoint can be loaded, without loading it.
+
+    Args:
+        path: local directory or Hub id.
+        overrides: as for `read_contract`.
+
+    Returns:
+        Its contract.
+
+    Raises:
+        ValueError: what is wrong and the fix.
+    """
+    contract = read_contract(path, **overrides)
+    if Path(path).expanduser().is_dir():
+        check_weights(str(path), Path(path).expanduser())
+    return contract
+
+
+def load_checkpoint(
+    path: str | Path, *, dtype: "torch.dtype", device: "torch.device | str", **overrides: Any
+) -> Checkpoint:
+    """Loads an A2D checkpoint. Never runs code from the checkpoint.
+
+    Args:
+        path: local directory or Hub id.
+        dtype: dtype of the weights in memory.
+        device: where the model goes.
+        overrides: as for `read_contract`.
+
+    Raises:
+        ValueError: what is wrong and the fix; weights that do not fit, by tensor name.
+    """
+    contract = check_checkpoint(path, **overrides)
+    directory = find_directory(str(path), weights=True)
+    row = _a2d_architecture(path, read_json(directory, "config.json"))
+    model, info = row.model_class.from_pretrained(directory, dtype=dtype, output_loading_info=True)
+    check_loading(str(path), info)
+    tokenizer = _load_tokenizer(directory)
+    return Checkpoint(model=model.to(device).eval(), tokenizer=tokenizer, contract=contract)
+
+
+def save_checkpoint(
+    directory: str | Path,
+    *,
+    model: Any,
+    tokenizer: Any,
+    contract: Contract,
+    dtype: "torch.dtype | None" = None,
+    state_dict: "Mapping[str, torch.Tensor] | None" = None,
+) -> None:
+    """Writes a complete A2D checkpoint into a directory, which is created if need be.
+
+    Args:
+        directory: where the files go; existing files of the same names are replaced.
+        model: the A2D model (its configuration, and its weights unless `state_dict` is given).
+        tokenizer: transformers tokenizer, or None.
+        contract: written to config.json; its a2d_ray_version is set to this version.
+        dtype: floating-point weights are stored in it; None: as they are.
+        state_dict: weights under the plain model's names, e.g. gathered from a wrapped model.
+
+    Raises:
+        ValueError: `state_dict` lacks tensors or holds unknown ones, by name.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    stored_dtype = _save_weights(directory, model, dtype, state_dict)
+    contract = contract.model_copy(update={"a2d_ray_version": __version__})
+    _write_json(directory / "config.json", _config_values(model.config, contract, stored_dtype))
+    _write_json(directory / "generation_config.json", _generation_values(model))
+    if tokenizer is not None:
+        _save_tokenizer(directory, tokenizer)
+    shutil.copyfile(architectures.__file__, directory / MODELING_FILE)
+
+
+def _a2d_architecture(path: str | Path, config: dict[str, Any]) -> Architecture:
+    model_type = config.get("model_type")
+    row = find_architecture(model_type)
+    if row is None:
+        raise unsupported(str(path), model_type)
+    if model_type != row.model_type:
+        raise ValueError(
+            f"{path} is an autoregressive {model_type} model: convert it first with "
+            f"python jobs/convert.py source={path} output=DIRECTORY"
+        )
+    return row
+
+
+def _foreign_values(path: str | Path, directory: Path, given: dict[str, Any]) -> dict[str, Any]:
+    values = {
+        "objective": "bd3lm",
+        "block_size": 32,
+        "block_grid": "prompt_end",
+        "mask_token_id": _tokenizer_mask_id(directory),
+    } | given
+    if values["mask_token_id"] is None:
+        raise ValueError(
+            f"{path} has no contract and its tokenizer no mask token: give mask_token_id"
+        )
+    shown = ", ".join(f"{key}={value}" for key, value in values.items())
+    _log.warning("%s has no a2d contract: using %s", path, shown)
+    return values
+
+
+def _tokenizer_mask_id(directory: Path) -> int | None:
+    """Id of the tokenizer's mask token, read from its files."""
+    for file_name in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = read_json(directory, file_name).get("mask_token")
+        if token:
+            break
+    else:
+        return None
+    text = token["content"] if isinstance(token, dict) else token
+    backend = read_json(directory, "tokenizer.json")
+    added = {entry["content"]: entry["id"] for entry in backend.get("added_tokens") or ()}
+    listed = read_json(directory, "tokenizer_config.json").get("added_tokens_decoder") or {}
+    added |= {entry["content"]: int(key) for key, entry in listed.items()}
+    added |= read_json(directory, "added_tokens.json")
+    return added.get(text)
+
+
+def _fit(path: str | Path, values: dict[str, Any], vocab_size: int) -> Contract:
+    """The contract, if it fits the model."""
+    try:
+        contract = Contract.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc']))} {problem['msg']}".strip()
+            for problem in error.errors()
+        )
+        raise ValueError(f"the contract of {path} does not fit: {problems}") from None
+    if contract.mask_token_id >= vocab_size:
+        raise ValueError(
+            f"mask_token_id ({contract.mask_token_id}) of {path} is outside its vocabulary of "
+            f"{vocab_size} rows"
+        )
+    return contract
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    if not any(directory.glob("tokenizer*")):
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory)
+
+
+def _save_weights(
+    directory: Path,
+    model: Any,
+    dtype: "torch.dtype | None",
+    state_dict: "Mapping[str, torch.Tensor] | None",
+) -> str:
+    """Writes model.safetensors; returns the name of the floating-point dtype stored."""
+    from safetensors.torch import save_file
+
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    expected = set(model.state_dict()) - tied
+    weights = {k: v for k, v in (state_dict or model.state_dict()).items() if k not in tied}
+    if wrong := expected ^ set(weights):
+        raise ValueError(f"state_dict lacks, or has beyond the model's, {', '.join(sorted(wrong))}")
+    tensors = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+        for name, tensor in weights.items()
+    }
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+
+
+def _config_values(config: Any, contract: Contract, dtype: str) -> dict[str, Any]:
+    """config.json for transformers 5 and 4.57, which reads rope_theta and rope_scaling."""
+    row = find_architecture(config.model_type)
+    assert row is not None
+    rope = dict(config.rope_parameters)
+    is_plain_rope = rope.get("rope_type", "default") == "default"
+    module = MODELING_FILE.removesuffix(".py")
+    values = config.to_dict() | {
+        "architectures": [row.class_name],
+        "model_type": row.model_type,
+        "dtype": dtype,
+        "rope_parameters": rope,
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": None
+        if is_plain_rope
+        else {key: value for key, value in rope.items() if key != "rope_theta"},
+        "auto_map": {
+            "AutoConfig": f"{module}.{row.config_class.__name__}",
+            "AutoModelForMaskedLM": f"{module}.{row.class_name}",
+        },
+        CONTRACT_KEY: contract.model_dump(mode="json"),
+    }
+    dropped = ("id2label", "label2id", "problem_type")  # of classifiers
+    return {k: v for k, v in values.items() if not k.startswith("_") and k not in dropped}
+
+
+def _generation_values(model: Any) -> dict[str, Any]:
+    """The special ids; decoding options of the AR model do not apply to a diffusion model."""
+    from transformers import __version__ as transformers_version
+
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    known = getattr(model, "generation_config", None)
+    values = {key: getattr(known, key, None) or getattr(model.config, key, None) for key in keys}
+    return values | {"transformers_version": transformers_version}
+
+
+def _save_tokenizer(directory: Path, tokenizer: Any) -> None:
+    """Saves a tokenizer so that transformers 4.57 and 5 both read it."""
+    tokenizer.save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    values = read_json(directory, path.name)
+    values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(values.get("extra_special_tokens"), list):  # 4.57 expects a mapping there
+        values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    _write_json(path, values)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
