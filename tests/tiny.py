@@ -77,3 +77,17 @@ def save_tiny_ar(directory: str | Path, architecture: str = "llama", **sizes: An
     tiny_ar_model(architecture, **sizes).save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     return Path(directory)
+
+
+def tiny_a2d_model(architecture: str = "llama", *, seed: int = 0, **sizes: Any) -> PreTrainedModel:
+    """The A2D twin of `tiny_ar_model`: same weights, bidirectional attention."""
+    from a2d_ray.models.architectures import find_architecture
+
+    ar_model = tiny_ar_model(architecture, seed=seed, **sizes)
+    row = find_architecture(architecture)
+    assert row is not None
+    model = row.model_class(
+        row.config_class(**ar_model.config.to_diff_dict() | {"model_type": row.model_type})
+    )
+    model.load_state_dict(ar_model.state_dict())
+    return model.eval()

@@ -1,0 +1,174 @@
+"""The engine gives the reference sampler's tokens, whatever runs beside a request."""
+
+import itertools
+
+import pytest
+import torch
+
+from a2d_ray.generation.engine import Engine, Request
+from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.sampler import sample
+from a2d_ray.models.contract import Contract
+from tests.tiny import tiny_a2d_model
+
+MASK, EOS = 300, 7
+PROMPTS = [
+    [[5, 6, 8, 9, 10], [11], [12, 13, 14, 15, 16, 17]],
+    [[21, 22, 23]],
+    [[9]],
+    [[40 + i for i in range(19)], [3, 4]],
+]
+
+
+def contract(objective="bd3lm", grid="segment", block_size=4):
+    return Contract(objective=objective, mask_token_id=MASK, block_size=block_size, block_grid=grid)
+
+
+def forward_of(model):
+    def forward(ids_T, mask_TT):
+        return model(input_ids=ids_T[None], attention_mask=mask_TT[None, None]).logits[0]
+
+    return forward
+
+
+def run(engine):
+    answers, last = {}, {}
+    while engine.has_unfinished():
+        for output in engine.step():
+            answers.setdefault(output.request_id, []).extend(output.token_ids)
+            last[output.request_id] = output
+    return answers, last
+
+
+PARAMS = [
+    SamplingParams(max_new_tokens=16, ignore_eos=True),
+    SamplingParams(max_new_tokens=13, threshold=0.02, ignore_eos=True),
+    SamplingParams(max_new_tokens=16, rule="steps", steps=8, ignore_eos=True),
+    SamplingParams(max_new_tokens=10, rule="steps", remasking="random", seed=3, ignore_eos=True),
+    SamplingParams(max_new_tokens=16, threshold=0.02, temperature=1.5, seed=4),
+    SamplingParams(max_new_tokens=16, temperature=1.0, seed=5, stop_token_ids=[50, 60, 70, 80]),
+]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    ("objective", "grid"),
+    [("bd3lm", "segment"), ("bd3lm", "absolute"), ("bd3lm", "prompt_end"), ("mdlm", "segment")],
+)
+def test_engine_equals_reference_sampler(architecture, objective, grid):
+    model, terms = tiny_a2d_model(architecture), contract(objective, grid)
+    engine = Engine(model, terms, eos_ids={EOS}, max_length=512)
+    expected = {}
+    for i, (prompt, params) in enumerate(itertools.product(PROMPTS, PARAMS)):
+        engine.add_request(Request(request_id=str(i), prompt=prompt, params=params))
+        expected[str(i)] = sample(forward_of(model), prompt, params, terms, eos_ids={EOS})
+    answers, last = run(engine)
+    for request_id, reference in expected.items():
+        assert answers[request_id] == reference.token_ids
+        assert last[request_id].finish_reason == reference.finish_reason
+        assert last[request_id].num_forwards <= reference.num_forwards
+    assert {output.finish_reason for output in last.values()} == {"stop", "length"}
+
+
+@pytest.mark.parametrize("objective", ["bd3lm", "mdlm"])
+def test_answer_does_not_depend_on_neighbours_or_arrival(objective):
+    model, params = tiny_a2d_model("llama"), SamplingParams(max_new_tokens=16, threshold=0.02)
+    alone = {}
+    for i, prompt in enumerate(PROMPTS):
+        engine = Engine(model, contract(objective), eos_ids={EOS}, max_length=512)
+        engine.add_request(Request(request_id=str(i), prompt=prompt, params=params))
+        alone |= run(engine)[0]
+    engine = Engine(model, contract(objective), eos_ids={EOS}, max_length=512, max_running=2)
+    together: dict[str, list[int]] = {}
+    for i in reversed(range(len(PROMPTS))):  # one joins in every round
+        engine.add_request(Request(request_id=str(i), prompt=PROMPTS[i], params=params))
+        for output in engine.step():
+            together.setdefault(output.request_id, []).extend(output.token_ids)
+    for request_id, ids in run(engine)[0].items():
+        together.setdefault(request_id, []).extend(ids)
+    assert together == alone
+
+
+def test_empty_prompt_is_allowed():
+    # All masks of a lone block are alike, so greedy confidences tie: draw tokens instead.
+    model, params = (
+        tiny_a2d_model("llama"),
+        SamplingParams(
+            max_new_tokens=8, temperature=1.0, rule="steps", remasking="random", ignore_eos=True
+        ),
+    )
+    engine = Engine(model, contract(), eos_ids={EOS}, max_length=512)
+    engine.add_request(Request(request_id="a", prompt=[], params=params))
+    expected = sample(forward_of(model), [], params, contract(), eos_ids={EOS})
+    assert run(engine)[0]["a"] == expected.token_ids
+
+
+def test_prompt_is_run_once():
+    model = tiny_a2d_model("llama")
+    lengths = []
+    model.model.embed_tokens.register_forward_hook(lambda m, i, o: lengths.append(o.shape[1]))
+    engine = Engine(model, contract(), eos_ids={EOS}, max_length=512)
+    params = SamplingParams(max_new_tokens=12, rule="steps", ignore_eos=True)
+    engine.add_request(Request(request_id="a", prompt=[[9] * 40], params=params))
+    run(engine)
+    one_block, fused_commit = 4, 8
+    assert lengths == [44, *[one_block] * 3, *[fused_commit, *[one_block] * 3] * 2]
+
+
+def test_abort_frees_a_request_and_leaves_the_others():
+    model, params = tiny_a2d_model("llama"), SamplingParams(max_new_tokens=8, ignore_eos=True)
+    engine = Engine(model, contract(), eos_ids={EOS}, max_length=512)
+    for name in "ab":
+        engine.add_request(Request(request_id=name, prompt=PROMPTS[0], params=params))
+    engine.step()
+    engine.abort("a")
+    engine.abort("unknown")
+    answers, _ = run(engine)
+    assert "a" not in answers and engine.step() == [] and not engine.has_unfinished()
+
+
+def test_mask_id_is_never_emitted():
+    model = tiny_a2d_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight[MASK] = 10 * model.lm_head.weight.abs().sum(0)
+    engine = Engine(model, contract(), eos_ids={EOS}, max_length=512)
+    params = SamplingParams(max_new_tokens=32, temperature=1.0, ignore_eos=True)
+    engine.add_request(Request(request_id="a", prompt=[[MASK, 5]], params=params))
+    assert MASK not in run(engine)[0]["a"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "message"),
+    [
+        ([[5] * 500], {"max_new_tokens": 16}, r"prompt \(500 tokens\) \+ max_new_tokens \(16\)"),
+        ([[320]], {}, "token id 320"),
+        ([[5]], {"block_size": 8}, r"block_size \(8\) was not trained"),
+    ],
+)
+def test_refuses_what_does_not_fit(prompt, params, message):
+    terms = contract().model_copy(update={"block_sizes": (4,)})
+    engine = Engine(tiny_a2d_model("llama"), terms, eos_ids={EOS}, max_length=512)
+    with pytest.raises(ValueError, match=message):
+        engine.add_request(Request(request_id="a", prompt=prompt, params=SamplingParams(**params)))
+
+
+def test_untrained_model_asks_for_an_objective():
+    with pytest.raises(ValueError, match="objective"):
+        Engine(tiny_a2d_model("llama"), contract(None), eos_ids=(), max_length=8).add_request(
+            Request(request_id="a", prompt=[], params=SamplingParams(max_new_tokens=4))
+        )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("block_size", 0),
+        ("rule", "x"),
+        ("threshold", 2),
+        ("temperature", -1),
+    ],
+)
+def test_params_refuse_bad_values(field, value):
+    with pytest.raises(ValueError, match=field):
+        SamplingParams(**{field: value})
