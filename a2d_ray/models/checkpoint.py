@@ -250,7 +250,9 @@ def _save_weights(
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
         for name, tensor in weights.items()
     }
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    path = directory / "model.safetensors"
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors writes 0o600, which other nodes' users cannot read
     return str(next(iter(tensors.values())).dtype).removeprefix("torch.")
 
 
@@ -296,6 +298,8 @@ def _save_tokenizer(directory: Path, tokenizer: Any) -> None:
     path = directory / "tokenizer_config.json"
     values = read_json(directory, path.name)
     values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for key in ("is_local", "local_files_only"):  # how it was loaded, not what it is
+        values.pop(key, None)
     if isinstance(values.get("extra_special_tokens"), list):  # 4.57 expects a mapping there
         values["additional_special_tokens"] = values.pop("extra_special_tokens")
     _write_json(path, values)

@@ -187,10 +187,9 @@ def load_weights(source: Source, dtype: Any) -> dict[str, Any]:
     """
     from transformers import GgufConfig
 
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = _gguf_file(source)
     if source.packaged is not None:
-        file = str(source.directory / source.packaged.file_name)
-        options["quantization_config"] = GgufConfig(gguf_file=file, dequantize=True)
+        options["quantization_config"] = GgufConfig(dequantize=True, **options)
     model, info = source.architecture.ar_model_class.from_pretrained(
         source.directory, dtype=dtype, output_loading_info=True, **options
     )
@@ -254,7 +253,7 @@ def _find_packaged(name: str) -> Source:
     )
 
 
-def _gguf_file(source: Source) -> dict[str, str]:
+def _gguf_file(source: Source) -> dict[str, Any]:
     return {} if source.packaged is None else {"gguf_file": source.packaged.file_name}
 
 

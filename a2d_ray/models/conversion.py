@@ -1,0 +1,275 @@
+"""convert(): an AR checkpoint becomes an A2D checkpoint with the same weights and a mask token."""
+
+import logging
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from a2d_ray.models.checkpoint import read_contract, save_checkpoint
+from a2d_ray.models.contract import Contract
+from a2d_ray.models.sources import (
+    Source,
+    check_loading,
+    find_source,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    read_json,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MASK_TOKEN = "<|mask|>"
+_ROW_MULTIPLE = 64  # a resized vocabulary stays fast on GPUs
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MaskToken:
+    """The mask token of a converted model.
+
+    Attributes:
+        token: its text.
+        id: its id.
+        num_rows: rows of the embedding that holds it.
+    """
+
+    token: str
+    id: int
+    num_rows: int
+
+
+def convert(
+    source: str,
+    output: str | Path,
+    *,
+    revision: str | None = None,
+    mask_token: str | None = None,
+    random_init: bool = False,
+    seed: int = 0,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    overwrite: bool = False,
+) -> Path:
+    """Converts an AR checkpoint into an A2D checkpoint, not yet trained (objective null).
+
+    Weights keep their names and values. The mask token takes, in this order: `mask_token`; the
+    tokenizer's own; a reserved token of a packaged model; an embedding row beyond the tokenizer;
+    a new row (then the vocabulary grows to a multiple of 64). Its rows are set to the mean of the
+    others.
+
+    Args:
+        source: local directory, Hub id, or ``package:smollm2``.
+        output: directory to write; it appears when complete.
+        revision: branch, tag or commit of a Hub id.
+        mask_token: existing token to use as mask.
+        random_init: fresh random weights instead of the source's.
+        seed: seed of `random_init`.
+        dtype: stored precision.
+        overwrite: replace an `output` that is a model directory.
+
+    Returns:
+        `output`.
+
+    Raises:
+        ValueError: what is wrong and the fix.
+    """
+    output = Path(output).expanduser()
+    _check_output(output, source, overwrite)
+    with _directory_beside(output) as directory:
+        found = find_source(source, revision)
+        tokenizer = load_tokenizer(found)
+        config = _a2d_config(found)
+        mask = add_mask_token(tokenizer, config.vocab_size, mask_token or _reserved(found))
+        model = _random_model(found, config, dtype, seed) if random_init else None
+        model = model or _converted_model(found, config, dtype)
+        initialize_mask_rows(model, mask)
+        _limit_length(tokenizer, config)
+        contract = Contract(mask_token_id=mask.id, source=source, source_revision=found.revision)
+        save_checkpoint(directory, model=model, tokenizer=tokenizer, contract=contract)
+        _replace(output, directory)
+    return output
+
+
+def describe(directory: str | Path) -> str:
+    """What a converted checkpoint is, on a few lines: architecture, parameters, mask token."""
+    from safetensors import safe_open
+
+    directory = Path(directory)
+    contract = read_contract(directory)
+    config = read_json(directory, "config.json")
+    with safe_open(directory / "model.safetensors", framework="pt") as weights:
+        sizes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
+    token = read_json(directory, "tokenizer_config.json").get("mask_token")
+    return "\n".join(
+        [
+            f"architecture  {config['architectures'][0]} ({config['dtype']})",
+            f"parameters    {sum(math.prod(size) for size in sizes):,}",
+            f"mask token    {token} (id {contract.mask_token_id} of {config['vocab_size']:,})",
+            f"source        {contract.source} ({contract.source_revision or 'no revision'})",
+            f"output        {directory}",
+        ]
+    )
+
+
+def add_mask_token(tokenizer: Any, num_rows: int, mask_token: str | None = None) -> MaskToken:
+    """Gives a tokenizer its mask token.
+
+    Args:
+        tokenizer: changed in place.
+        num_rows: rows of the model's embedding.
+        mask_token: existing token to use; None: the tokenizer's own mask token, or a new one.
+
+    Returns:
+        The token, its id, and the rows that the embedding must have.
+
+    Raises:
+        ValueError: `mask_token` is not a token of the vocabulary, or marks text already.
+    """
+    vocabulary = tokenizer.get_vocab()
+    token = mask_token or tokenizer.mask_token
+    if token is not None and token not in vocabulary:
+        raise ValueError(f"mask_token {token!r} is not a token of the tokenizer's vocabulary")
+    if token is not None and token in (tokenizer.eos_token, tokenizer.pad_token):
+        raise ValueError(f"mask_token {token!r} is the end or padding token: choose another")
+    first_free = max(vocabulary.values()) + 1
+    tokenizer.add_special_tokens({"mask_token": token or MASK_TOKEN})
+    mask_id = int(tokenizer.mask_token_id)
+    expected = vocabulary.get(token or MASK_TOKEN, first_free)
+    if mask_id != expected:
+        raise ValueError(
+            f"the tokenizer gave {tokenizer.mask_token} the id {mask_id}, not {expected}: its "
+            "ids have gaps; name an existing token as mask_token"
+        )
+    if mask_id >= num_rows:
+        num_rows = -(-(mask_id + 1) // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    return MaskToken(token=tokenizer.mask_token, id=mask_id, num_rows=num_rows)
+
+
+def initialize_mask_rows(model: Any, mask: MaskToken) -> None:
+    """Sets the mask token's embedding row (and its output row when untied) to the others' mean.
+
+    Args:
+        model: A2D model, changed in place; grows to `mask.num_rows`, new rows get the mean too.
+        mask: what `add_mask_token` returned.
+    """
+    import torch
+
+    num_old_rows = model.get_input_embeddings().weight.shape[0]
+    if mask.num_rows > num_old_rows:
+        model.resize_token_embeddings(mask.num_rows, mean_resizing=False)
+    weights = [model.get_input_embeddings().weight]
+    if not model.config.tie_word_embeddings:
+        weights.append(model.get_output_embeddings().weight)
+    with torch.no_grad():
+        for weight in weights:
+            mean = _mean_row(weight[:num_old_rows], mask.id).to(weight.dtype)
+            weight[num_old_rows:] = mean
+            weight[mask.id] = mean
+
+
+def _mean_row(weight_VD: "Tensor", excluded: int) -> "Tensor":
+    """Mean of all rows but one, in fp32. [D]"""
+    total_D = weight_VD.float().sum(0)
+    if excluded >= weight_VD.shape[0]:
+        return total_D / weight_VD.shape[0]
+    return (total_D - weight_VD[excluded].float()) / (weight_VD.shape[0] - 1)
+
+
+def _a2d_config(source: Source) -> Any:
+    """The A2D configuration with the AR model's values, and attention over everything."""
+    ar_config = load_config(source)
+    if ar_config.model_type != source.architecture.ar_model_type:
+        raise ValueError(
+            f"{source.name} is a {ar_config.model_type} model, not "
+            f"{source.architecture.ar_model_type}"
+        )
+    values = ar_config.to_dict()
+    for key in ("model_type", "architectures", "transformers_version", "auto_map", "dtype"):
+        values.pop(key, None)
+    if "sliding_attention" in (values.get("layer_types") or ()):
+        _log.warning(
+            "%s attends within a sliding window of %s tokens; the A2D model attends to everything",
+            source.name,
+            values.get("sliding_window"),
+        )
+    if "sliding_window" in values:
+        values |= {"sliding_window": None, "use_sliding_window": False, "layer_types": None}
+    return source.architecture.config_class(**values)
+
+
+def _converted_model(source: Source, config: Any, dtype: str) -> Any:
+    """The A2D model with the AR model's weights; every tensor must fit."""
+    import torch
+
+    weights = load_weights(source, getattr(torch, dtype))
+    model, info = source.architecture.model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=weights,
+        dtype=getattr(torch, dtype),
+        output_loading_info=True,
+    )
+    check_loading(source.name, info)
+    return model
+
+
+def _random_model(source: Source, config: Any, dtype: str, seed: int) -> Any:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return source.architecture.model_class._from_config(config, dtype=getattr(torch, dtype))
+
+
+def _reserved(source: Source) -> str | None:
+    return source.packaged.mask_token if source.packaged else None
+
+
+def _limit_length(tokenizer: Any, config: Any) -> None:
+    """Replaces transformers' "no limit" by the model's context."""
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+
+
+def _check_output(output: Path, source: str, overwrite: bool) -> None:
+    """Refuses an output that would destroy something."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise ValueError(f"output {output} is a file: give a directory")
+    if output.resolve() == Path(source).expanduser().resolve():
+        raise ValueError(f"output {output} is the source itself: give another directory")
+    is_empty = not any(output.iterdir())
+    if not is_empty and not overwrite:
+        raise ValueError(f"output {output} exists: choose another, or set overwrite=true")
+    if not is_empty and not (output / "config.json").is_file():
+        raise ValueError(f"output {output} is not a model directory and will not be replaced")
+
+
+@contextmanager
+def _directory_beside(output: Path) -> Iterator[Path]:
+    """A temporary sibling of `output`, removed at the end unless it was renamed."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise ValueError(f"output {output} cannot be written: {error}") from None
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _replace(output: Path, directory: Path) -> None:
+    """Puts `directory` in the place of `output`; what was there goes last."""
+    directory.chmod(0o755)  # mkdtemp's 0o700 would hide the model from other users
+    old = directory.with_name(directory.name + ".old")
+    if output.exists():
+        output.rename(old)
+    directory.rename(output)
+    shutil.rmtree(old, ignore_errors=True)
