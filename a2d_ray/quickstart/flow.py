@@ -1,0 +1,180 @@
+"""The order of the stages, what each depends on, and what it leaves."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import a2d_ray
+from a2d_ray.config import QuickstartConfig, TrainConfig
+from a2d_ray.quickstart import recipe
+from a2d_ray.quickstart.ask import ask, free_port, serving
+from a2d_ray.quickstart.calibration import choose_steps
+from a2d_ray.quickstart.local_ray import local_ray, set_environment
+from a2d_ray.quickstart.measure import measure_checkpoint, run_figures
+from a2d_ray.quickstart.report import print_report
+from a2d_ray.quickstart.stages import Record, Stages
+
+NUM_STAGES = 7
+
+
+def run_quickstart(config: QuickstartConfig) -> None:
+    """Converts, prepares, measures, trains, measures, serves and asks; then prints a table.
+
+    Stages that an earlier run finished are skipped, and an interrupted training run goes on.
+    Everything that was started is stopped, whatever happens.
+
+    Raises:
+        ValueError: settings that do not fit what already lies in ``root``.
+    """
+    set_environment()
+    with ExitStack() as started:
+        _Quickstart(recipe.resolve(config), started).run()
+
+
+class _Quickstart:
+    """One run. `records` holds the finished stages in order."""
+
+    def __init__(self, config: QuickstartConfig, started: ExitStack) -> None:
+        self.config = config
+        self.root = Path(config.root).expanduser().absolute()
+        self.model = self.root / "model"
+        self.checkpoint = self.root / "train" / "checkpoint-final"
+        self.console = Console(highlight=False)
+        self.stages = Stages(self.root, self.console, NUM_STAGES)
+        self.records: dict[str, Record] = {}
+        self.started = started
+        self.has_ray = False
+
+    def run(self) -> None:
+        self.records["convert"] = self.convert()
+        self.records["prepare"] = self.prepare()
+        self.records["plan"] = self.plan()
+        self.records["before"] = self.measure("before", self.model, "convert")
+        self.records["train"] = self.train()
+        self.records["after"] = self.measure("after", self.checkpoint, "train")
+        self.records["ask"] = self.ask()
+        print_report(self.records, self.files(), self.console)
+
+    def convert(self) -> Record:
+        """SmolLM2-135M-Instruct as an A2D checkpoint."""
+
+        def stage() -> dict[str, Any]:
+            from a2d_ray.models.conversion import convert
+
+            convert(recipe.SOURCE, self.model, overwrite=True)
+            return {}
+
+        inputs = {"source": recipe.SOURCE, "version": a2d_ray.__version__}
+        return self.stages.run("convert", inputs, stage, outputs=[self.model / "config.json"])
+
+    def prepare(self) -> Record:
+        """The embedded mixture, packed by Ray Data."""
+        config = self.train_config()
+
+        def stage() -> dict[str, Any]:
+            from a2d_ray.data.pipeline import prepare
+
+            self.start_ray()
+            packed = prepare(config)
+            return {"path": str(packed.path), **recipe.data_figures(packed.manifest)}
+
+        inputs = {"data": config.data.model_dump(), "model": self.records["convert"].digest}
+        return self.stages.run("prepare", inputs, stage)
+
+    def plan(self) -> Record:
+        """How many steps; an interrupted run keeps its number."""
+        config = self.train_config()
+        settings = config.model_dump(mode="json", exclude={"schedule": {"max_steps"}})
+        wanted = {"steps": self.config.steps, "minutes": self.config.minutes}
+        inputs = {**wanted, "training": settings, "data": self.records["prepare"].digest}
+        self.refuse_other_settings(inputs)
+
+        def stage() -> dict[str, Any]:
+            if self.config.steps is not None:
+                return {"steps": self.config.steps}
+            self.start_ray()
+            packed_path = Path(self.records["prepare"].result["path"])
+            plan = choose_steps(config, packed_path, self.config.minutes)
+            self.console.print(
+                "  {steps} steps of {seconds_per_step:.1f} s, {dtype}".format(**plan)
+            )
+            return plan
+
+        return self.stages.run("plan", inputs, stage)
+
+    def refuse_other_settings(self, inputs: dict[str, Any]) -> None:
+        """A training run goes on only with the settings that it began with."""
+        made = self.stages.find("plan")
+        if made and not made.has(inputs) and (self.root / "train").exists():
+            raise ValueError(
+                f"{self.root / 'train'} was trained with other settings: "
+                "choose another root=DIRECTORY, or delete this one"
+            )
+
+    def measure(self, name: str, checkpoint: Path, made_by: str) -> Record:
+        """Exact match on held-out tasks."""
+
+        def stage() -> dict[str, Any]:
+            load, params = recipe.load_section(checkpoint), recipe.sampling_params()
+            num_tasks = self.config.eval_tasks
+            return measure_checkpoint(load, recipe.TASKS, num_tasks, params, self.console)
+
+        inputs = {
+            "num_tasks": self.config.eval_tasks,
+            "sampling": vars(recipe.sampling_params()),
+            "checkpoint": self.records[made_by].digest,
+        }
+        return self.stages.run(name, inputs, stage)
+
+    def train(self) -> Record:
+        """SFT with Ray Train and DeepSpeed; goes on where an interrupted run stopped."""
+        config = self.train_config(int(self.records["plan"].result["steps"]))
+
+        def stage() -> dict[str, Any]:
+            from a2d_ray.training.trainer import build_trainer
+
+            self.start_ray()
+            build_trainer(config).fit()
+            return run_figures(self.root / "train")
+
+        inputs = {"plan": self.records["plan"].digest, "steps": config.schedule.max_steps}
+        outputs = [self.checkpoint / "config.json"]
+        return self.stages.run("train", inputs, stage, outputs=outputs)
+
+    def ask(self) -> Record:
+        """Three questions through the `openai` client, to the model behind Ray Serve."""
+        port = free_port(self.config.port)
+
+        def stage() -> dict[str, Any]:
+            self.start_ray()
+            with serving(recipe.serve_config(self.checkpoint, port)) as base_url:
+                self.console.print(f"  {recipe.MODEL_ID} answers at {base_url}")
+                return ask(base_url, recipe.MODEL_ID, recipe.QUESTIONS, self.console)
+
+        return self.stages.run("ask", {}, stage, is_kept=False)
+
+    def train_config(self, steps: int | None = None) -> TrainConfig:
+        """The training run; without `steps`, all of it but their number holds."""
+        import torch
+
+        steps = steps or self.config.steps or recipe.SMOKE_STEPS
+        num_workers = self.config.num_workers
+        has_gpus = torch.cuda.device_count() >= num_workers
+        return recipe.train_config(self.root, steps, num_workers, use_gpu=has_gpus)
+
+    def start_ray(self) -> None:
+        """Ray, from the first stage that needs it to the end."""
+        if not self.has_ray:
+            self.console.print("  starting Ray")
+            self.started.enter_context(local_ray(self.config.num_workers))
+            self.has_ray = True
+
+    def files(self) -> dict[str, Path]:
+        run = self.root / "train"
+        return {
+            "checkpoint": self.checkpoint,
+            "loss curve": run / "loss.png",
+            "metrics": run / "metrics.jsonl",
+        }

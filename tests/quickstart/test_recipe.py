@@ -1,0 +1,65 @@
+"""The recipe resolves to the product's own configurations."""
+
+from pathlib import Path
+
+import pytest
+
+from a2d_ray.config import QuickstartConfig
+from a2d_ray.data.embedded import embedded_rows
+from a2d_ray.data.mixture import check_spec
+from a2d_ray.quickstart import recipe
+from a2d_ray.quickstart.calibration import steps_within
+
+CONFIG = QuickstartConfig(root="runs/q", eval_tasks=40)
+
+
+def test_without_the_variable_the_configuration_stays():
+    assert recipe.resolve(CONFIG, {}) == CONFIG
+    assert recipe.resolve(CONFIG.model_copy(update={"steps": 300}), {}).root == "runs/q"
+
+
+@pytest.mark.parametrize(("steps", "environ"), [(2, {}), (None, {"QUICKSTART_STEPS": "2"})])
+def test_a_smoke_test_has_few_tasks_and_its_own_root(steps, environ):
+    resolved = recipe.resolve(CONFIG.model_copy(update={"steps": steps}), environ)
+    assert (resolved.steps, resolved.root, resolved.eval_tasks) == (2, "runs/q-smoke", 4)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two"])
+def test_a_bad_variable_is_refused(value):
+    with pytest.raises(ValueError, match=f"QUICKSTART_STEPS={value}"):
+        recipe.resolve(CONFIG, {"QUICKSTART_STEPS": value})
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+@pytest.mark.parametrize("steps", [2, 300])
+def test_training_resolves(num_workers, steps):
+    config = recipe.train_config(Path("root"), steps, num_workers)
+    assert config.schedule.max_steps == steps
+    assert config.objective.block_size == recipe.load_section(Path("x")).block_size == 4
+    assert config.run.resume
+    assert config.deepspeed["zero_optimization"]["stage"] == 2
+    if num_workers <= 2:
+        assert config.batch.rows * config.data.tokens_per_row == 768
+
+
+@pytest.mark.parametrize("is_small", [True, False])
+def test_the_mixture_is_there_in_its_shares(is_small):
+    sources = check_spec(recipe.data_spec(is_small))
+    total = sum(source.train for source in sources)
+    assert [source.train / total for source in sources] == [0.45, 0.20, 0.15, 0.20]
+    for source in sources:
+        name = source.name.removeprefix("embedded/")
+        assert len(embedded_rows(name, "train")) >= source.train
+        assert len(embedded_rows(name, "test")) >= source.test
+
+
+def test_the_served_model_is_the_checkpoint():
+    config = recipe.serve_config(Path("root/checkpoint"), 8123)
+    assert config.port == 8123
+    assert config.models[0].load.path == "root/checkpoint"
+
+
+def test_steps_fit_into_the_minutes():
+    assert steps_within(9, 5.4) == 100
+    assert steps_within(0.1, 5.0) == 20
+    assert steps_within(9, 0.001) == 2000
