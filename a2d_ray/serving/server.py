@@ -1,0 +1,231 @@
+"""One served model: requests in OpenAI's terms in, pieces of text out. No Ray, no HTTP."""
+
+import asyncio
+import random
+import re
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from a2d_ray.config import SamplingSection
+from a2d_ray.generation.engine import Request
+from a2d_ray.generation.params import SamplingParams
+from a2d_ray.serving.engine_loop import AsyncEngine, EngineDeadError
+from a2d_ray.serving.errors import RequestError, not_ready
+from a2d_ray.serving.protocol import ChatCompletionRequest, GenerationRequest, Prompt
+from a2d_ray.text import TextStream, decode
+
+if TYPE_CHECKING:
+    from a2d_ray.api import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What a choice has cost.
+
+    Attributes:
+        num_prompt_tokens: tokens of its prompt.
+        num_tokens: emitted tokens; those behind a stop string or end of turn do not count.
+        num_forwards: model forwards that it took part in.
+        num_denoise_steps: those of them in which tokens of it were committed.
+    """
+
+    num_prompt_tokens: int
+    num_tokens: int = 0
+    num_forwards: int = 0
+    num_denoise_steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """The next part of one choice: final text, to be appended.
+
+    Attributes:
+        index: the choice.
+        text: may be empty.
+        finish_reason: ``stop`` or ``length`` in the choice's last piece, else None.
+        counts: so far.
+    """
+
+    index: int
+    text: str
+    finish_reason: str | None
+    counts: Counts
+
+
+class Server(Protocol):
+    """What the HTTP application needs of a model, here or in another process."""
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
+        """Yields the pieces of all choices; raises `RequestError`."""
+
+    async def check_health(self) -> None:
+        """Returns if the model can answer; raises `RequestError` (503) otherwise."""
+
+
+class ModelServer:
+    """Answers requests with one language model.
+
+    Args:
+        lm: the model; needs a tokenizer. Its engine is made here.
+        defaults: options that a request leaves out.
+
+    Raises:
+        ValueError: the model has no tokenizer, or no objective.
+    """
+
+    def __init__(self, lm: "LanguageModel", defaults: SamplingSection | None = None) -> None:
+        if lm.tokenizer is None:
+            raise ValueError("a model without a tokenizer cannot be served")
+        if lm.contract.objective is None:
+            raise ValueError(
+                "a model that is converted but not trained cannot be served: train it, or set "
+                "load.objective to bd3lm (or mdlm)"
+            )
+        self._lm, self._defaults = lm, defaults or SamplingSection()
+        self._engine = AsyncEngine(lm.make_engine())
+        self._seeds = random.Random(self._defaults.seed)
+        # Fast tokenizers do not like two threads at once; one is enough beside a model.
+        self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
+        """Yields the pieces of all choices as they become final.
+
+        Raises:
+            RequestError: 400 for what the model cannot do, 503 if the engine died.
+        """
+        try:
+            params = request.params(self._defaults, self._seeds.getrandbits(31))
+            choices = [
+                self._choice(index, request, prompt, params)
+                for index, prompt in enumerate(request.prompts())
+            ]
+            async with aclosing(_merge(choices)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except ValueError as error:
+            raise _refusal(error, request) from error
+        except EngineDeadError as error:
+            raise not_ready(str(error)) from error
+
+    async def check_health(self) -> None:
+        """Returns if the engine lives.
+
+        Raises:
+            RequestError: 503.
+        """
+        try:
+            self._engine.check_health()
+        except EngineDeadError as error:
+            raise not_ready(str(error)) from error
+
+    def close(self) -> None:
+        """Ends the engine's thread; requests that wait fail."""
+        self._engine.close()
+        self._tokenizer_thread.shutdown(wait=False)
+
+    async def _choice(
+        self, index: int, request: GenerationRequest, prompt: Prompt, params: SamplingParams
+    ) -> AsyncGenerator[Piece, None]:
+        """The pieces of one choice, its prompt first if it is to be echoed."""
+        segments = await self._encode(request, prompt)
+        pending = await self._echo(prompt) if request.echoed() else ""
+        text = TextStream(self._lm.tokenizer, tuple(params.stop))
+        engine_request = Request(request_id=uuid.uuid4().hex, prompt=segments, params=params)
+        reason = None
+        async with aclosing(self._engine.generate(engine_request)) as outputs:
+            async for output in outputs:
+                pending += text.push(output.token_ids)
+                if output.finish_reason is not None:
+                    pending += text.finish()
+                reason = "stop" if text.is_stopped else output.finish_reason
+                if not pending and reason is None:
+                    continue
+                counts = Counts(
+                    num_prompt_tokens=sum(map(len, segments)),
+                    num_tokens=text.num_tokens,
+                    num_forwards=output.num_forwards,
+                    num_denoise_steps=output.num_denoise_steps,
+                )
+                yield Piece(index=index, text=pending, finish_reason=reason, counts=counts)
+                pending = ""
+                if reason is not None:
+                    return
+
+    async def _encode(
+        self, request: GenerationRequest, prompt: Prompt
+    ) -> tuple[tuple[int, ...], ...]:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._tokenizer_thread, self._lm.encode, prompt)
+        except ValueError as error:
+            raise RequestError(str(error), param=_prompt_field(request)) from error
+
+    async def _echo(self, prompt: Prompt) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        ids = [token for token in prompt if isinstance(token, int)]
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._tokenizer_thread, decode, self._lm.tokenizer, ids)
+
+
+_FIELD_OF_PARAM = {
+    "max_new_tokens": "max_tokens",
+    "block_size": "diffusion.block_size",
+    "steps": "diffusion.steps",
+    "rule": "diffusion.rule",
+    "threshold": "diffusion.threshold",
+    "remasking": "diffusion.remasking",
+}
+
+
+def _refusal(error: ValueError, request: GenerationRequest) -> RequestError:
+    """The engine's refusal in the request's own names; its messages begin with the field."""
+    message = str(error).replace("max_new_tokens", "max_tokens")
+    word = (re.match(r"\w*", str(error)) or [""])[0]
+    if word == "prompt":
+        return RequestError(message, param=_prompt_field(request), code="context_length_exceeded")
+    known = word in type(request).model_fields
+    return RequestError(message, param=_FIELD_OF_PARAM.get(word, word if known else None))
+
+
+def _prompt_field(request: GenerationRequest) -> str:
+    return "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
+
+
+async def _merge(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:
+    """The pieces of all streams as they come; the first error ends all."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for piece in only:
+                yield piece
+        return
+    merged: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+
+    async def forward(stream: AsyncGenerator[Piece, None]) -> None:
+        try:
+            async for piece in stream:
+                merged.put_nowait(piece)
+        except Exception as error:  # raised where the pieces are read
+            merged.put_nowait(error)
+        else:
+            merged.put_nowait(None)
+
+    tasks = [asyncio.create_task(forward(stream)) for stream in streams]
+    try:
+        num_open = len(tasks)
+        while num_open:
+            item = await merged.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                num_open -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
