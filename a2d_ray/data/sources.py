@@ -215,7 +215,7 @@ def _hub_files(name: str) -> list[tuple[str, str, str]]:
 
     filesystem, root = HfFileSystem(), f"datasets/{name}"
     try:
-        found = filesystem.find(root, detail=True)
+        found: dict[str, Any] = dict(filesystem.find(root, detail=True))  # type: ignore[arg-type]
     except FileNotFoundError:
         raise ValueError(
             f"data.spec: {name!r} is neither a local path nor a dataset on the Hub"

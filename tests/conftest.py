@@ -1,0 +1,35 @@
+"""Settings that must be made before Ray or torch load, and one local Ray for the session."""
+
+import os
+
+os.environ.update(
+    RAY_AUTH_MODE="disabled",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.1",
+    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="30",
+    RAY_TRAIN_COLLECTIVE_TIMEOUT_S="60",
+    RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S="60",
+    RAY_USAGE_STATS_ENABLED="0",
+    OMP_NUM_THREADS="1",
+    OMP_WAIT_POLICY="PASSIVE",
+    TOKENIZERS_PARALLELISM="false",
+    HF_HUB_OFFLINE="1",
+)
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_local():
+    """A Ray of eight logical CPUs without a dashboard."""
+    import ray
+
+    ray.init(num_cpus=8, include_dashboard=False, object_store_memory=150 * 2**20)
+    yield ray
+    ray.shutdown()
