@@ -54,9 +54,13 @@ class Noise:
     is_masked_RT: Tensor
     weight_RT: Tensor
 
+    def to(self, device: torch.device | str) -> "Noise":
+        """The same noise on another device."""
+        return Noise(is_masked_RT=self.is_masked_RT.to(device), weight_RT=self.weight_RT.to(device))
+
 
 def draw_noise(
-    layout: Layout, spec: NoiseSpec, *, seed: int, epoch: int, max_fraction: float = 1.0
+    layout: Layout, spec: NoiseSpec, *, seed: int, epoch_R: Tensor, max_fraction: float = 1.0
 ) -> Noise:
     """Masks for every view of a layout.
 
@@ -71,7 +75,7 @@ def draw_noise(
         layout: streams and blocks.
         spec: distribution.
         seed: run seed.
-        epoch: pass over the data.
+        epoch_R: pass over the data that each row belongs to, int64 [R].
         max_fraction: below 1 (corruption warm-up) the masked share is scaled by it, every weight
             is 1, and view 2 masks as many other tokens as view 1 instead of all others.
 
@@ -82,7 +86,7 @@ def draw_noise(
     Stable-DiffCoder (2601.15892) for the warm-up.
     """
     picked = layout.is_target_RT.nonzero(as_tuple=True)
-    targets = _Targets(layout, picked, seed, epoch)
+    targets = _Targets(layout, picked, seed, epoch_R)
     draw = _draw_exact if spec.kind == "exact" else _draw_bernoulli
     is_masked_N, weight_N = draw(targets, spec, max_fraction)
     if max_fraction < 1 or not spec.is_weighted:
@@ -94,10 +98,10 @@ def draw_noise(
     return Noise(is_masked_RT=is_masked_RT, weight_RT=weight_RT)
 
 
-def eos_tail_lengths(doc_id_D: Tensor, *, seed: int, epoch: int, longest: int) -> Tensor:
+def eos_tail_lengths(doc_id_D: Tensor, *, seed: int, epoch_D: Tensor, longest: int) -> Tensor:
     """Number of EOS targets that follow each MDLM document: uniform on 1..longest, int64 [D]."""
     zero_D = torch.zeros_like(doc_id_D)
-    u = uniform(_TAIL, seed, epoch, doc_id_D, zero_D, zero_D)
+    u = uniform(_TAIL, seed, epoch_D, doc_id_D, zero_D, zero_D)
     return 1 + (u * longest).long()
 
 
@@ -108,13 +112,15 @@ class _Targets:
     size_N: targets of the block (m). group_N: block index. copy_N: view of a document.
     """
 
-    def __init__(self, layout: Layout, picked: tuple[Tensor, ...], seed: int, epoch: int) -> None:
+    def __init__(
+        self, layout: Layout, picked: tuple[Tensor, ...], seed: int, epoch_R: Tensor
+    ) -> None:
         row, self.doc_N = picked[0], layout.doc_id_RT[picked]
         self.stream_N, self.block_N = layout.stream_RT[picked], layout.block_RT[picked]
         self.num_views = int(layout.stream_RT.max())
-        self.seed, self.epoch = seed, epoch
+        self.seed, self.epoch_N = seed, epoch_R[row]
         offset_N = layout.offset_RT[picked]
-        self.u_N = uniform(_TOKEN, seed, epoch, self.doc_N, self.block_N, offset_N)
+        self.u_N = uniform(_TOKEN, seed, self.epoch_N, self.doc_N, self.block_N, offset_N)
         self.copy_N = _run_index(
             row, layout.doc_RT[picked], self.stream_N
         )  # one view of a document
@@ -127,15 +133,16 @@ class _Targets:
         first_G = _first_of_runs(self.group_N)
         copy_G = self.copy_N[first_G]
         doc_G, block_G = self.doc_N[first_G], self.block_N[first_G]
-        u_G = uniform(_BLOCK, self.seed, self.epoch, doc_G, block_G, torch.zeros_like(block_G))
+        zero_G = torch.zeros_like(block_G)
+        u_G = uniform(_BLOCK, self.seed, self.epoch_N[first_G], doc_G, block_G, zero_G)
         rank_G = _rank_in_group(copy_G, u_G)
         num_blocks_G = torch.bincount(copy_G)[copy_G]
         return ((rank_G + self.document_level()[first_G]) / num_blocks_G)[self.group_N]
 
     def document_level(self) -> Tensor:
         """One uniform number per document, [N]; consecutive ids are spread evenly."""
-        zero = torch.zeros((), dtype=torch.int64, device=self.doc_N.device)
-        shift = uniform(_DOCUMENT, self.seed, self.epoch, zero, zero, zero)
+        zero_N = torch.zeros_like(self.doc_N)
+        shift = uniform(_DOCUMENT, self.seed, self.epoch_N, zero_N, zero_N, zero_N)
         return (shift + (self.doc_N & 0x7FFFFFFF) * _GOLDEN) % 1.0
 
     def repeats(self, is_masked_N: Tensor) -> Tensor:

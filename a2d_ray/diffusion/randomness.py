@@ -4,7 +4,6 @@ The noise of a token depends on (seed, epoch, document, token) and on nothing el
 change with rank, world size, micro-batch, packing or a restart, and there is no state to save.
 """
 
-import torch
 from torch import Tensor
 
 _MASK32 = 0xFFFFFFFF
@@ -12,12 +11,14 @@ _ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57
 _WEYL_A, _WEYL_B = 0x9E3779B9, 0xBB67AE85
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> list[Tensor]:
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int | Tensor, int | Tensor]
+) -> list[Tensor]:
     """Philox-4x32-10: four 32-bit words for each 128-bit counter.
 
     Args:
         counter: four int64 tensors of one shape, each word in [0, 2**32).
-        key: two words in [0, 2**32).
+        key: two words in [0, 2**32), or tensors of them.
 
     Returns:
         Four int64 tensors of that shape, values in [0, 2**32).
@@ -35,14 +36,19 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
 
 def uniform(
-    kind: int, seed: int, epoch: int, document: Tensor, block: Tensor, index: Tensor
+    kind: int,
+    seed: int,
+    epoch: int | Tensor,
+    document: Tensor,
+    block: Tensor,
+    index: Tensor,
 ) -> Tensor:
     """Uniform numbers in [0, 1) with 53 bits.
 
     Args:
         kind: what the number is for, in [0, 16); kinds are independent of each other.
         seed: run or request seed; its low 32 bits count.
-        epoch: pass over the data in [0, 2**32).
+        epoch: pass over the data in [0, 2**32), or a tensor of them of the same shape.
         document: stable document ids, int64, any shape.
         block: counter in [0, 2**28), of the same shape.
         index: counter in [0, 2**32), of the same shape.
