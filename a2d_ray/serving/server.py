@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from a2d_ray.config import SamplingSection
@@ -133,6 +133,9 @@ class ModelServer:
         """The pieces of one choice, its prompt first if it is to be echoed."""
         segments = await self._encode(request, prompt)
         pending = await self._echo(prompt) if request.echoed() else ""
+        if request.max_new_tokens() is None:  # then as long as there is room
+            room = self._lm.max_length - sum(map(len, segments))
+            params = replace(params, max_new_tokens=max(1, min(params.max_new_tokens, room)))
         text = TextStream(self._lm.tokenizer, tuple(params.stop))
         engine_request = Request(request_id=uuid.uuid4().hex, prompt=segments, params=params)
         reason = None

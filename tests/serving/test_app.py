@@ -1,0 +1,253 @@
+"""The endpoints over a real engine: streams, sharing, errors, clients that leave."""
+
+import asyncio
+import json
+import threading
+import time
+
+import pytest
+
+from a2d_ray import SamplingParams, load
+from a2d_ray.serving.app import create_app
+from a2d_ray.serving.server import ModelServer
+from a2d_ray.text import decode
+from tests.serving.in_process import Client
+
+MESSAGES = [{"role": "user", "content": "2+2?"}]
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+
+def chat_text(response) -> str:
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["message"]["content"]
+
+
+def test_a_chat_answer_is_what_the_python_api_says(client, lm):
+    body = client.post(CHAT, messages=MESSAGES, max_tokens=10).json()
+    (wanted,) = lm.generate([MESSAGES], SamplingParams(max_new_tokens=10))
+    (choice,) = body["choices"]
+    assert choice["message"] == {"role": "assistant", "content": wanted.text, "refusal": None}
+    assert choice["finish_reason"] == wanted.finish_reason
+    usage = body["usage"]
+    num_prompt = sum(map(len, lm.encode(MESSAGES)))
+    assert usage["prompt_tokens"] == num_prompt
+    assert usage["completion_tokens"] == len(wanted.token_ids)
+    assert usage["total_tokens"] == num_prompt + len(wanted.token_ids)
+    assert usage["diffusion"]["forwards"] == wanted.num_forwards
+
+
+@pytest.mark.parametrize("stop", [None, ["e"], ["a", "\ufffd", "o"]])
+def test_a_streamed_chat_joins_to_the_whole_answer(client, stop):
+    options = {"messages": MESSAGES, "max_tokens": 40, "stop": stop, "ignore_eos": True}
+    whole = client.post(CHAT, **options).json()
+    *chunks, usage = client.events(CHAT, **options, stream_options={"include_usage": True})
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert deltas[-1] == {}
+    text = "".join(delta.get("content", "") for delta in deltas)
+    assert text == whole["choices"][0]["message"]["content"]
+    reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
+    assert reasons == [None] * (len(chunks) - 1) + [whole["choices"][0]["finish_reason"]]
+    assert usage["choices"] == []
+    assert usage["usage"] == whole["usage"]
+    assert len({chunk["id"] for chunk in [*chunks, usage]}) == 1
+    assert all("usage" not in chunk for chunk in chunks)
+
+
+def test_text_arrives_before_the_answer_is_complete(client):
+    chunks = client.events(CHAT, messages=MESSAGES, max_tokens=40, ignore_eos=True)
+    assert sum("content" in chunk["choices"][0]["delta"] for chunk in chunks) > 5
+
+
+def test_completions_of_several_prompts_are_those_of_each_alone(client, lm):
+    prompts = ["abc", "", "xyz" * 5]
+    body = client.post(TEXT, prompt=prompts, max_tokens=9, echo=True).json()
+    wanted = lm.generate(prompts, SamplingParams(max_new_tokens=9))
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    texts = [choice["text"] for choice in body["choices"]]
+    assert texts == [p + w.text for p, w in zip(prompts, wanted, strict=True)]
+    assert body["usage"]["completion_tokens"] == sum(len(w.token_ids) for w in wanted)
+    chunks = client.events(TEXT, prompt=prompts, max_tokens=9, echo=True)
+    for index, text in enumerate(texts):
+        choices = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == index]
+        assert "".join(choice["text"] for choice in choices) == text
+
+
+def test_token_ids_are_prompts_too(client, lm):
+    ids = lm.tokenizer("abc").input_ids
+    options = {"max_tokens": 9, "echo": True}
+    answers = [client.post(TEXT, prompt=prompt, **options).json() for prompt in ("abc", ids, [ids])]
+    assert len({answer["choices"][0]["text"] for answer in answers}) == 1
+    assert answers[0]["choices"][0]["text"].startswith(decode(lm.tokenizer, ids))
+
+
+def test_parallel_requests_get_the_answers_they_get_alone(client, server):
+    bodies = [
+        {
+            "messages": [{"role": "user", "content": "x" * i}],
+            "max_tokens": 6 + 5 * i,
+            "temperature": float(i % 2),
+            "seed": i,
+        }
+        for i in range(8)
+    ]
+    alone = [chat_text(client.post(CHAT, **body)) for body in bodies]
+
+    async def ask_all(http):
+        posts = (http.post(CHAT, json={"model": "tiny", **body}) for body in bodies)
+        return await asyncio.gather(*posts)
+
+    num_rounds = count_rounds(server)
+    together = [chat_text(response) for response in client.run(ask_all)]
+    assert together == alone
+    assert num_rounds() < sum(6 + 5 * i for i in range(8)) / 2  # they shared rounds
+
+
+def count_rounds(server):
+    engine, rounds = server._engine._engine, []
+    step = engine.step
+    engine.step = lambda: rounds.append(1) or step()
+    return lambda: len(rounds)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_request(server, stream):
+    """Speaks ASGI itself: httpx's in-process transport cannot hang up."""
+    engine, app = server._engine._engine, create_app({"tiny": server})
+    has_begun = threading.Event()
+    step = engine.step
+
+    def observed_step():
+        time.sleep(0.002)
+        outputs = step()
+        has_begun.set()
+        return outputs
+
+    engine.step = observed_step
+    num_rounds = count_rounds(server)
+    body = {
+        "model": "tiny",
+        "messages": MESSAGES,
+        "max_tokens": 400,
+        "ignore_eos": True,
+        "diffusion": {"rule": "steps"},
+        "stream": stream,
+    }
+    messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await asyncio.to_thread(has_begun.wait)
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        pass
+
+    async def main():
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": CHAT, "headers": headers}
+        scope |= {"query_string": b"", "http_version": "1.1", "asgi": {"version": "3.0"}}
+        await asyncio.wait_for(app(scope, receive, send), timeout=30)
+
+    asyncio.run(main())
+    deadline = time.monotonic() + 10
+    while engine.has_unfinished() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not engine.has_unfinished()
+    assert num_rounds() < 200
+
+
+def error_of(response, status: int) -> dict:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+def test_errors_have_openais_form(client):
+    assert error_of(client.post(CHAT, messages=MESSAGES, n=3), 400)["param"] == "n"
+    error = error_of(client.post(CHAT, messages=MESSAGES, model="gpt-9"), 404)
+    assert (error["param"], error["code"]) == ("model", "model_not_found")
+    error_of(client.get("/v1/models/gpt-9"), 404)
+    error_of(client.get("/v2/nothing"), 404)
+    error_of(client.get(CHAT), 405)
+    post = client.run(
+        lambda http: http.post(CHAT, content=b"{", headers={"content-type": "application/json"})
+    )
+    assert error_of(post, 400)["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_model_cannot_do_is_a_400_that_names_the_field(client, stream):
+    long = [{"role": "user", "content": "x" * 600}]
+    error = error_of(client.post(CHAT, messages=long, stream=stream), 400)
+    assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+    error = error_of(client.post(TEXT, prompt="x" * 500, max_tokens=50, stream=stream), 400)
+    assert error["param"] == "prompt"
+    assert "max_tokens (50)" in error["message"]
+    error = error_of(client.post(TEXT, prompt=[5, 10**6], stream=stream), 400)
+    assert error["param"] == "prompt"
+
+
+def test_an_answer_of_unnamed_length_takes_the_room_there_is(client):
+    body = client.post(TEXT, prompt="x" * 505, ignore_eos=True).json()
+    assert body["usage"]["completion_tokens"] == 512 - 505
+
+
+def test_a_large_body_is_refused(server):
+    client = Client(create_app({"tiny": server}, max_body_bytes=1000))
+    assert error_of(client.post(TEXT, prompt="x" * 1000), 413)["code"] == "body_too_large"
+    assert client.post(TEXT, prompt="x" * 100).status_code == 200
+
+
+def test_models_and_health(server):
+    client = Client(create_app({"tiny": server, "org/tiny": server}))
+    assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["tiny", "org/tiny"]
+    assert client.get("/v1/models/org/tiny").json()["object"] == "model"
+    assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_requests_without_a_seed_differ_but_repeat_after_a_restart(lm):
+    def answers() -> list[str]:
+        server = ModelServer(lm)
+        client = Client(create_app({"tiny": server}))
+        options = {"messages": MESSAGES, "temperature": 1.0, "max_tokens": 12}
+        texts = [chat_text(client.post(CHAT, **options)) for _ in range(2)]
+        server.close()
+        return texts
+
+    first, second = answers()
+    assert first != second
+    assert answers() == [first, second]
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_dead_engine_fails_those_who_wait_and_the_health_check(client, server):
+    def broken_step():
+        raise RuntimeError("out of luck")
+
+    server._engine._engine.step = broken_step
+    error = error_of(client.post(CHAT, messages=MESSAGES), 503)
+    assert "out of luck" in error["message"]
+    error_of(client.post(CHAT, messages=MESSAGES), 503)
+    error_of(client.get("/health"), 503)
+
+
+def test_an_engine_that_dies_in_mid_stream_says_so(client, server):
+    engine = server._engine._engine
+    step, left = engine.step, [1] * 12
+
+    def failing_step():
+        left.pop()
+        return step()
+
+    engine.step = failing_step
+    response = client.post(CHAT, messages=MESSAGES, max_tokens=40, ignore_eos=True, stream=True)
+    last = json.loads(response.text.strip().split("\n\n")[-1].removeprefix("data: "))
+    assert last["error"]["type"] == "server_error"
+
+
+def test_a_model_that_cannot_be_served_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="not trained"):
+        ModelServer(load(checkpoint, dtype="float32", device="cpu"))

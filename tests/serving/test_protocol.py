@@ -1,0 +1,152 @@
+"""What a request may hold: everything else is a 400 that names the parameter."""
+
+import pickle
+
+import pytest
+from pydantic import ValidationError
+
+from a2d_ray.config import SamplingSection
+from a2d_ray.generation.params import SamplingParams
+from a2d_ray.serving.errors import RequestError
+from a2d_ray.serving.problems import to_request_error
+from a2d_ray.serving.protocol import ChatCompletionRequest, CompletionRequest
+
+USER = {"role": "user", "content": "hi"}
+CHAT = {"model": "tiny", "messages": [USER]}
+TEXT = {"model": "tiny", "prompt": "hi"}
+
+
+def problem(request_class, values) -> RequestError:
+    try:
+        request_class.model_validate(values)
+    except ValidationError as error:
+        return to_request_error([p | {"loc": ("body", *p["loc"])} for p in error.errors()])
+    except RequestError as error:
+        return error
+    raise AssertionError(f"{values} was accepted")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("n", 2, "n"),
+        ("n", True, "n"),
+        ("top_p", 0.9, "top_p"),
+        ("top_k", 5, "top_k"),
+        ("presence_penalty", 0.1, "presence_penalty"),
+        ("logit_bias", {"5": 1}, "logit_bias"),
+        ("logprobs", True, "logprobs"),
+        ("top_logprobs", 3, "top_logprobs"),
+        ("tools", [{"type": "function"}], "tools"),
+        ("tool_choice", "required", "tool_choice"),
+        ("response_format", {"type": "json_object"}, "response_format"),
+        ("max_tokens", "5", "max_tokens"),
+        ("max_tokens", 0, "max_tokens"),
+        ("max_tokens", 1.5, "max_tokens"),
+        ("temperature", -0.1, "temperature"),
+        ("temperature", float("nan"), "temperature"),
+        ("seed", "a", "seed"),
+        ("stop", "", "stop"),
+        ("stop", ["a", "b", "c", "d", "e"], "stop"),
+        ("stop", ["a", 1], "stop[1]"),
+        ("stop_token_ids", [1, "x"], "stop_token_ids[1]"),
+        ("stream_options", {"include_usage": True}, "stream_options"),
+        ("max_completion_tokens", 0, "max_completion_tokens"),
+        ("diffusion", {"rule": "magic"}, "diffusion.rule"),
+        ("diffusion", {"threshold": 2}, "diffusion.threshold"),
+        ("diffusion", {"steps": 4, "threshold": 0.5}, "diffusion"),
+        ("diffusion", {"rule": "steps", "threshold": 0.5}, "diffusion"),
+        ("diffusion", {"stream_mode": "denoise"}, "diffusion.stream_mode"),
+        ("diffusion", {"tempo": 1}, "diffusion.tempo"),
+        ("best_of", 1, "best_of"),
+        ("messages", [], "messages"),
+        ("messages", "hi", "messages"),
+        ("messages", [USER, {"role": "tool", "content": "x"}], "messages[1].role"),
+        ("messages", [{"role": "user"}], "messages[0].content"),
+        ("messages", [USER | {"name": "Ann"}], "messages[0].name"),
+        (
+            "messages",
+            [{"role": "user", "content": [{"type": "image_url"}]}],
+            "messages[0].content[0].type",
+        ),
+    ],
+)
+def test_a_chat_field_that_we_cannot_honour_is_named(field, value, param):
+    error = problem(ChatCompletionRequest, CHAT | {field: value})
+    assert (error.status, error.param) == (400, param)
+    assert param in error.message
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("prompt", 5, "prompt"),
+        ("prompt", [1.5], "prompt[0]"),
+        ("prompt", ["a"] * 65, "prompt"),
+        ("logprobs", 0, "logprobs"),
+        ("suffix", "x", "suffix"),
+        ("best_of", 2, "best_of"),
+        ("messages", [USER], "messages"),
+    ],
+)
+def test_a_completion_field_that_we_cannot_honour_is_named(field, value, param):
+    error = problem(CompletionRequest, TEXT | {field: value})
+    assert (error.status, error.param) == (400, param)
+
+
+def test_fields_that_ask_for_nothing_are_accepted():
+    neutral = {
+        "n": 1,
+        "top_p": 1.0,
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "logprobs": False,
+        "logit_bias": None,
+        "tools": [],
+        "response_format": {"type": "text"},
+        "user": "ann",
+        "metadata": {"a": "b"},
+        "store": False,
+    }
+    ChatCompletionRequest.model_validate(CHAT | neutral)
+
+
+def test_parameters_are_the_requests_then_the_defaults():
+    defaults = SamplingSection(max_new_tokens=7, rule="steps", steps=3, block_size=8)
+    chat = ChatCompletionRequest.model_validate(
+        CHAT | {"max_completion_tokens": 5, "stop": "x", "diffusion": {"threshold": 0.5}}
+    )
+    assert chat.params(defaults, seed=11) == SamplingParams(
+        max_new_tokens=5, rule="threshold", threshold=0.5, block_size=8, seed=11, stop="x"
+    )
+    plain = ChatCompletionRequest.model_validate(CHAT | {"seed": 2})
+    assert plain.params(defaults, seed=11) == SamplingParams(
+        max_new_tokens=7, rule="steps", steps=3, block_size=8, seed=2
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("a", ["a"]),
+        ("", [""]),
+        ([1, 2], [[1, 2]]),
+        ([], [[]]),
+        (["a", "b"], ["a", "b"]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+    ],
+)
+def test_a_completion_prompt_is_one_or_many(prompt, prompts):
+    assert CompletionRequest.model_validate(TEXT | {"prompt": prompt}).prompts() == prompts
+
+
+def test_message_parts_are_joined_and_developers_are_the_system():
+    message = {"role": "developer", "content": [{"type": "text", "text": t} for t in "ab"]}
+    request = ChatCompletionRequest.model_validate({"model": "tiny", "messages": [message]})
+    assert request.prompts() == [[{"role": "system", "content": "ab"}]]
+
+
+def test_errors_survive_pickling():
+    error = RequestError("m", status=429, param="p", code="c", retry_after_s=3)
+    assert pickle.loads(pickle.dumps(error)).to_dict() == error.to_dict()
+    assert error.headers() == {"Retry-After": "3"}
