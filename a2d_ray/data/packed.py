@@ -12,14 +12,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from a2d_ray.diffusion.layout import PackedRow
+if TYPE_CHECKING:  # tasks that read packed rows start faster without torch
+    import torch
+
+    from a2d_ray.diffusion.layout import PackedRow
 
 Split = Literal["train", "test"]
 ROWS_PER_GROUP = 64
@@ -92,7 +94,7 @@ class PackedSet:
             return PACKED_SCHEMA.empty_table()
         return pa.concat_tables(tables).take(starts[which] + inside)
 
-    def read_rows(self, split: Split, indices: Sequence[int] | np.ndarray) -> list[PackedRow]:
+    def read_rows(self, split: Split, indices: Sequence[int] | np.ndarray) -> list["PackedRow"]:
         """Rows of a split as tensors, in the order of `indices`."""
         return to_packed_rows(self.table(split, indices))
 
@@ -133,13 +135,17 @@ def write_parts(batches: Iterable[pa.Table], directory: Path) -> int:
     return rows
 
 
-def to_packed_rows(batch: pa.Table) -> list[PackedRow]:
+def to_packed_rows(batch: pa.Table) -> list["PackedRow"]:
     """Packed rows of a batch, as tensors.
 
     Args:
         batch: `PACKED_SCHEMA` columns, as ``iter_batches(batch_format="pyarrow")`` yields them:
             lists stay flat there, so nothing is copied before the tensors are made.
     """
+    import torch
+
+    from a2d_ray.diffusion.layout import PackedRow
+
     columns = {name: _lists(batch[name]) for name in PACKED_SCHEMA.names[1:]}
     return [
         PackedRow(
@@ -164,8 +170,18 @@ def _split_lists(chunk: pa.ListArray) -> Iterator[np.ndarray]:
     return (values[a:b] for a, b in itertools.pairwise(offsets))
 
 
-def _long(values: np.ndarray) -> torch.Tensor:
+def _long(values: np.ndarray) -> "torch.Tensor":
+    import torch
+
     return torch.from_numpy(values.astype(np.int64))
+
+
+def read_positions(plan: pa.Table, packed: PackedSet, start_row: int, seed: int) -> pa.Table:
+    """Training rows at the positions start_row + `plan`'s id, with a column ``position``."""
+    positions = plan["id"].to_numpy() + start_row
+    key = order_seed(packed.fingerprint, seed)
+    indices = training_order(packed.num_rows("train"), key, positions)
+    return packed.table("train", indices).append_column("position", pa.array(positions))
 
 
 def training_order(num_rows: int, fingerprint_seed: int, positions: np.ndarray) -> np.ndarray:

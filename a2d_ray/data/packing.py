@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from a2d_ray.data.tokenizing import Recipe, stable_id
+from a2d_ray.data.hashing import stable_id
 
 WINDOW_DOCUMENTS = 8192
 PACKS_SCHEMA = pa.schema(
@@ -70,12 +70,13 @@ def utilisation(costs: Sequence[int], capacity: int, num_packs: int) -> float:
     return sum(costs) / (capacity * num_packs) if num_packs else 0.0
 
 
-def pack_window(documents: pa.Table, recipe: Recipe) -> pa.Table:
+def pack_window(documents: pa.Table, capacity: int, seed: int) -> pa.Table:
     """Packs of one window of documents, and one entry of counts.
 
     Args:
-        documents: `DOCUMENTS_SCHEMA`.
-        recipe: capacity and seed.
+        documents: `tokenizing.DOCUMENTS_SCHEMA`.
+        capacity: tokens that a pack can hold over all streams.
+        seed: of the order.
 
     Returns:
         `PACKS_SCHEMA`: the counts under `STATS_KEY`, then packs, each under a random key that
@@ -83,12 +84,12 @@ def pack_window(documents: pa.Table, recipe: Recipe) -> pa.Table:
     """
     kept = documents.filter(pc.is_null(documents["reason"])).combine_chunks()
     costs = kept["cost"].to_pylist()
-    packs = pack(costs, recipe.tokens_per_row)
+    packs = pack(costs, capacity)
     stats = json.dumps(_window_stats(documents, sum(costs)), sort_keys=True)
     order = np.fromiter(chain.from_iterable(packs), np.int64)
     table = kept.take(order).combine_chunks()
     docs_per_pack = np.array([len(indices) for indices in packs], dtype=np.int64)
-    return _packs_table(table, docs_per_pack, stats, recipe.seed)
+    return _packs_table(table, docs_per_pack, stats, seed)
 
 
 def _packs_table(docs: pa.Table, docs_per_pack: np.ndarray, stats: str, seed: int) -> pa.Table:

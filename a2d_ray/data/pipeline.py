@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data import DataContext, Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from a2d_ray.config import DataSection, ObjectiveSection
 from a2d_ray.data.chat import ChatRenderer
@@ -36,16 +36,15 @@ from a2d_ray.data.packed import (
     ROWS_PER_GROUP,
     ROWS_PER_PART,
     PackedSet,
-    order_seed,
+    read_positions,
     to_packed_rows,
-    training_order,
     write_parts,
 )
 from a2d_ray.data.packing import STATS_KEY, WINDOW_DOCUMENTS, pack_window
 from a2d_ray.data.reading import Selection, read_rows
 from a2d_ray.data.sources import SPLITS, Source, Split, resolve
 from a2d_ray.data.statistics import check_counts, merge_stats
-from a2d_ray.data.tokenizing import Recipe, tokenize_rows
+from a2d_ray.data.tokenizing import Recipe, load_tokenizer, tokenize_table
 from a2d_ray.diffusion.layout import LayoutSpec
 
 __all__ = ["PackedSet", "prepare", "to_packed_rows", "training_dataset"]
@@ -72,7 +71,7 @@ def prepare(
     Raises:
         ValueError: a source that cannot be read, too many malformed rows, nothing to learn from.
     """
-    tokenizer = _tokenizer(_absolute(model_path))
+    tokenizer = load_tokenizer(_absolute(model_path))
     sources = [resolve(spec) for spec in parse_spec(data.spec)]
     recipe = _recipe(data, objective, tokenizer, seed)
     _check(sources, data, tokenizer)
@@ -127,21 +126,11 @@ def training_dataset(
     with _ordered():
         plan = ray.data.range(count, override_num_blocks=-(-count // rows_per_task))
         rows = plan.map_batches(
-            partial(_read_positions, packed=packed, start_row=start_row, seed=seed),
+            partial(read_positions, packed=packed, start_row=start_row, seed=seed),
             batch_size=None,
             batch_format="pyarrow",
         )
         return rows.repartition(target_num_rows_per_block=rows_per_block, strict=True)
-
-
-def _read_positions(
-    plan: pa.Table, packed: PackedSet, start_row: int, seed: int
-) -> Iterator[pa.Table]:
-    """Rows at the positions start_row + id, with the positions."""
-    positions = plan["id"].to_numpy() + start_row
-    num_rows = packed.num_rows("train")
-    indices = training_order(num_rows, order_seed(packed.fingerprint, seed), positions)
-    yield packed.table("train", indices).append_column("position", pa.array(positions))
 
 
 class _Job:
@@ -178,13 +167,13 @@ class _Job:
         documents = rows.repartition(
             target_num_rows_per_block=TOKENIZE_ROWS, strict=True
         ).map_batches(
-            partial(_tokenize, model_path=self.model_path, recipe=self.recipe),
+            partial(tokenize_table, model_path=self.model_path, recipe=self.recipe),
             batch_size=None,
             batch_format="pyarrow",
         )
         windows = documents.repartition(target_num_rows_per_block=WINDOW_DOCUMENTS, strict=True)
         packs = windows.map_batches(
-            partial(pack_window, recipe=self.recipe),
+            partial(pack_window, capacity=self.recipe.tokens_per_row, seed=self.recipe.seed),
             batch_size=None,
             batch_format="pyarrow",
         )
@@ -197,21 +186,8 @@ class _Job:
             return None
         shards = [{"shard": i} for i in range(len(selection.shards))]
         items = ray.data.from_items(shards, override_num_blocks=len(shards))
-        rows = items.map_batches(partial(_read, selection=selection), batch_size=1)
+        rows = items.map_batches(partial(read_rows, selection=selection), batch_size=1)
         return rows if selection.limit is None else rows.limit(selection.limit)
-
-
-def _read(batch: dict[str, Any], selection: Selection) -> Iterator[pa.Table]:
-    yield from read_rows(selection, int(batch["shard"][0]))
-
-
-def _tokenize(rows: pa.Table, model_path: str, recipe: Recipe) -> pa.Table:
-    return tokenize_rows(rows, _tokenizer(model_path), recipe)
-
-
-@lru_cache(maxsize=2)
-def _tokenizer(path: str) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(path)
 
 
 def _full_batches(packs: Dataset, stats: list[dict[str, Any]]) -> Iterator[pa.Table]:

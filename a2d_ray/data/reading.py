@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from a2d_ray.config import DataSection
+from a2d_ray.data.hashing import uniform
 from a2d_ray.data.sources import ReadRow, Shard, Source, Split, read_shard
 
 ROWS_SCHEMA = pa.schema(
@@ -78,13 +79,17 @@ class Selection:
         return self.split == "test" or uniform(f"{self.seed}|weight|{content}") < weight
 
 
-def read_rows(selection: Selection, shard_number: int) -> Iterator[pa.Table]:
+def read_rows(batch: Mapping[str, Any], selection: Selection) -> Iterator[pa.Table]:
     """Rows of one shard that belong to the split, in order, as tables of `ROWS_SCHEMA`.
+
+    Args:
+        batch: a task's input: one number of a shard under ``shard``.
+        selection: what is read.
 
     ``row_key`` tells rows apart: source, place and content. ``payload`` is JSON: a text, or
     [role, content] pairs; it is empty and ``reason`` says why if the row is malformed.
     """
-    source, shard = selection.source, selection.shards[shard_number]
+    source, shard = selection.source, selection.shards[int(batch["shard"][0])]
     adapter = source.adapter(selection.text_field)
     rows: list[dict[str, Any]] = []
     for index, row in enumerate(read_shard(shard, adapter, source.spec.lang)):
@@ -97,12 +102,6 @@ def read_rows(selection: Selection, shard_number: int) -> Iterator[pa.Table]:
             yield pa.Table.from_pylist(rows, schema=ROWS_SCHEMA)
             rows = []
     yield pa.Table.from_pylist(rows, schema=ROWS_SCHEMA)
-
-
-def uniform(text: str) -> float:
-    """A hash of the text on [0, 1)."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2**64
 
 
 def _entry(row: ReadRow, number: int, place: str) -> dict[str, Any]:

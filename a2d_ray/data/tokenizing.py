@@ -4,20 +4,21 @@ Every entry that is dropped travels with the documents as an entry without token
 need no side channel: the same blocks give the same counts, whatever ran where and how often.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from a2d_ray.data.chat import ChatRenderer, Piece, encode_pieces
 from a2d_ray.data.documents import Cutting, Document, conversation_documents, text_documents
+from a2d_ray.data.hashing import stable_id
 from a2d_ray.diffusion.layout import LayoutSpec, PackedRow, document_costs
 
 DOCUMENTS_SCHEMA = pa.schema(
@@ -83,12 +84,6 @@ class _Entries:
         )
 
 
-def stable_id(*parts: str) -> int:
-    """A hash of the parts, 0 <= id < 2**63, the same on every machine."""
-    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
 def tokenize_rows(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> pa.Table:
     """Documents of a table of rows, with their costs; dropped ones as entries without tokens.
 
@@ -109,6 +104,17 @@ def tokenize_rows(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, recipe: Re
                 row, document, is_new_row=number == 0, is_malformed=is_malformed, reason=reason
             )
     return _documents_table(entries, recipe)
+
+
+def tokenize_table(rows: pa.Table, model_path: str, recipe: Recipe) -> pa.Table:
+    """`tokenize_rows` with the tokenizer of a checkpoint, loaded once per process."""
+    return tokenize_rows(rows, load_tokenizer(model_path), recipe)
+
+
+@lru_cache(maxsize=2)
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint."""
+    return AutoTokenizer.from_pretrained(path)
 
 
 _Results = list[tuple[Document | None, str | None]]

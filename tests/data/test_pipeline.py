@@ -1,0 +1,210 @@
+"""Ray Data end to end: what was packed, and what each rank reads."""
+
+import json
+import threading
+from collections import Counter
+from itertools import chain
+
+import pytest
+
+from a2d_ray.config import DataSection, ObjectiveSection
+from a2d_ray.data.pipeline import PackedSet, prepare, to_packed_rows, training_dataset
+from tests.tiny import tiny_tokenizer
+
+pytestmark = pytest.mark.cluster
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def conversation(number, turns=1):
+    messages = []
+    for turn in range(turns):
+        messages.append({"role": "user", "content": f"question {number} {turn}"})
+        messages.append({"role": "assistant", "content": "a" * (1 + number % 40)})
+    return {"messages": messages}
+
+
+def sections(root, spec, **options):
+    data = DataSection(
+        spec=spec,
+        packed_path=str(root / "packed"),
+        **({"max_length": 128, "tokens_per_row": 600, "test_fraction": 0.1} | options),
+    )
+    return data, ObjectiveSection(name="bd3lm", block_size=4, views=2)
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def packed(ray_local, tmp_path_factory, model_path):
+    root = tmp_path_factory.mktemp("set")
+    rows = [conversation(i, turns=1 + i % 3) for i in range(1200)]
+    spec = write_jsonl(root / "rows.jsonl", rows)
+    return prepare(*sections(root, spec), model_path, seed=0)
+
+
+def documents(packed, split):
+    """doc_id -> (ids, segments, targets) of every document of a split."""
+    found = {}
+    for row in packed.read_rows(split, range(packed.num_rows(split))):
+        for doc, doc_id in enumerate(row.doc_id_D.tolist()):
+            is_here = row.doc_C == doc
+            assert doc_id not in found
+            found[doc_id] = tuple(
+                values[is_here].tolist() for values in (row.ids_C, row.segment_C, row.is_target_C)
+            )
+    return found
+
+
+def read_by_ranks(packed, world, rows_per_block, start_row, stop_row):
+    """Positions per step, in rank order, as `world` concurrent readers see them."""
+    dataset = training_dataset(
+        packed, start_row=start_row, stop_row=stop_row, rows_per_block=rows_per_block, seed=3
+    )
+    seen = [[] for _ in range(world)]
+    content = {}
+
+    def read(rank, iterator):
+        for batch in iterator.iter_batches(batch_size=rows_per_block, batch_format="pyarrow"):
+            positions = batch["position"].to_pylist()
+            seen[rank].append(positions)
+            rows = to_packed_rows(batch)
+            content.update(
+                (p, tuple(r.doc_id_D.tolist())) for p, r in zip(positions, rows, strict=True)
+            )
+
+    iterators = dataset.streaming_split(world, equal=True)
+    threads = [threading.Thread(target=read, args=pair) for pair in enumerate(iterators)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    steps = [sorted(chain.from_iterable(batches)) for batches in zip(*seen, strict=True)]
+    return steps, content
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_step_over_all_ranks_reads_exactly_its_positions(packed, world):
+    per_rank = 6 // world
+    total = packed.num_rows("train") * 2 // 6 * 6  # into the second epoch
+    steps, _ = read_by_ranks(packed, world, per_rank, 0, total)
+    assert steps == [list(range(s, s + 6)) for s in range(0, total, 6)]
+
+
+def test_a_restart_equals_the_suffix_for_another_world(packed):
+    total = packed.num_rows("train") // 4 * 4
+    _, whole = read_by_ranks(packed, 1, 4, 0, total)
+    steps, rest = read_by_ranks(packed, 2, 2, 8, total)
+    assert steps[0] == [8, 9, 10, 11]
+    assert rest == {p: ids for p, ids in whole.items() if p >= 8}
+
+
+def test_an_epoch_holds_every_document_once_and_epochs_differ(packed):
+    rows = packed.num_rows("train")
+    _, content = read_by_ranks(packed, 1, 1, 0, 2 * rows)
+    epochs = [[content[p] for p in range(e * rows, (e + 1) * rows)] for e in range(2)]
+    stored = Counter(
+        packed.table("train", range(rows))["doc_id"].combine_chunks().flatten().to_pylist()
+    )
+    for epoch in epochs:
+        assert Counter(i for ids in epoch for i in ids) == stored
+    assert epochs[0] != epochs[1]
+
+
+def test_no_conversation_is_lost_and_none_is_in_both_splits(packed):
+    train, test = documents(packed, "train"), documents(packed, "test")
+    assert len(train) + len(test) == 1200
+    assert not set(train) & set(test)
+    decode = tiny_tokenizer().decode
+    texts = Counter(decode(ids) for ids, _, _ in [*train.values(), *test.values()])
+    assert all(sum(f"question {i} 0<" in text for text in texts) == 1 for i in range(0, 1200, 97))
+    answers = sum((1 + i % 40 + 1) * (1 + i % 3) for i in range(1200))
+    learned = sum(sum(t) for _, _, t in [*train.values(), *test.values()])
+    assert learned < answers  # three long answers do not fit 128 tokens
+    counted = [packed.manifest["splits"][split]["targets"] for split in ("train", "test")]
+    assert learned == sum(counted)
+
+
+def test_bytes_do_not_depend_on_the_parallelism(ray_local, packed, tmp_path, model_path):
+    source = packed.manifest["options"]["sources"][0]["name"]
+    context = ray_local.data.DataContext.get_current()
+    before = context.execution_options.resource_limits
+    try:
+        context.execution_options.resource_limits = type(before)(cpu=1)
+        again = prepare(*sections(tmp_path, source), model_path, seed=0)
+    finally:
+        context.execution_options.resource_limits = before
+    names = sorted(p.relative_to(packed.path) for p in packed.path.rglob("*") if p.is_file())
+    assert again.fingerprint == packed.fingerprint
+    assert names == sorted(p.relative_to(again.path) for p in again.path.rglob("*") if p.is_file())
+    assert all((packed.path / n).read_bytes() == (again.path / n).read_bytes() for n in names)
+
+
+def test_a_finished_set_is_reused_and_a_changed_option_makes_another(packed, model_path, caplog):
+    root, source = packed.path.parents[1], packed.manifest["options"]["sources"][0]["name"]
+    with caplog.at_level("INFO"):
+        again = prepare(*sections(root, source), model_path, seed=0)
+    assert again.path == packed.path and "reused" in caplog.text
+    assert PackedSet.open(packed.path).manifest == packed.manifest
+
+
+def test_limits_take_that_many_rows_and_never_overlap(ray_local, tmp_path, model_path):
+    spec = write_jsonl(tmp_path / "rows.jsonl", [conversation(i) for i in range(400)])
+    both = prepare(*sections(tmp_path, f"{spec}[train:50,test:20]"), model_path, seed=0)
+    train, test = documents(both, "train"), documents(both, "test")
+    assert (len(train), len(test)) == (50, 20)
+    assert not {tuple(d[0]) for d in train.values()} & {tuple(d[0]) for d in test.values()}
+
+
+def test_malformed_rows_are_counted_or_stop_the_job(ray_local, tmp_path, model_path):
+    rows = [conversation(i) for i in range(90)]
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, rows)
+    with path.open("a") as file:
+        file.write('{"messages": [{"role": "wizard", "content": "x"}]}\n{"messages"\n')
+    data, objective = sections(tmp_path, str(path), test_fraction=0)
+    with pytest.raises(ValueError, match=r"2 of 92 rows(.|\n)*rows.jsonl:9[12]: "):
+        prepare(data, objective, model_path, seed=0)
+    packed = prepare(
+        data.model_copy(update={"max_bad_fraction": 0.1}), objective, model_path, seed=0
+    )
+    dropped = packed.manifest["splits"]["train"]["dropped"]
+    assert dropped == {str(path): {"unknown role": 1, "invalid JSON": 1}}
+    assert [p.name for p in (tmp_path / "packed").iterdir()] == [packed.fingerprint]
+
+
+def test_nothing_to_learn_is_an_error(ray_local, tmp_path, model_path):
+    spec = write_jsonl(
+        tmp_path / "rows.jsonl",
+        [{"instruction": "x" * 200, "output": "y"}, {"instruction": "z" * 200, "output": "y"}],
+    )
+    with pytest.raises(ValueError, match="no room for the answer"):
+        prepare(*sections(tmp_path, spec, test_fraction=0), model_path, seed=0)
+
+
+def test_mdlm_trains_each_answer_as_a_document(ray_local, tmp_path, model_path):
+    spec = write_jsonl(tmp_path / "rows.jsonl", [conversation(i, turns=2) for i in range(20)])
+    data, _ = sections(tmp_path, spec, test_fraction=0, eos_tail=8)
+    packed = prepare(data, ObjectiveSection(name="mdlm"), model_path, seed=0)
+    found = documents(packed, "train").values()
+    assert len(found) == 40
+    for ids, segments, targets in found:
+        learned = {s for s, t in zip(segments, targets, strict=True) if t}
+        assert learned == {max(segments)} and targets[-1] and len(ids) <= 128
+
+
+def test_plain_text_is_cut_without_loss(ray_local, tmp_path, model_path):
+    texts = ["x" * 300, "y" * 64, "z" * 127]
+    spec = write_jsonl(tmp_path / "rows.jsonl", [{"Text": text} for text in texts])
+    data, objective = sections(tmp_path, spec, test_fraction=0, text_field="Text")
+    packed = prepare(data, objective, model_path, seed=0)
+    split = packed.manifest["splits"]["train"]
+    assert (split["documents"], split["targets"]) == (5, sum(map(len, texts)) + 3)
