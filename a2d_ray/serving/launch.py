@@ -1,0 +1,91 @@
+"""Starts the Serve application of a configuration and stops what it started."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from a2d_ray.config import ServeConfig
+from a2d_ray.models.checkpoint import check_checkpoint
+
+_APPLICATION = "a2d-ray"
+
+
+def check_before_start(config: ServeConfig) -> None:
+    """Finds what would fail, in a moment and without Ray.
+
+    Raises:
+        ValueError: a model that is missing or not usable, or a busy port.
+    """
+    for model in config.models:
+        overrides = model.load.model_dump(exclude_none=True, exclude={"path", "device", "dtype"})
+        contract = check_checkpoint(model.load.path, **overrides)
+        if contract.objective is None:
+            raise ValueError(
+                f"{model.load.path} is converted but not trained, so its objective is unknown: "
+                f"train it, or set the load.objective of model {model.id!r} to bd3lm (or mdlm)"
+            )
+    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise ValueError(
+                f"cannot listen on {config.host}:{config.port} ({error.strerror}): stop what uses "
+                f"it, or choose another with port=..."
+            ) from None
+
+
+@contextmanager
+def running_server(config: ServeConfig) -> Iterator[str]:
+    """Serves the models inside a ``with`` block; yields the base URL for OpenAI clients.
+
+    Starts Ray and Serve where they do not run yet and shuts down only what it started.
+
+    Raises:
+        ValueError: see `check_before_start`; or too few CPUs or GPUs, or a Serve that listens
+            elsewhere.
+    """
+    check_before_start(config)
+    import ray
+    from ray import serve
+
+    owns_ray = not ray.is_initialized()
+    if owns_ray:
+        ray.init(log_to_driver=False)
+    try:
+        if serve.status().proxies:
+            raise ValueError(
+                "Ray Serve already runs in this cluster and keeps its port: add an application to "
+                "it with `serve run` or `serve deploy` and a2d_ray.serving:build_openai_app"
+            )
+        _check_resources(config, ray.cluster_resources())
+        yield from _serve(config)
+    finally:
+        if owns_ray:
+            ray.shutdown()
+
+
+def _serve(config: ServeConfig) -> Iterator[str]:
+    from ray import serve
+
+    from a2d_ray.serving.deployment import build_openai_app
+
+    try:
+        serve.start(http_options={"host": config.host, "port": config.port})
+        serve.run(build_openai_app(config), name=_APPLICATION, route_prefix="/")
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.host, config.host)
+        yield f"http://{host}:{config.port}/v1"
+    finally:
+        serve.shutdown()
+
+
+def _check_resources(config: ServeConfig, resources: dict[str, float]) -> None:
+    for kind, each in (("CPU", config.cpus_per_replica), ("GPU", config.gpus_per_replica)):
+        needed = each * config.num_replicas * len(config.models)
+        there = resources.get(kind, 0)
+        if needed > there:
+            raise ValueError(
+                f"{len(config.models)} models x num_replicas={config.num_replicas} x "
+                f"{kind.lower()}s_per_replica={each:g} need {needed:g} {kind}s, but Ray has "
+                f"{there:g}"
+            )

@@ -1,0 +1,146 @@
+"""Real Ray Serve on a free port, spoken to by OpenAI's own client."""
+
+import asyncio
+import socket
+import time
+
+import httpx
+import openai
+import pytest
+
+from a2d_ray import SamplingParams
+from a2d_ray.cli import validate
+from a2d_ray.config import ServeConfig
+from a2d_ray.serving.launch import check_before_start, running_server
+
+MESSAGES = [{"role": "user", "content": "2+2?"}]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def make_config(checkpoint, **values) -> ServeConfig:
+    load = {"path": str(checkpoint), "dtype": "float32", "device": "cpu"}
+    load |= {"objective": "bd3lm", "block_size": 4}
+    models = [{"id": name, "load": load} for name in ("tiny", "org/tiny")]
+    return validate(ServeConfig, {"models": models, "port": free_port()} | values)
+
+
+@pytest.fixture(scope="module")
+def base_url(ray_local, checkpoint):
+    """Two models behind one endpoint, with room for two requests each."""
+    config = make_config(
+        checkpoint, cpus_per_replica=0.5, max_ongoing_requests=2, max_queued_requests=2
+    )
+    with running_server(config) as url:
+        yield url
+
+
+@pytest.fixture
+def client(base_url):
+    with openai.OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+@pytest.mark.cluster
+def test_chat_streaming_and_completions_agree_with_the_python_api(client, lm):
+    (wanted,) = lm.generate([MESSAGES], SamplingParams(max_new_tokens=20))
+    whole = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=20)
+    assert whole.choices[0].message.content == wanted.text
+    assert whole.usage.diffusion["forwards"] == wanted.num_forwards
+    stream = client.chat.completions.create(
+        model="org/tiny",
+        messages=MESSAGES,
+        max_tokens=20,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    texts = [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
+    assert "".join(texts) == wanted.text
+    assert chunks[-1].usage == whole.usage
+    answer = client.completions.create(
+        model="tiny",
+        prompt=["ab", ""],
+        max_tokens=8,
+        extra_body={"diffusion": {"rule": "steps", "steps": 4}},
+    )
+    params = SamplingParams(max_new_tokens=8, rule="steps", steps=4)
+    assert [c.text for c in answer.choices] == [g.text for g in lm.generate(["ab", ""], params)]
+
+
+@pytest.mark.cluster
+def test_models_health_and_errors(client, base_url):
+    assert [model.id for model in client.models.list()] == ["tiny", "org/tiny"]
+    assert client.models.retrieve("org/tiny").id == "org/tiny"
+    assert httpx.get(base_url.removesuffix("/v1") + "/health").json() == {"status": "ok"}
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(model="gpt-9", messages=MESSAGES)
+    assert missing.value.param == "model"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="tiny", messages=MESSAGES, n=2)
+    assert refused.value.param == "n"
+    with pytest.raises(openai.BadRequestError) as too_long:
+        client.completions.create(model="tiny", prompt="x" * 600, stream=True)
+    assert too_long.value.code == "context_length_exceeded"
+
+
+@pytest.mark.cluster
+def test_overload_is_a_429_and_passes(client, base_url):
+    body = {"model": "tiny", "prompt": "ab", "max_tokens": 400, "ignore_eos": True}
+    body["diffusion"] = {"rule": "steps"}
+
+    async def flood() -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=60) as http:
+            posts = [http.post(f"{base_url}/completions", json=body) for _ in range(24)]
+            return await asyncio.gather(*posts)
+
+    answers = asyncio.run(flood())
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert 0 < len(refused) < len(answers)
+    assert {answer.status_code for answer in refused} == {429}
+    assert refused[0].headers["retry-after"] == "1"
+    assert refused[0].json()["error"]["type"] == "rate_limit_error"
+    assert client.completions.create(model="tiny", prompt="ab", max_tokens=4).choices
+
+
+@pytest.mark.cluster
+def test_clients_that_leave_make_room(base_url, client):
+    """Four leavers would fill the two places and the queue for thousands of tokens."""
+    options = {"prompt": "ab", "max_tokens": 500, "extra_body": {"ignore_eos": True}}
+    for _ in range(4):
+        stream = client.completions.create(model="tiny", stream=True, **options)
+        next(iter(stream))
+        stream.close()
+    started = time.monotonic()
+    client.completions.create(model="tiny", prompt="ab", max_tokens=4)
+    assert time.monotonic() - started < 5
+
+
+def test_a_busy_port_and_a_missing_model_fail_before_ray_starts(checkpoint):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = make_config(checkpoint, port=taken.getsockname()[1])
+        with pytest.raises(ValueError, match=f"{config.port}.*port="):
+            check_before_start(config)
+    models = [{"id": "m", "load": {"path": str(checkpoint / "nothing")}}]
+    with pytest.raises(ValueError, match="nothing"):
+        check_before_start(make_config(checkpoint, models=models))
+
+
+def test_a_model_that_is_not_trained_is_refused_before_ray_starts(checkpoint):
+    models = [{"id": "m", "load": {"path": str(checkpoint)}}]
+    with pytest.raises(ValueError, match="not trained"):
+        check_before_start(make_config(checkpoint, models=models))
+
+
+@pytest.mark.cluster
+def test_more_cpus_than_there_are_is_an_error_that_says_how_many(ray_local, checkpoint):
+    from a2d_ray.serving.launch import _check_resources
+
+    with pytest.raises(ValueError, match=r"num_replicas=9.*need 18 CPUs, but Ray has 8"):
+        _check_resources(make_config(checkpoint, num_replicas=9), ray_local.cluster_resources())
