@@ -121,7 +121,12 @@ def load_checkpoint(
     contract = check_checkpoint(path, **overrides)
     directory = find_directory(str(path), weights=True)
     row = _a2d_architecture(path, read_json(directory, "config.json"))
-    model, info = row.model_class.from_pretrained(directory, dtype=dtype, output_loading_info=True)
+    model, info = row.model_class.from_pretrained(
+        directory,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that check_loading() names them
+    )
     check_loading(str(path), info)
     tokenizer = _load_tokenizer(directory)
     return Checkpoint(model=model.to(device).eval(), tokenizer=tokenizer, contract=contract)
@@ -212,10 +217,10 @@ def _fit(path: str | Path, values: dict[str, Any], vocab_size: int) -> Contract:
         contract = Contract.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc']))} {problem['msg']}".strip()
+            f"{'.'.join(map(str, problem['loc']))} {problem['msg'].removeprefix('Value error, ')}"
             for problem in error.errors()
         )
-        raise ValueError(f"the contract of {path} does not fit: {problems}") from None
+        raise ValueError(f"the contract of {path} does not fit: {problems.strip()}") from None
     if contract.mask_token_id >= vocab_size:
         raise ValueError(
             f"mask_token_id ({contract.mask_token_id}) of {path} is outside its vocabulary of "

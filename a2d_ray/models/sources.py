@@ -191,7 +191,11 @@ def load_weights(source: Source, dtype: Any) -> dict[str, Any]:
     if source.packaged is not None:
         options["quantization_config"] = GgufConfig(dequantize=True, **options)
     model, info = source.architecture.ar_model_class.from_pretrained(
-        source.directory, dtype=dtype, output_loading_info=True, **options
+        source.directory,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that check_loading() names them
+        **options,
     )
     check_loading(source.name, info)
     return model.state_dict()
