@@ -39,6 +39,6 @@ class Contract(BaseModel):
     def _check_block_size(self) -> Self:
         if self.block_sizes and self.block_size not in self.block_sizes:
             raise ValueError(
-                f"block_size ({self.block_size}) was not trained: block_sizes are {self.block_sizes}"
+                f"block_size ({self.block_size}) was not trained: choose from {self.block_sizes}"
             )
         return self
