@@ -1,6 +1,9 @@
 """Starts the Serve application of a configuration and stops what it started."""
 
+import json
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -63,6 +66,22 @@ def running_server(config: ServeConfig) -> Iterator[str]:
     finally:
         if owns_ray:
             ray.shutdown()
+
+
+def curl_line(base_url: str, model: str) -> str:
+    """A command that asks the server a question."""
+    body = {"model": model, "messages": [{"role": "user", "content": "What is 12 + 30?"}]}
+    header = "Content-Type: application/json"
+    return f"curl {base_url}/chat/completions -H '{header}' -d '{json.dumps(body)}'"
+
+
+def wait_for_interrupt() -> None:
+    """Returns when the user or the system asks this process to end (SIGINT, SIGTERM)."""
+    asked = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked.set())
+    while not asked.wait(1.0):  # a wait without end would not notice signals on all systems
+        pass
 
 
 def _serve(config: ServeConfig) -> Iterator[str]:

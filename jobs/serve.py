@@ -1,0 +1,20 @@
+"""Serves checkpoints with OpenAI's API on Ray Serve: python jobs/serve.py [port=8000]"""
+
+from a2d_ray.cli import load_config, run
+from a2d_ray.config import ServeConfig
+
+
+def main() -> None:
+    config = load_config(ServeConfig, "serve")
+
+    from a2d_ray.serving.launch import curl_line, running_server, wait_for_interrupt
+
+    with running_server(config) as base_url:
+        print(f"serving {', '.join(model.id for model in config.models)} at {base_url}")
+        print(f"try: {curl_line(base_url, config.models[0].id)}")
+        print("Ctrl-C stops it", flush=True)
+        wait_for_interrupt()
+
+
+if __name__ == "__main__":
+    run(main)
