@@ -15,13 +15,8 @@ from a2d_ray.config import BlockGrid, Objective
 from a2d_ray.models import architectures
 from a2d_ray.models.architectures import Architecture, find_architecture
 from a2d_ray.models.contract import Contract
-from a2d_ray.models.sources import (
-    check_loading,
-    check_weights,
-    find_directory,
-    read_json,
-    unsupported,
-)
+from a2d_ray.models.directories import check_weights, find_directory, read_json
+from a2d_ray.models.sources import check_loading, unsupported
 
 if TYPE_CHECKING:
     import torch

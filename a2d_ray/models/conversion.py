@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from a2d_ray.models.checkpoint import read_contract, save_checkpoint
 from a2d_ray.models.contract import Contract
+from a2d_ray.models.directories import read_json
 from a2d_ray.models.sources import (
     Source,
     check_loading,
@@ -19,7 +20,6 @@ from a2d_ray.models.sources import (
     load_config,
     load_tokenizer,
     load_weights,
-    read_json,
 )
 
 if TYPE_CHECKING:

@@ -1,0 +1,101 @@
+"""Model directories: local ones, and the Hub's through its client. Imports no torch."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_TIMEOUT_S = 5
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
+_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+
+
+def find_directory(name: str, *, revision: str | None = None, weights: bool) -> Path:
+    """The local directory of a model; fetches a Hub id's files.
+
+    Args:
+        name: local directory or Hub id.
+        revision: branch, tag or commit of a Hub id.
+        weights: whether the weights of a Hub id are needed, or only its small files.
+
+    Raises:
+        ValueError: neither a directory nor a Hub id that can be had; no config.json.
+    """
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        if not (directory / "config.json").is_file():
+            raise ValueError(f"{name} has no config.json: it is not a model directory")
+        return directory
+    if directory.exists():
+        raise ValueError(f"{name} is a file: give the model's directory")
+    if not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise ValueError(f"model directory {name} does not exist")
+    return _fetch(name, revision, weights)
+
+
+def read_json(directory: Path, file_name: str) -> dict[str, Any]:
+    """A JSON file of a model directory; empty if it is not there.
+
+    Raises:
+        ValueError: the file is no JSON object.
+    """
+    path = directory / file_name
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return values
+
+
+def check_weights(name: str, directory: Path) -> None:
+    """Checks that a directory holds safetensors weights.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not any((directory / file_name).is_file() for file_name in _WEIGHT_FILES):
+        raise ValueError(f"{name} has no weights: expected {' or '.join(_WEIGHT_FILES)}")
+
+
+def _fetch(name: str, revision: str | None, weights: bool) -> Path:
+    """Fetches a Hub model. One short request comes first: the client's own retries take long."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    patterns = [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES
+    is_online, problem = True, ""
+    try:
+        url = hf_hub_url(name, "config.json", revision=revision)
+        get_hf_file_metadata(url, timeout=_HUB_TIMEOUT_S)
+    except RevisionNotFoundError:
+        raise ValueError(f"Hub model {name} has no revision {revision}") from None
+    except RepositoryNotFoundError:
+        raise ValueError(
+            f"there is no directory {name}, and no model of that name on the Hub (or it is "
+            "private: log in with `hf auth login`)"
+        ) from None
+    except EntryNotFoundError:
+        raise ValueError(f"Hub model {name} has no config.json") from None
+    except (HTTPError, OSError) as error:
+        is_online, problem = False, str(error)
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=patterns, local_files_only=not is_online
+            )
+        )
+    except (HTTPError, OSError) as error:
+        raise ValueError(
+            f"there is no directory {name}, and the Hub model of that name cannot be fetched: "
+            f"{problem or error}"
+        ) from error
