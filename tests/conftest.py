@@ -16,6 +16,11 @@ os.environ.update(
 )
 
 import pytest
+from hypothesis import settings
+
+# Examples take as long as a busy machine lets them.
+settings.register_profile("a2d", deadline=None, max_examples=50)
+settings.load_profile("a2d")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,6 @@ A shard is the unit that one task reads. Rows are numbered within their shard, s
 the identity of rows do not depend on how many tasks read them.
 """
 
-import csv
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -12,9 +11,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from a2d_ray.data.adapters import Adapter, Example, MalformedRowError, detect_adapter, has_language
+from a2d_ray.data.files import FORMATS, file_format, read_file
 from a2d_ray.data.mixture import SourceSpec, is_hub_offline, local_path
 
 Split = Literal["train", "test"]
@@ -22,14 +22,6 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "train_sft", "training"),
     "test": ("test", "test_sft", "validation", "valid", "eval", "dev"),
-}
-_FORMATS = {
-    ".parquet": "parquet",
-    ".jsonl": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".arrow": "arrow",
-    ".txt": "text",
 }
 _PEEK_ROWS = 100
 
@@ -136,16 +128,15 @@ def _list_files(spec: SourceSpec) -> list[tuple[str, str, str]]:
     elif path.is_file():
         files = [(str(path), path.name, _stamp(path))]
     else:
-        found = [p for p in path.rglob("*") if p.is_file() and _format(p.name)]
+        found = [p for p in path.rglob("*") if p.is_file() and file_format(p.name)]
         files = [(str(p), p.relative_to(path).as_posix(), _stamp(p)) for p in found]
     # Hugging Face caches and the indices of save_to_disk lie beside the data.
     files = [file for file in files if not file[1].startswith(".") and "cache-" not in file[1]]
     files = [file for file in files if PurePosixPath(file[1]).name not in _METADATA_FILES]
-    if spec.config is not None:
-        files = _only_config(spec, files)
+    files = _only_config(spec, files)
     if not files:
         raise ValueError(
-            f"data.spec: {spec.name!r} holds no data files ({', '.join(_FORMATS)}, also .gz)"
+            f"data.spec: {spec.name!r} holds no data files ({', '.join(FORMATS)}, also .gz)"
         )
     return sorted(files, key=lambda file: file[1])
 
@@ -154,11 +145,15 @@ _METADATA_FILES = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json
 
 
 def _only_config(spec: SourceSpec, files: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """Files of the configuration asked for; of ``all``, where there is one; else every file."""
+    wanted = spec.config or "all"
     chosen = [
         file
         for file in files
-        if spec.config in (*PurePosixPath(file[1]).parts[:-1], file[1].split(".")[0])
+        if wanted in (*PurePosixPath(file[1]).parts[:-1], file[1].split(".")[0])
     ]
+    if not chosen and spec.config is None:
+        return files
     if not chosen:
         names = sorted({PurePosixPath(file[1]).parts[0] for file in files})
         raise ValueError(
@@ -188,7 +183,7 @@ def _file_shards(
             "name one with [train_split:NAME]"
         )
     return tuple(
-        Shard(path=path, format=_format(path) or "", ordinal=i, split=split)
+        Shard(path=path, format=file_format(path) or "", ordinal=i, split=split)
         for i, path in enumerate(chosen)
     )
 
@@ -197,14 +192,14 @@ def _split_of(name: str) -> str:
     """Split of a file by its folder or name (``test/0.parquet``, ``data/test-00000-of-1``)."""
     known = [split for names in _SPLIT_NAMES.values() for split in names]
     path = PurePosixPath(name)
-    for part in reversed((*path.parts[:-1], path.name.split(".")[0])):
+    stem = path.name.split(".")[0]
+    for part in (stem, *reversed(path.parts[:-1])):
         for split in sorted(known, key=len, reverse=True):
             rest = part.removeprefix(split)
             if rest != part and (not rest or rest[0] in "-."):
                 return split
-        if "-of-" in part:
-            return part.split("-")[0]
-    return "train"
+    is_named = "-of-" in stem and not stem.startswith("data-")
+    return stem.split("-")[0] if is_named else "train"
 
 
 def _hub_files(name: str) -> list[tuple[str, str, str]]:
@@ -225,7 +220,7 @@ def _hub_files(name: str) -> list[tuple[str, str, str]]:
     return [
         (f"hf://{path}", path.removeprefix(f"{root}/"), str(info.get("blob_id", info.get("size"))))
         for path, info in found.items()
-        if _format(path)
+        if file_format(path)
     ]
 
 
@@ -249,89 +244,7 @@ def _raw_rows(
         name = shard.path.removeprefix("embedded/")
         yield from embedded_rows(name, shard.split, min(limits) if limits else None)
         return
-    import fsspec
-
-    with fsspec.open(shard.path, "rb", compression="infer") as file:
-        yield from _READERS[shard.format](file)
-
-
-def _read_parquet(file: IO[bytes]) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
-        yield from batch.to_pylist()
-
-
-def _read_arrow(file: IO[bytes]) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa
-
-    magic = file.read(6)
-    file.seek(0)
-    if magic == b"ARROW1":
-        reader = pa.ipc.open_file(file)
-        batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-    else:
-        batches = iter(pa.ipc.open_stream(file))
-    for batch in batches:
-        yield from batch.to_pylist()
-
-
-def _read_jsonl(file: IO[bytes]) -> Iterator[dict[str, Any] | MalformedRowError]:
-    for line in file:
-        if line.strip():
-            yield _parse_json(line)
-
-
-def _read_json(file: IO[bytes]) -> Iterator[dict[str, Any] | MalformedRowError]:
-    """A list of objects; a file of JSON lines that calls itself .json is read as such."""
-    start = file.read(1)
-    while start.isspace():
-        start = file.read(1)
-    file.seek(0)
-    if start != b"[":
-        yield from _read_jsonl(file)
-        return
-    try:
-        rows = json.load(file)
-    except (ValueError, RecursionError):
-        yield MalformedRowError("invalid JSON")
-        return
-    for row in rows:
-        yield row if isinstance(row, dict) else MalformedRowError("not an object")
-
-
-def _parse_json(line: bytes) -> dict[str, Any] | MalformedRowError:
-    try:
-        row = json.loads(line.decode())
-    except UnicodeDecodeError:
-        return MalformedRowError("invalid UTF-8")
-    except (ValueError, RecursionError):
-        return MalformedRowError("invalid JSON")
-    return row if isinstance(row, dict) else MalformedRowError("not an object")
-
-
-def _read_csv(file: IO[bytes]) -> Iterator[dict[str, Any]]:
-    lines = (line.decode(errors="replace") for line in file)
-    yield from csv.DictReader(lines)
-
-
-def _read_text(file: IO[bytes]) -> Iterator[dict[str, Any]]:
-    """A text file is one document."""
-    yield {"text": file.read().decode(errors="replace")}
-
-
-_READERS = {
-    "parquet": _read_parquet,
-    "arrow": _read_arrow,
-    "jsonl": _read_jsonl,
-    "json": _read_json,
-    "csv": _read_csv,
-    "text": _read_text,
-}
-
-
-def _format(name: str) -> str | None:
-    return _FORMATS.get(Path(name.removesuffix(".gz")).suffix.lower())
+    yield from read_file(shard.path, shard.format)
 
 
 def _stamp(path: Path) -> str:

@@ -113,8 +113,15 @@ def tokenize_table(rows: pa.Table, model_path: str, recipe: Recipe) -> pa.Table:
 
 @lru_cache(maxsize=2)
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint."""
-    return AutoTokenizer.from_pretrained(path)
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except OSError as error:
+        raise ValueError(f"model.path: {path!r} holds no tokenizer: {error}") from error
 
 
 _Results = list[tuple[Document | None, str | None]]

@@ -1,0 +1,32 @@
+"""A packed set's manifest as tables for the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_summary(manifest: dict[str, Any], path: Path, console: Console | None = None) -> None:
+    """Prints counts by split and source, what was dropped and why, and where the set lies."""
+    console = console or Console()
+    table = Table(title="Packed rows")
+    table.add_column("split / source")
+    for name in ("rows", "documents", "tokens", "targets", "utilisation"):
+        table.add_column(name, justify="right")
+    for split, counts in manifest["splits"].items():
+        table.add_row(
+            f"[bold]{split}",
+            f"{counts['rows']:,} packed",
+            *(f"{counts[name]:,}" for name in ("documents", "tokens", "targets")),
+            f"{counts['utilisation']:.1%}",
+        )
+        for source, found in counts["sources"].items():
+            names = ("rows", "documents", "tokens", "targets")
+            table.add_row(f"  {source}", *(f"{found.get(name, 0):,}" for name in names), "")
+    console.print(table)
+    for split, counts in manifest["splits"].items():
+        for source, reasons in counts["dropped"].items():
+            for reason, count in sorted(reasons.items()):
+                console.print(f"dropped from {split}, {source}: {count:,} ({reason})")
+    console.print(f"packed set: {path}", soft_wrap=True, highlight=False)

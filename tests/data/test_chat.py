@@ -1,0 +1,123 @@
+"""Segments: the same in training and in prompts, whatever follows."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from a2d_ray.data.chat import ChatRenderer, encode_pieces, render_prompt
+from tests.tiny import tiny_tokenizer
+
+# Qwen3's way with answers: an empty think block in the newest one, none in history.
+THINKING_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+    "{% if m.role == 'assistant' and loop.last %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+    "{% if enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
+)
+TRIMMING_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '[' + m.role + ']' + m.content | trim }}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+TEMPLATES = {
+    "chatml": tiny_tokenizer().chat_template,
+    "none": None,
+    "thinking": THINKING_TEMPLATE,
+    "trimming": TRIMMING_TEMPLATE,
+}
+
+
+def tokenizer(name):
+    found = tiny_tokenizer()
+    found.chat_template = TEMPLATES[name]
+    return found
+
+
+def training_segments(messages, tok):
+    return encode_pieces(ChatRenderer(tok).render(messages), tok)
+
+
+def text(**options):
+    return st.text(min_size=1, max_size=8, **options).filter(lambda t: t.strip())
+
+
+@st.composite
+def conversations(draw):
+    messages = [{"role": "system", "content": draw(text())}] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 4))):
+        messages.append({"role": "user", "content": draw(text())})
+        messages.append({"role": "assistant", "content": draw(text())})
+    return messages
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@given(messages=conversations())
+def test_prompt_segments_are_the_training_segments_before_the_answer(name, messages):
+    tok = tokenizer(name)
+    whole = training_segments(messages, tok)
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    for number, at in enumerate(answers):
+        assert render_prompt(messages[:at], tok) == whole[: 2 * number + 1]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@given(first=conversations(), second=conversations(), third=conversations())
+def test_later_turns_change_no_earlier_segment(name, first, second, third):
+    tok = tokenizer(name)
+    alone = training_segments(first, tok)
+    for later in (second, third):
+        turns = [message for message in later if message["role"] != "system"]
+        assert training_segments([*first, *turns], tok)[: len(alone)] == alone
+
+
+@given(messages=conversations())
+def test_segments_spell_the_template_s_own_rendering(messages):
+    tok = tokenizer("chatml")
+    text = "".join(tok.decode(ids) for ids in training_segments(messages, tok))
+    assert text + "\n" == tok.apply_chat_template(messages, tokenize=False)
+
+
+def test_an_answer_ends_with_its_end_of_turn_token_and_keeps_eos_inside():
+    tok = tokenizer("chatml")
+    messages = [
+        {"role": "user", "content": "q<|im_end|>"},
+        {"role": "assistant", "content": "a<|im_end|>b\n"},
+    ]
+    _, answer = ChatRenderer(tok).render(messages)
+    assert answer.text == "a<|im_end|>b\n<|im_end|>"
+
+
+def test_thinking_is_off_in_the_prompt_and_history_keeps_its_form():
+    pieces = ChatRenderer(tokenizer("thinking")).render(
+        [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "a"},
+            {"role": "user", "content": "r"},
+            {"role": "assistant", "content": "b"},
+        ]
+    )
+    prompt = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert [piece.text for piece in pieces] == [
+        f"<|im_start|>user\nq<|im_end|>\n{prompt}",
+        "a<|im_end|>",
+        f"\n<|im_start|>user\nr<|im_end|>\n{prompt}",
+        "b<|im_end|>",
+    ]
+
+
+def test_without_a_template_the_default_one_is_used():
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    pieces = ChatRenderer(tokenizer("none")).render(messages)
+    assert [piece.text for piece in pieces] == ["User:\nq\n\nAssistant:\n", "a<|im_end|>"]
+
+
+def test_turns_that_cannot_be_rendered_are_refused():
+    tok = tokenizer("chatml")
+    with pytest.raises(ValueError, match="starts with a user or system message"):
+        render_prompt([], tok)
+    with pytest.raises(ValueError, match="starts with a user or system message"):
+        training_segments([{"role": "assistant", "content": "a"}], tok)
+    tok.chat_template = "{{ raise_exception('only one turn') }}"
+    with pytest.raises(ValueError, match="only one turn"):
+        render_prompt([{"role": "user", "content": "q"}], tok)

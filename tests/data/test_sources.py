@@ -1,0 +1,202 @@
+"""Where rows come from, in the schemas of the public data sets (the rows are ours)."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from a2d_ray.data.adapters import Example
+from a2d_ray.data.mixture import parse_spec
+from a2d_ray.data.sources import read_shard, resolve
+
+PAIR = (("user", "What is 2 + 2?"), ("assistant", "4"))
+TURNS = [{"role": role, "content": content} for role, content in PAIR]
+SCHEMAS = {
+    "tulu-3": {"id": "a_1", "messages": TURNS, "source": "ai2-adapt-dev/x"},
+    "smoltalk": {"messages": TURNS, "source": "smol-magpie-ultra"},
+    "ultrachat": {"prompt": "What is 2 + 2?", "prompt_id": "f0", "messages": TURNS},
+    "opc-sft": {"instruction": "What is 2 + 2?", "output": "4", "tag": "x", "seq_id": 3},
+    "alpaca": {"instruction": "What is 2 + 2?", "input": "", "output": "4", "text": "Below is"},
+    "sharegpt": {
+        "id": "x",
+        "conversations": [
+            {"from": "human", "value": "What is 2 + 2?"},
+            {"from": "gpt", "value": "4"},
+        ],
+    },
+    "completion": {"prompt": "What is 2 + 2?", "completion": "4"},
+}
+
+
+def examples(spec, split="train", text_field=None):
+    source = resolve(parse_spec(str(spec))[0])
+    adapter = source.adapter(text_field)
+    shards = getattr(source, split)
+    return [row for shard in shards for row in read_shard(shard, adapter, source.spec.lang)]
+
+
+def write_jsonl(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_shape_gives_the_same_conversation(tmp_path, name):
+    (row,) = examples(write_jsonl(tmp_path / "rows.jsonl", [SCHEMAS[name]]))
+    assert row.example == Example(messages=PAIR)
+
+
+def test_alpaca_s_input_follows_the_instruction(tmp_path):
+    row = {"instruction": "Add.", "input": "2, 2", "output": "4"}
+    (found,) = examples(write_jsonl(tmp_path / "rows.jsonl", [row]))
+    assert found.example.messages == (("user", "Add.\n\n2, 2"), ("assistant", "4"))
+
+
+def test_plain_text_by_column_or_by_text_field(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"Text": "To be.", "text": "Or not."}])
+    assert examples(path)[0].example == Example(text="Or not.")
+    assert examples(path, text_field="Text")[0].example == Example(text="To be.")
+    with pytest.raises(ValueError, match="has no column 'txt'; it has Text, text"):
+        examples(path, text_field="txt")
+
+
+def test_every_file_format_gives_the_same_rows(tmp_path):
+    rows = [{"instruction": f"q{i}", "output": f"a{i}"} for i in range(600)]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=100)
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "lines.json").write_text((tmp_path / "rows.jsonl").read_text())
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    lines = ["instruction,output", *(f"q{i},a{i}" for i in range(600))]
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wb") as file:
+        file.write((tmp_path / "rows.jsonl").read_bytes())
+    expected = [Example(messages=(("user", f"q{i}"), ("assistant", f"a{i}"))) for i in range(600)]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 6
+    for name in names:
+        assert [row.example for row in examples(tmp_path / name)] == expected, name
+
+
+def test_save_to_disk_keeps_its_splits(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    parts = {
+        name: datasets.Dataset.from_list([{"messages": TURNS}] * n)
+        for name, n in (("train", 3), ("test", 2))
+    }
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "both")
+    parts["train"].save_to_disk(tmp_path / "one")
+    assert len(examples(tmp_path / "both")) == 3
+    assert len(examples(tmp_path / "both", "test")) == 2
+    assert len(examples(tmp_path / "one")) == 3
+
+
+def test_splits_and_configurations_of_a_hub_mirror(tmp_path):
+    for config in ("all", "maths"):
+        for split, count in (("train_sft", 3), ("test_sft", 2), ("train_gen", 7)):
+            for part in range(2):
+                pq.write_table(
+                    pa.Table.from_pylist([{"messages": TURNS}] * count),
+                    _folder(tmp_path / config) / f"{split}-{part:05d}-of-00002.parquet",
+                )
+    assert len(examples(f"{tmp_path}[name:maths]")) == 6
+    assert len(examples(f"{tmp_path}[name:maths]", "test")) == 4
+    assert len(examples(f"{tmp_path}[name:maths,train_split:train_gen]")) == 14
+    assert len(examples(tmp_path)) == 6  # "all" holds the others
+    with pytest.raises(ValueError, match=r"no configuration 'math'; it holds all, maths"):
+        examples(f"{tmp_path}[name:math]")
+    with pytest.raises(ValueError, match=r"no split 'valid'; it has test_sft, train_gen"):
+        examples(f"{tmp_path}[test_split:valid]")
+
+
+def _folder(path):
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def test_a_language_is_chosen_by_column_then_fence_then_word(tmp_path):
+    def pair(answer, **columns):
+        return {"instruction": "Write it.", "output": answer, **columns}
+
+    rows = [
+        pair("x", lang="Python"),
+        pair("```python\nx\n```", lang="java"),
+        pair("```python\nx\n```"),
+        pair("```js\npython()\n```"),
+        pair("in Python it is x"),
+        pair("x"),
+    ]
+    found = examples(f"{write_jsonl(tmp_path / 'rows.jsonl', rows)}[lang:python]")
+    numbers = [int(row.where.rsplit(":", 1)[1]) for row in found]
+    assert numbers == [1, 3, 5]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": None}, "no messages"),
+        ({"messages": []}, "no messages"),
+        ({}, "no messages"),
+        ({"messages": "hi"}, "messages are not a list of objects"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "unknown role"),
+        ({"messages": [{"content": "x"}]}, "unknown role"),
+        ({"messages": [{"role": "user", "content": 3}]}, "content is not a string"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "content is not a string"),
+        ({"messages": [{"role": "user", "content": " "}]}, "empty content"),
+        ({"messages": TURNS[:1]}, "no answer"),
+        ({"messages": TURNS[1:]}, "starts with an answer"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "invalid Unicode"),
+        ([1], "not an object"),
+    ],
+)
+def test_a_malformed_row_has_a_place_and_a_reason(tmp_path, row, reason):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": TURNS}, row])
+    good, bad = examples(path)
+    assert good.example is not None
+    assert (bad.example, bad.reason, bad.where) == (None, reason, f"{path}:2")
+
+
+def test_broken_lines_are_malformed_rows(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": TURNS}])
+    with path.open("ab") as file:
+        file.write(b'{"messages": \n{"text": "\xff"}\n')
+    assert [row.reason for row in examples(path)] == [None, "invalid JSON", "invalid UTF-8"]
+
+
+def test_an_empty_system_message_is_allowed(tmp_path):
+    row = {"messages": [{"role": "system", "content": ""}, *TURNS]}
+    (found,) = examples(write_jsonl(tmp_path / "rows.jsonl", [row]))
+    assert found.example.messages[0] == ("system", "")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "no readable rows: it is empty"), ("{\n", "no readable rows: invalid JSON")],
+)
+def test_a_source_without_rows_is_an_error(tmp_path, content, message):
+    (tmp_path / "rows.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        examples(tmp_path / "rows.jsonl")
+
+
+def test_unknown_columns_and_empty_folders_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="holds no data files"):
+        examples(tmp_path)
+    with pytest.raises(ValueError, match="has the columns a, b; need messages"):
+        examples(write_jsonl(tmp_path / "rows.jsonl", [{"a": 1, "b": 2}]))
+
+
+def test_the_identity_follows_the_files(tmp_path):
+    spec = parse_spec(str(write_jsonl(tmp_path / "rows.jsonl", [{"messages": TURNS}])))[0]
+    before = resolve(spec).identity
+    assert resolve(spec).identity == before
+    write_jsonl(tmp_path / "rows.jsonl", [{"messages": TURNS}] * 2)
+    assert resolve(spec).identity != before
+
+
+def test_embedded_sets_have_their_own_splits():
+    assert len(examples("embedded/sums[train:7,test:3]")) == 7
+    assert len(examples("embedded/sums[train:7,test:3]", "test")) == 3
