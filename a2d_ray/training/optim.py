@@ -1,0 +1,70 @@
+"""AdamW groups, the learning-rate schedule, and the DeepSpeed configuration."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from a2d_ray.config import OptimSection, TrainConfig
+
+
+def make_optimizer(model: nn.Module, optim: OptimSection) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only, never on embeddings (they hold the mask token)."""
+    embeddings = {
+        id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+    }
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            is_decayed = parameter.dim() >= 2 and id(parameter) not in embeddings
+            (decayed if is_decayed else plain).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": optim.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=optim.lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        fused=True,
+    )
+
+
+def learning_rate(step: int, num_steps: int, optim: OptimSection) -> float:
+    """Learning rate of step 0..num_steps-1: linear warm-up, then the schedule."""
+    num_warmup = math.ceil(optim.warmup * num_steps)
+    if step < num_warmup:
+        return optim.lr * (step + 1) / num_warmup
+    progress = (step - num_warmup) / max(1, num_steps - num_warmup)
+    floor = optim.min_lr_fraction
+    shape = {
+        "constant": 1.0,
+        "linear": 1 - progress,
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+    }[optim.schedule]
+    if optim.schedule == "constant":
+        floor = 0.0
+    return optim.lr * (floor + (1 - floor) * shape)
+
+
+def corruption_limit(step: int, num_steps: int, warmup: float) -> float:
+    """Largest corrupted share of a block in this step: rises linearly to 1 over the warm-up."""
+    num_warmup = math.ceil(warmup * num_steps)
+    return min(1.0, (step + 1) / (num_warmup + 1))
+
+
+def deepspeed_config(config: TrainConfig, *, num_micro: int) -> dict[str, Any]:
+    """DeepSpeed's own configuration: what we derive, and the user's `deepspeed:` section on top."""
+    rows = config.batch.rows // config.scaling.num_workers
+    derived: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": rows // num_micro,
+        "gradient_accumulation_steps": num_micro,
+        "gradient_clipping": config.optim.clip_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    return derived | config.deepspeed

@@ -1,0 +1,70 @@
+"""What can be known to fail before Ray starts."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from a2d_ray.config import RunSection, TrainConfig
+from a2d_ray.data.mixture import check_spec
+from a2d_ray.models.checkpoint import check_checkpoint
+from a2d_ray.models.contract import Contract
+from a2d_ray.training.cluster import check_resources, wants_gpu
+
+
+def check_run(config: TrainConfig) -> Contract:
+    """Checks model, data, directories and resources of a run.
+
+    Returns:
+        The contract of the model that training starts from.
+
+    Raises:
+        ValueError: names the key, the value and the fix.
+    """
+    contract = check_checkpoint(config.model.path)
+    _check_objective(config, contract)
+    check_spec(config.data.spec)
+    check_storage(config.run)
+    check_writable("data.packed_path", config.data.packed_path)
+    check_resources(config.scaling, use_gpu=wants_gpu(config.scaling))
+    return contract
+
+
+def check_storage(run: RunSection) -> None:
+    """Refuses an unwritable storage path, and a used name without `run.resume`."""
+    if "://" in run.storage_path:
+        return
+    check_writable("run.storage_path", run.storage_path)
+    directory = Path(run.storage_path).expanduser() / run.name
+    if directory.exists() and any(directory.iterdir()) and not run.resume:
+        raise ValueError(
+            f"run.name={run.name} is in use: {directory} exists. Set run.resume=true to continue "
+            "that run, or choose another run.name"
+        )
+
+
+def check_writable(key: str, path: str) -> None:
+    """Makes the directory and writes into it.
+
+    Raises:
+        ValueError: names `key`.
+    """
+    directory = Path(path).expanduser()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{key}={path} is not a writable directory: {os.strerror(error.errno or 0)}"
+        ) from None
+
+
+def _check_objective(config: TrainConfig, contract: Contract) -> None:
+    trained, wanted = contract.objective, config.objective.name
+    if trained not in (None, wanted) and not config.model.change_objective:
+        raise ValueError(
+            f"model.path={config.model.path} was trained with objective {trained}, this job trains "
+            f"{wanted}: use jobs/sft_{trained}.py, or set model.change_objective=true"
+        )
+    if contract.right_shift_logits:
+        raise ValueError(f"model.path={config.model.path}: right_shift_logits=true is unsupported")

@@ -1,0 +1,76 @@
+"""The driver's progress bar: follows the metrics that rank 0 writes."""
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from a2d_ray.training.reporting import METRICS_FILE
+
+POLL_S = 0.5
+
+
+@contextmanager
+def progress_bar(run_directory: Path, num_steps: int, name: str) -> Iterator[None]:
+    """Shows steps, loss, held-out NELBO, tokens/s and the time left while its body runs.
+
+    Args:
+        run_directory: of the run; nothing is shown if it is not on this machine.
+        num_steps: steps of the whole run.
+        name: what the bar is called.
+    """
+    done = threading.Event()
+    is_terminal = sys.stderr.isatty()
+    bar = tqdm(
+        total=num_steps,
+        desc=name,
+        unit="step",
+        mininterval=0.5 if is_terminal else 15,
+        maxinterval=1 if is_terminal else 30,
+    )
+    follower = threading.Thread(
+        target=_follow, args=(run_directory / METRICS_FILE, bar, done), daemon=True
+    )
+    follower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        follower.join(timeout=5)
+        bar.close()
+
+
+def _follow(path: Path, bar: tqdm, done: threading.Event) -> None:
+    shown: dict[str, str] = {}
+    while True:
+        is_last = done.is_set()
+        for line in _last_lines(path):
+            if "eval/nelbo" in line:
+                shown["nelbo"] = f"{line['eval/nelbo']:.3f}"
+            if "loss" in line:
+                shown["loss"] = f"{line['loss']:.3f}"
+                shown["tokens/s"] = f"{line['tokens_per_s']:.0f}"
+            step = int(line["step"])
+            if step > bar.n:
+                bar.set_postfix(shown, refresh=False)
+                if bar.n == 0 and step > 1:  # a resumed run: earlier steps took no time now
+                    bar.initial = step
+                bar.update(step - bar.n)
+        if is_last:
+            return
+        done.wait(POLL_S)
+
+
+def _last_lines(path: Path, num_bytes: int = 4096) -> list[dict[str, float]]:
+    """The whole lines at the end of a growing JSONL file."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - num_bytes))
+        text = file.read().decode(errors="replace")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]

@@ -1,0 +1,161 @@
+"""`build_trainer`: configuration -> a Ray Train TorchTrainer that is ready to fit."""
+
+import logging
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ray.data import Dataset
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+)
+from ray.train.torch import TorchTrainer
+
+from a2d_ray.cli import to_yaml
+from a2d_ray.config import TrainConfig
+from a2d_ray.data.packed import PackedSet
+from a2d_ray.data.pipeline import prepare, training_dataset
+from a2d_ray.training.cluster import WORKER_ENV, ensure_ray, wants_gpu
+from a2d_ray.training.loop import Plan, train_loop
+from a2d_ray.training.preflight import check_run
+from a2d_ray.training.progress import progress_bar
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
+_FREE_TO_CHANGE = ("run", "scaling", "wandb")  # a resumed run may differ in these
+
+
+class DiffusionTrainer(TorchTrainer):
+    """A TorchTrainer whose `fit` shows a progress bar."""
+
+    plan: Plan
+    run_directory: Path
+
+    def fit(self) -> Result:
+        """Trains, or continues a run that was interrupted; see TorchTrainer.fit."""
+        name = self.plan.config.run.name
+        with progress_bar(self.run_directory, self.plan.num_steps, name):
+            return super().fit()
+
+
+def build_trainer(config: TrainConfig) -> DiffusionTrainer:
+    """A trainer for continual pre-training or SFT, with MDLM or BD3LM.
+
+    Checks everything that can be checked, starts or joins Ray, packs the mixture (or finds it
+    packed), and settles the number of steps. `fit()` then trains, or continues a run that was
+    interrupted, and returns Ray's `Result`. The run's directory, storage_path/name, holds
+    config.yaml, metrics.jsonl, loss.png and the checkpoints, at last ``checkpoint-final``.
+
+    Raises:
+        ValueError: what is wrong, naming the key, the value and the fix.
+    """
+    check_run(config)
+    storage_path = _absolute(config.run.storage_path)
+    _check_resumed(config, storage_path)
+    scaling = config.scaling
+    ensure_ray(scaling.num_workers * scaling.cpus_per_worker + 2)
+    packed = prepare(config.data, config.objective, config.model.path, config.run.seed)
+    plan = Plan(_with_absolute_model(config), str(packed.path), num_steps(config, packed))
+    log.info("%s: %d steps of %d rows", config.run.name, plan.num_steps, config.batch.rows)
+    trainer = DiffusionTrainer(
+        train_loop,
+        train_loop_config=plan.to_dict(),
+        scaling_config=ScalingConfig(
+            num_workers=scaling.num_workers,
+            use_gpu=wants_gpu(scaling),
+            resources_per_worker={"CPU": scaling.cpus_per_worker},
+        ),
+        run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees V1's
+            name=config.run.name,
+            storage_path=storage_path,
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=scaling.max_failures, controller_failure_limit=3
+            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.schedule.keep_last),
+            worker_runtime_env={"env_vars": WORKER_ENV},
+        ),
+        datasets={"train": partial(_remaining_rows, plan.to_dict(), storage_path)},
+    )
+    trainer.plan, trainer.run_directory = plan, Path(storage_path) / config.run.name
+    return trainer
+
+
+def num_steps(config: TrainConfig, packed: PackedSet) -> int:
+    """Optimizer steps of the run.
+
+    Raises:
+        ValueError: fewer rows than one step takes.
+    """
+    if config.schedule.max_steps is not None:
+        return config.schedule.max_steps
+    rows = packed.num_rows("train") * config.schedule.epochs
+    if rows < config.batch.rows:
+        raise ValueError(
+            f"batch.rows ({config.batch.rows}) exceeds the {rows:g} packed rows of "
+            f"schedule.epochs={config.schedule.epochs}: lower batch.rows, raise schedule.epochs or "
+            "set schedule.max_steps"
+        )
+    return math.floor(rows / config.batch.rows)
+
+
+def _remaining_rows(plan: dict[str, Any], storage_path: str) -> Dataset:
+    """The rows behind the latest checkpoint; Ray Train calls it at every (re)start."""
+    whole = Plan.from_dict(plan)
+    config = whole.config
+    start = _rows_consumed(f"{storage_path}/{config.run.name}")
+    stop = whole.num_steps * config.batch.rows
+    return training_dataset(
+        PackedSet.open(whole.packed_path),
+        start_row=min(start, stop - config.batch.rows),
+        stop_row=stop,
+        rows_per_block=config.batch.rows // config.scaling.num_workers,
+        seed=config.run.seed,
+    )
+
+
+def _rows_consumed(run_path: str) -> int:
+    try:
+        result = Result.from_path(run_path)
+    except RuntimeError:  # Ray's word for: nothing there yet
+        return 0
+    return int((result.metrics or {}).get("rows", 0))
+
+
+def _check_resumed(config: TrainConfig, storage_path: str) -> None:
+    """A resumed run must be the same run: refuses other data, objective, optimizer or schedule."""
+    if "://" in storage_path:
+        return
+    directory = Path(storage_path) / config.run.name
+    stored = directory / CONFIG_FILE
+    ours = config.model_dump(mode="json")
+    if stored.exists():
+        theirs = yaml.safe_load(stored.read_text())
+        for section in sorted(set(ours) - set(_FREE_TO_CHANGE)):
+            if ours[section] != theirs.get(section):
+                raise ValueError(
+                    f"run.name={config.run.name} was started with {section}={theirs.get(section)}, "
+                    f"not {ours[section]}: resume it as it was, or choose another run.name"
+                )
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    stored.write_text(to_yaml(config))
+
+
+def _with_absolute_model(config: TrainConfig) -> TrainConfig:
+    """Workers run in another directory."""
+    path = Path(config.model.path).expanduser()
+    if not path.exists():
+        return config
+    model = config.model.model_copy(update={"path": str(path.absolute())})
+    return config.model_copy(update={"model": model})
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().absolute())
