@@ -1,33 +1,10 @@
-"""Ray Serve behind an OpenAI-compatible endpoint, and a client that asks it."""
+"""A client that asks an OpenAI-compatible endpoint and shows the answers as they stream."""
 
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-
-from a2d_ray.config import ServeConfig
-
-APP_NAME = "a2d-ray-quickstart"
-
-
-@contextmanager
-def serving(config: ServeConfig) -> Iterator[str]:
-    """Serves `config` while the block runs; gives the base URL for OpenAI clients.
-
-    Whatever happens in the block, Serve is shut down after it.
-    """
-    from ray import serve
-
-    from a2d_ray.serving import build_openai_app
-
-    try:
-        serve.start(http_options={"host": config.host, "port": config.port})
-        serve.run(build_openai_app(config), name=APP_NAME, route_prefix="/")
-        yield f"http://{config.host}:{config.port}/v1"
-    finally:
-        serve.shutdown()
 
 
 def ask(base_url: str, model: str, questions: Sequence[str], console: Console) -> dict[str, str]:

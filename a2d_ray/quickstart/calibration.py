@@ -27,8 +27,12 @@ def choose_steps(config: TrainConfig, packed_path: Path, minutes: float) -> dict
     """
     import ray
 
-    needs = {"num_cpus": config.scaling.cpus_per_worker, "num_gpus": int(config.scaling.use_gpu)}
-    time_step = ray.remote(max_calls=1, **needs)(time_worker_step)
+    on_worker = ray.remote(
+        num_cpus=config.scaling.cpus_per_worker,
+        num_gpus=int(config.scaling.use_gpu is True),
+        max_calls=1,
+    )
+    time_step = on_worker(time_worker_step)
     timings = ray.get(
         [
             time_step.remote(config.model_dump(mode="json"), str(packed_path))
@@ -52,80 +56,83 @@ def time_worker_step(config: dict[str, Any], packed_path: str) -> dict[str, Any]
     """Times one worker's share of an optimizer step on real packed rows (median of 3)."""
     import torch
 
-    from a2d_ray.models.checkpoint import load_checkpoint
-
     run = TrainConfig.model_validate(config)
     torch.set_num_threads(run.scaling.cpus_per_worker)
     torch.set_flush_denormal(True)
-    device = "cuda" if run.scaling.use_gpu is True else "cpu"
-    checkpoint = load_checkpoint(run.model.path, dtype=torch.float32, device=device)
-    dtype = _compute_dtype(device)
-    optimizer = _optimizer_of_share(checkpoint.model, run.scaling.num_workers)
+    module, builder = _build(run, packed_path)
+    optimizer = _optimizer_of_share(module, run.scaling.num_workers)
     seconds = []
     for number in range(REPEATS + 1):  # the first one warms up
-        layout = _read_layout(run, packed_path, number, checkpoint.tokenizer.eos_token_id)
+        micros = builder.build(_read(run, packed_path, number), max_fraction=1.0)
         start = time.perf_counter()
-        _forward_backward(checkpoint, layout.to(device), dtype)
+        _forward_backward(module, micros)
         optimizer.step()
-        if device == "cuda":
+        if module.head.is_cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    return {"seconds": median(seconds[1:]), "dtype": str(dtype).removeprefix("torch.")}
+    return {
+        "seconds": median(seconds[1:]),
+        "dtype": str(module.compute_dtype).removeprefix("torch."),
+    }
 
 
-def _compute_dtype(device: str) -> Any:
-    """bfloat16 where the device multiplies it."""
+def _build(run: TrainConfig, packed_path: str) -> tuple[Any, Any]:
+    """The trained module and what builds its micro-batches, as a worker has them."""
     import torch
 
-    if device == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if has_bf16 else torch.float32
+    from a2d_ray.data.packed import PackedSet
+    from a2d_ray.models.checkpoint import load_checkpoint
+    from a2d_ray.models.device import resolve_dtype
+    from a2d_ray.training.batches import StepBuilder, layout_spec, noise_spec
+    from a2d_ray.training.module import DiffusionModule
+
+    device = torch.device("cuda" if run.scaling.use_gpu is True else "cpu")
+    checkpoint = load_checkpoint(run.model.path, dtype=torch.float32, device=device)
+    module = DiffusionModule(
+        checkpoint.model.train(),
+        mask_id=checkpoint.contract.mask_token_id,
+        is_causal_clean=run.objective.clean_attention == "causal",
+        compute_dtype=resolve_dtype(run.model.dtype, device),
+    )
+    eos_id = checkpoint.tokenizer.eos_token_id
+    builder = StepBuilder(
+        spec=layout_spec(run, eos_id=eos_id, pad_id=eos_id),
+        noise=noise_spec(run),
+        seed=run.run.seed,
+        rows_per_epoch=PackedSet.open(packed_path).num_rows("train"),
+        rows_per_micro=run.batch.rows_per_device or run.batch.rows // run.scaling.num_workers,
+        eos_tail=run.data.eos_tail,
+    )
+    return module, builder
 
 
-def _optimizer_of_share(model: Any, num_workers: int) -> Any:
+def _read(run: TrainConfig, packed_path: str, number: int) -> Any:
+    """One worker's packed rows of a step, with their positions."""
+    import numpy as np
+    import pyarrow as pa
+
+    from a2d_ray.data.packed import PackedSet
+
+    packed = PackedSet.open(packed_path)
+    share = run.batch.rows // run.scaling.num_workers
+    positions = np.arange(number * share, (number + 1) * share)
+    table = packed.table("train", positions % packed.num_rows("train"))
+    return table.append_column("position", pa.array(positions))
+
+
+def _optimizer_of_share(module: Any, num_workers: int) -> Any:
     """ZeRO-2: each worker updates its share of the parameters."""
     import torch
 
-    size = sum(parameter.numel() for parameter in model.parameters()) // num_workers
-    share = torch.nn.Parameter(torch.zeros(size, device=model.device))
+    size = sum(parameter.numel() for parameter in module.parameters()) // num_workers
+    share = torch.nn.Parameter(torch.zeros(size, device=module.head.device))
     share.grad = torch.zeros_like(share)
     return torch.optim.AdamW([share], fused=True)
 
 
-def _read_layout(run: TrainConfig, packed_path: str, number: int, eos_id: int) -> Any:
-    """The layout of one worker's rows of a step."""
-    from a2d_ray.data.packed import PackedSet
-    from a2d_ray.diffusion.layout import LayoutSpec, build_layout
+def _forward_backward(module: Any, micros: Any) -> None:
+    from a2d_ray.training.batches import to_device
 
-    spec = LayoutSpec(
-        objective=run.objective.name,
-        block_size=run.objective.block_size,
-        block_grid=run.objective.block_grid,
-        views=run.objective.views,
-        eos_id=eos_id,
-        pad_id=eos_id,
-    )
-    share = run.batch.rows // run.scaling.num_workers
-    rows = range(number * share, (number + 1) * share)
-    return build_layout(PackedSet.open(packed_path).read_rows("train", list(rows)), spec)
-
-
-def _forward_backward(checkpoint: Any, layout: Any, dtype: Any) -> None:
-    import torch
-
-    from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
-    from a2d_ray.diffusion.objectives import diffusion_loss
-
-    model = checkpoint.model
-
-    def backbone(ids: Any, position: Any, mask: Any) -> Any:
-        outputs = model.model(input_ids=ids, position_ids=position, attention_mask=mask)
-        return outputs.last_hidden_state
-
-    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        noise = draw_noise(layout, NoiseSpec(), seed=0, epoch=0)
-        mask_id = checkpoint.contract.mask_token_id
-        sums = diffusion_loss(layout, noise, backbone, model.lm_head.weight, mask_id=mask_id)
-    sums.loss.backward()
-    model.zero_grad()
+    for layout, noise in to_device(micros, module.head.device):
+        module(layout, noise).loss.backward()
+    module.zero_grad()

@@ -9,7 +9,7 @@ from rich.console import Console
 import a2d_ray
 from a2d_ray.config import QuickstartConfig, TrainConfig
 from a2d_ray.quickstart import recipe
-from a2d_ray.quickstart.ask import ask, free_port, serving
+from a2d_ray.quickstart.ask import ask, free_port
 from a2d_ray.quickstart.calibration import choose_steps
 from a2d_ray.quickstart.local_ray import local_ray, set_environment
 from a2d_ray.quickstart.measure import measure_checkpoint, run_figures
@@ -64,9 +64,11 @@ class _Quickstart:
             from a2d_ray.models.conversion import convert
 
             convert(recipe.SOURCE, self.model, overwrite=True)
+            (self.model / "chat_template.jinja").write_text(recipe.CHAT_TEMPLATE)
             return {}
 
-        inputs = {"source": recipe.SOURCE, "version": a2d_ray.__version__}
+        template = recipe.CHAT_TEMPLATE
+        inputs = {"source": recipe.SOURCE, "template": template, "version": a2d_ray.__version__}
         return self.stages.run("convert", inputs, stage, outputs=[self.model / "config.json"])
 
     def prepare(self) -> Record:
@@ -77,7 +79,7 @@ class _Quickstart:
             from a2d_ray.data.pipeline import prepare
 
             self.start_ray()
-            packed = prepare(config)
+            packed = prepare(config.data, config.objective, config.model.path, config.run.seed)
             return {"path": str(packed.path), **recipe.data_figures(packed.manifest)}
 
         inputs = {"data": config.data.model_dump(), "model": self.records["convert"].digest}
@@ -148,8 +150,10 @@ class _Quickstart:
         port = free_port(self.config.port)
 
         def stage() -> dict[str, Any]:
+            from a2d_ray.serving.launch import running_server
+
             self.start_ray()
-            with serving(recipe.serve_config(self.checkpoint, port)) as base_url:
+            with running_server(recipe.serve_config(self.checkpoint, port)) as base_url:
                 self.console.print(f"  {recipe.MODEL_ID} answers at {base_url}")
                 return ask(base_url, recipe.MODEL_ID, recipe.QUESTIONS, self.console)
 

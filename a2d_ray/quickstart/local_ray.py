@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ ENVIRONMENT = {
     "HF_DATASETS_OFFLINE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",  # it listens on this machine only and ends with the command
+    "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # reports are taken once per check
 }
 MIN_CPUS = 4  # logical: the workers, Ray Data's tasks beside them, and Serve
@@ -32,6 +34,7 @@ def set_environment() -> None:
 def local_ray(num_workers: int) -> Iterator[None]:
     """Ray runs while the block does. With ``RAY_ADDRESS`` set, that cluster is used and left on."""
     import ray
+    import ray.data
 
     if os.environ.get("RAY_ADDRESS"):
         ray.init()
@@ -40,10 +43,12 @@ def local_ray(num_workers: int) -> Iterator[None]:
             address="local",
             num_cpus=max(MIN_CPUS, num_workers + 2, os.cpu_count() or 1),
             object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
+            include_dashboard=True,  # Ray Train's clean-up asks its API, and complains without it
             logging_level=logging.WARNING,
         )
     try:
+        # Without a terminal, Ray Data would log its bars every few seconds.
+        ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
         yield
     finally:
         ray.shutdown()

@@ -9,6 +9,14 @@ from a2d_ray.config import LoadSection, QuickstartConfig, SamplingSection, Serve
 from a2d_ray.generation.params import SamplingParams
 
 SOURCE = "package:smollm2"
+# SmolLM2's own template without its default system message, which would be half of each document
+# and says who trained it. It stays with the checkpoint, so serving and chat use it too.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 TASKS = ("sorting", "sums", "spelling")
 QUESTIONS = (
     "Sort these numbers in ascending order: 71, 8, 35",
