@@ -81,13 +81,13 @@ def resolve(spec: SourceSpec) -> Source:
     """
     if spec.name.startswith("embedded/"):
         shards = {split: _embedded_shards(spec, split) for split in SPLITS}
-        identity = f"{spec.name} reasoning-gym {_version('reasoning-gym')} chitchat-dataset "
-        identity += _version("chitchat-dataset")
+        columns: tuple[str, ...] = ("messages",)
+        identity = _embedded_identity(spec.name)
     else:
         files = _list_files(spec)
         shards = {split: _file_shards(spec, files, split) for split in SPLITS}
+        columns = _peek_columns(spec, shards["train"])
         identity = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-    columns = _peek_columns(spec, shards["train"])
     return Source(
         spec=spec, train=shards["train"], test=shards["test"], columns=columns, identity=identity
     )
@@ -252,8 +252,14 @@ def _stamp(path: Path) -> str:
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
-def _version(package: str) -> str:
+def _embedded_identity(name: str) -> str:
+    """Changes with the package that the rows come from and the code that words them."""
+    package = "chitchat-dataset" if name == "embedded/chat" else "reasoning-gym"
     try:
-        return version(package)
+        found = version(package)
     except PackageNotFoundError:
-        return "none"
+        raise ValueError(
+            f"data.spec: {name!r} needs {package}: pip install 'a2d-ray[quickstart]'"
+        ) from None
+    code = Path(__file__).with_name("embedded.py").read_bytes()
+    return f"{package} {found} {hashlib.sha256(code).hexdigest()[:16]}"
