@@ -1,5 +1,6 @@
 """Talking to a checkpoint in the terminal, with the answer's masks filling in before your eyes."""
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from a2d_ray.config import ChatConfig
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.text import decode
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 HELP = "/reset forgets the conversation, /system TEXT sets the system prompt, /exit leaves"
 
 
@@ -33,6 +35,11 @@ def first_turn(text: str, system: str | None) -> list[dict[str, str]]:
     """The messages of a conversation that begins with `text`."""
     before = [] if system is None else [{"role": "system", "content": system}]
     return [*before, {"role": "user", "content": text}]
+
+
+def visible(text: str) -> str:
+    """`text` without control characters: a model must not steer the user's terminal."""
+    return _CONTROL.sub("\ufffd", text)
 
 
 def speed_line(num_tokens: int, num_forwards: int, seconds: float) -> str:
@@ -79,7 +86,7 @@ class TerminalChat:
     def run(self, lines: Iterator[str]) -> None:
         """Answers line after line until there are no more, or ``/exit``."""
         kind = "chat" if self._is_chat else "continuation of plain text"
-        self._console.print(f"{kind}; {HELP}; Ctrl-C stops an answer", style="dim", markup=False)
+        self._say(f"{kind}; {HELP}; Ctrl-C stops an answer")
         for line in lines:
             if line.strip() == "/exit":
                 return
@@ -125,18 +132,19 @@ class TerminalChat:
                             live.update(self._canvas(prefix + text, chunk), refresh=True)
             except KeyboardInterrupt:
                 self._say("stopped")
-        self._console.print(Text(prefix + text), soft_wrap=True)
+        self._console.print(Text(visible(prefix + text)), soft_wrap=True)
         self._say(speed_line(num_tokens, num_forwards, time.perf_counter() - started))
         return text
 
     def _canvas(self, text: str, chunk: Chunk) -> Text:
         """Final text, then what the active block holds behind it: tokens and masks."""
-        view, canvas = Text(text), chunk.canvas
+        view, canvas = Text(visible(text)), chunk.canvas
         for token in canvas[canvas.index(None) :] if None in canvas else ():
             if token is None:
                 view.append(" ░", style="dim")
             else:
-                view.append(decode(self._lm.tokenizer, [token]).replace("\n", "⏎"), style="cyan")
+                piece = visible(decode(self._lm.tokenizer, [token]))
+                view.append(piece.replace("\n", "⏎"), style="cyan")
         lines = view.wrap(self._console, self._console.width)
         return Text("\n").join(lines[-max(1, self._console.height - 2) :])
 

@@ -10,7 +10,7 @@ def main() -> None:
     config = load_config(SampleConfig, "sample")
 
     from a2d_ray import SamplingParams, load
-    from a2d_ray.chat import first_turn, is_chat, speed_line
+    from a2d_ray.chat import first_turn, is_chat, speed_line, visible
 
     lm = load(**config.model.model_dump(exclude_none=True))
     chat = is_chat(lm, config.chat)
@@ -20,7 +20,7 @@ def main() -> None:
         prompt = first_turn(text, config.system) if chat else text
         (answer,) = lm.generate([prompt], params)
         seconds = time.perf_counter() - started
-        print(f"> {text}\n{answer.text}")
+        print(f"> {text}\n{visible(answer.text)}")
         print(
             f"  [{speed_line(len(answer.token_ids), answer.num_forwards, seconds)}]\n", flush=True
         )

@@ -117,20 +117,18 @@ class RemoteServer:
             DeploymentResponseGenerator,
             self._handle.options(stream=True).generate.remote(request),
         )
-        is_complete = False
         try:
             async for item in response:
                 if isinstance(item, RequestError):
                     raise item
                 yield item
-            is_complete = True
+        except (asyncio.CancelledError, GeneratorExit):
+            response.cancel()
+            raise
         except BackPressureError as error:
             raise overloaded("too many requests wait already: try again later") from error
         except (RayActorError, RayTaskError, RayServeException) as error:
             raise not_ready(f"the model's replica failed: {type(error).__name__}") from error
-        finally:
-            if not is_complete:
-                response.cancel()
 
     async def check_health(self) -> None:
         """Returns if a replica of the model runs, as Serve knows it.

@@ -61,7 +61,7 @@ def running_server(config: ServeConfig) -> Iterator[str]:
                 "Ray Serve already runs in this cluster and keeps its port: add an application to "
                 "it with `serve run` or `serve deploy` and a2d_ray.serving:build_openai_app"
             )
-        _check_resources(config, ray.cluster_resources())
+        check_resources(config, ray.cluster_resources())
         yield from _serve(config)
     finally:
         if owns_ray:
@@ -98,7 +98,12 @@ def _serve(config: ServeConfig) -> Iterator[str]:
         serve.shutdown()
 
 
-def _check_resources(config: ServeConfig, resources: dict[str, float]) -> None:
+def check_resources(config: ServeConfig, resources: dict[str, float]) -> None:
+    """Returns if the cluster has what the replicas ask for, rather than let them wait for ever.
+
+    Raises:
+        ValueError: how many CPUs or GPUs are needed, and how many there are.
+    """
     for kind, each in (("CPU", config.cpus_per_replica), ("GPU", config.gpus_per_replica)):
         needed = each * config.num_replicas * len(config.models)
         there = resources.get(kind, 0)

@@ -11,7 +11,7 @@ import pytest
 from a2d_ray import SamplingParams
 from a2d_ray.cli import validate
 from a2d_ray.config import ServeConfig
-from a2d_ray.serving.launch import check_before_start, running_server
+from a2d_ray.serving.launch import check_before_start, check_resources, running_server
 
 MESSAGES = [{"role": "user", "content": "2+2?"}]
 
@@ -138,9 +138,6 @@ def test_a_model_that_is_not_trained_is_refused_before_ray_starts(checkpoint):
         check_before_start(make_config(checkpoint, models=models))
 
 
-@pytest.mark.cluster
-def test_more_cpus_than_there_are_is_an_error_that_says_how_many(ray_local, checkpoint):
-    from a2d_ray.serving.launch import _check_resources
-
+def test_more_cpus_than_there_are_is_an_error_that_says_how_many(checkpoint):
     with pytest.raises(ValueError, match=r"num_replicas=9.*need 18 CPUs, but Ray has 8"):
-        _check_resources(make_config(checkpoint, num_replicas=9), ray_local.cluster_resources())
+        check_resources(make_config(checkpoint, num_replicas=9), {"CPU": 8.0})
