@@ -95,7 +95,7 @@ def train_config(root: Path, steps: int, num_workers: int, *, use_gpu: bool = Fa
             "optim": {"lr": 3e-4, "betas": (0.9, 0.98), "clip_norm": 1.0, "warmup": 0.04},
             "schedule": {
                 "max_steps": steps,
-                "eval_steps": 0 if small else 0.5,
+                "eval_steps": 0.5,
                 "save_steps": 0.25,
                 "eval_rows": 4 if small else 16,
                 "keep_last": 1,
