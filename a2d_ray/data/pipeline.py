@@ -87,8 +87,10 @@ def prepare(
     with _written_beside(target) as directory:
         started = time.perf_counter()
         job = _Job(sources, data, recipe, _absolute(model_path))
-        splits = {split: job.write(split, directory / split) for split in SPLITS}
-        check_counts(splits["train"], data)
+        splits = {}
+        for split in SPLITS:
+            splits[split] = job.write(split, directory / split)
+            check_counts(splits["train"], data)  # before the next split is read
         manifest = {"fingerprint": fingerprint, "splits": splits, "options": options}
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
         log.info("packed in %.1f s", time.perf_counter() - started)

@@ -47,8 +47,13 @@ def model_path(tmp_path_factory):
 def packed(ray_local, tmp_path_factory, model_path):
     root = tmp_path_factory.mktemp("set")
     rows = [conversation(i, turns=1 + i % 3) for i in range(1200)]
-    spec = write_jsonl(root / "rows.jsonl", rows)
-    return prepare(*sections(root, spec), model_path, seed=0)
+    write_jsonl(root / "a.jsonl", rows[:700])
+    write_jsonl(root / "b.jsonl", rows[700:])
+    return prepare(*sections(root, f"{root}/a.jsonl+{root}/b.jsonl"), model_path, seed=0)
+
+
+def spec_of(packed):
+    return "+".join(source["name"] for source in packed.manifest["options"]["sources"])
 
 
 def documents(packed, split):
@@ -134,7 +139,7 @@ def test_no_conversation_is_lost_and_none_is_in_both_splits(packed):
 
 
 def test_bytes_do_not_depend_on_the_parallelism(ray_local, packed, tmp_path, model_path):
-    source = packed.manifest["options"]["sources"][0]["name"]
+    source = spec_of(packed)
     context = ray_local.data.DataContext.get_current()
     before = context.execution_options.resource_limits
     try:
@@ -149,11 +154,13 @@ def test_bytes_do_not_depend_on_the_parallelism(ray_local, packed, tmp_path, mod
 
 
 def test_a_finished_set_is_reused_and_a_changed_option_makes_another(packed, model_path, caplog):
-    root, source = packed.path.parents[1], packed.manifest["options"]["sources"][0]["name"]
+    root, source = packed.path.parents[1], spec_of(packed)
     with caplog.at_level("INFO"):
         again = prepare(*sections(root, source), model_path, seed=0)
     assert again.path == packed.path and "reused" in caplog.text
     assert PackedSet.open(packed.path).manifest == packed.manifest
+    other = prepare(*sections(root, source, max_length=64), model_path, seed=0)
+    assert other.fingerprint != packed.fingerprint and other.path.parent == packed.path.parent
 
 
 def test_limits_take_that_many_rows_and_never_overlap(ray_local, tmp_path, model_path):
