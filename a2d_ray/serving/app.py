@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from a2d_ray import __version__
 from a2d_ray.serving.errors import RequestError, model_not_found
 from a2d_ray.serving.http import BodyLimit, EventStream, error_response, unless_disconnected
+from a2d_ray.serving.pieces import Piece, Server
 from a2d_ray.serving.problems import to_request_error
 from a2d_ray.serving.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from a2d_ray.serving.responses import (
@@ -26,7 +27,6 @@ from a2d_ray.serving.responses import (
     Format,
     Usage,
 )
-from a2d_ray.serving.server import Piece, Server
 
 logger = logging.getLogger(__name__)
 

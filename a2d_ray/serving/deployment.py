@@ -15,8 +15,8 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from a2d_ray.config import ServeConfig, ServedModel
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.errors import RequestError, not_ready, overloaded
+from a2d_ray.serving.pieces import Piece, Server
 from a2d_ray.serving.protocol import GenerationRequest
-from a2d_ray.serving.server import ModelServer, Piece, Server
 
 _HEALTH_CHECK_PERIOD_S = 2.0
 
@@ -57,6 +57,7 @@ class ModelReplica:
         import torch
 
         from a2d_ray.api import load
+        from a2d_ray.serving.server import ModelServer
 
         torch.set_num_threads(num_threads)
         served = ServedModel.model_validate(model)

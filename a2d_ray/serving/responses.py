@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
-from a2d_ray.serving.server import Counts, Piece
+from a2d_ray.serving.pieces import Counts, Piece
 
 
 class DiffusionUsage(BaseModel):

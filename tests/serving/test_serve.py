@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 import time
 
 import httpx
@@ -118,6 +120,16 @@ def test_clients_that_leave_make_room(base_url, client):
     started = time.monotonic()
     client.completions.create(model="tiny", prompt="ab", max_tokens=4)
     assert time.monotonic() - started < 5
+
+
+def test_the_ingress_needs_no_torch():
+    code = "import sys, a2d_ray.serving.deployment; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_importing_the_package_needs_no_ray():
+    code = "import sys, a2d_ray.serving; assert not {'ray', 'fastapi'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_a_busy_port_and_a_missing_model_fail_before_ray_starts(checkpoint):

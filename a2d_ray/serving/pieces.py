@@ -1,0 +1,51 @@
+"""What passes between a model and the HTTP application. No torch: the ingress needs none."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
+
+from a2d_ray.serving.protocol import GenerationRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What a choice has cost.
+
+    Attributes:
+        num_prompt_tokens: tokens of its prompt.
+        num_tokens: emitted tokens; those behind a stop string or end of turn do not count.
+        num_forwards: model forwards that it took part in.
+        num_denoise_steps: those of them in which tokens of it were committed.
+    """
+
+    num_prompt_tokens: int
+    num_tokens: int = 0
+    num_forwards: int = 0
+    num_denoise_steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """The next part of one choice: final text, to be appended.
+
+    Attributes:
+        index: the choice.
+        text: may be empty.
+        finish_reason: ``stop`` or ``length`` in the choice's last piece, else None.
+        counts: so far.
+    """
+
+    index: int
+    text: str
+    finish_reason: str | None
+    counts: Counts
+
+
+class Server(Protocol):
+    """What the HTTP application needs of a model, here or in another process."""
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
+        """Yields the pieces of all choices; raises `RequestError`."""
+
+    async def check_health(self) -> None:
+        """Returns if the model can answer; raises `RequestError` (503) otherwise."""
