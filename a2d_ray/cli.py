@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
+from pydantic_settings import CliSettingsSource, SettingsError
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -169,9 +169,9 @@ def _inside_free_section(model: type[BaseModel], path: list[str]) -> bool:
 
 def _check_key(model: type[BaseModel], path: list[str]) -> None:
     current: type[BaseModel] | None = model
-    for depth, part in enumerate(path):
+    for part in path:
         if current is None or part not in _fields(current):
-            raise ConfigError(_unknown_key(model, path[: depth + 1]))
+            raise ConfigError(_unknown_key(model, path))
         current = _submodel(_fields(current)[part])
 
 

@@ -36,7 +36,7 @@ class StepBuilder:
     def build(self, batch: pa.Table, max_fraction: float) -> list[tuple[Layout, Noise]]:
         """Micro-batches of this rank's rows (with their column `position`)."""
         rows = to_packed_rows(batch)
-        position_R = torch.from_numpy(batch.column("position").to_numpy())
+        position_R = torch.tensor(batch.column("position").to_numpy())
         epoch_R = position_R // self.rows_per_epoch
         starts = range(0, len(rows), self.rows_per_micro)
         parts = [slice(start, start + self.rows_per_micro) for start in starts]

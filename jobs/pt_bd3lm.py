@@ -1,0 +1,16 @@
+"""Continual pre-training with BD3LM: python jobs/pt_bd3lm.py [CONFIG.yaml] [key=value ...]; --help lists the keys."""
+
+from a2d_ray.cli import load_config, run
+from a2d_ray.config import TrainConfig
+
+
+def main() -> None:
+    config = load_config(TrainConfig, "pt_bd3lm")
+    from a2d_ray.training import build_trainer
+
+    result = build_trainer(config).fit()
+    print(f"{result.metrics}\ncheckpoint: {result.checkpoint.path}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,215 @@
+"""Laws of the loss: every shortcut gives the gradient of the plain computation (fp32)."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from a2d_ray.diffusion.layout import LayoutSpec, build_layout
+from a2d_ray.diffusion.likelihood import nelbo_sums
+from a2d_ray.diffusion.losses import masked_cross_entropy
+from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
+from a2d_ray.diffusion.objectives import diffusion_loss
+from tests.rows import LAST_ONLY, MIXED, packed_row, split_documents
+from tests.tiny import tiny_a2d_model
+
+MASK, EOS = 300, 2
+CASES = [
+    (LayoutSpec(objective="bd3lm", block_size=4, eos_id=EOS), MIXED),
+    (LayoutSpec(objective="bd3lm", block_size=4, views=2, eos_id=EOS), MIXED),
+    (LayoutSpec(objective="bd3lm", block_size=4, eos_id=EOS, causal_clean=True), MIXED),
+    (LayoutSpec(objective="bd3lm", block_size=4, block_grid="absolute", eos_id=EOS), LAST_ONLY),
+    (LayoutSpec(objective="bd3lm", block_size=4, block_grid="prompt_end", eos_id=EOS), LAST_ONLY),
+    (LayoutSpec(objective="mdlm", views=2, eos_id=EOS), LAST_ONLY),
+]
+
+
+def backbone_of(model):
+    def backbone(ids, position, mask):
+        return model.model(
+            input_ids=ids, position_ids=position, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+
+    return backbone
+
+
+def loss_of(model, rows, spec, *, epoch=3, max_fraction=1.0):
+    layout = build_layout(rows, spec)
+    epoch_R = torch.full((len(rows),), epoch)
+    noise = draw_noise(layout, NoiseSpec(), seed=5, epoch_R=epoch_R, max_fraction=max_fraction)
+    return diffusion_loss(
+        layout,
+        noise,
+        backbone_of(model),
+        model.lm_head.weight,
+        mask_id=MASK,
+        is_causal_clean=spec.causal_clean,
+    )
+
+
+def gradients(model, *losses):
+    model.zero_grad()
+    for loss in losses:
+        loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize(("spec", "documents"), CASES)
+def test_packed_equals_unpacked_equals_accumulated(spec, documents):
+    model, row = tiny_a2d_model("llama"), packed_row(documents)
+    packed = loss_of(model, [row], spec)
+    unpacked = loss_of(model, split_documents(row), spec)
+    each = [loss_of(model, [alone], spec) for alone in split_documents(row)]
+    assert packed.num_targets == unpacked.num_targets == sum(s.num_targets for s in each)
+    expected = gradients(model, packed.loss)
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(gradients(model, unpacked.loss), expected, rtol=1e-4, atol=1e-5)
+    accumulated = gradients(model, *(sums.loss for sums in each))
+    torch.testing.assert_close(accumulated, expected, rtol=1e-4, atol=1e-5)
+
+
+def naive_loss(model, document, spec, view, noise_spec=NoiseSpec(), epoch=3):
+    """BD3LM as in the paper: dense [xt; x0] of a whole document, logits everywhere.
+
+    The noise and the EOS fill come from the layout; everything else is written anew.
+    """
+    layout = build_layout([document], spec)
+    noise = draw_noise(layout, noise_spec, seed=5, epoch_R=torch.tensor([epoch]))
+    mine = layout.stream_RT[0] == view
+    segment, ids = document.segment_C.tolist(), document.ids_C.tolist()
+    blocks, offset = [], 0
+    for i in range(len(ids)):
+        new_segment = i > 0 and segment[i] != segment[i - 1]
+        offset = 0 if i == 0 or new_segment or offset + 1 == spec.block_size else offset + 1
+        blocks.append((blocks[-1] if blocks else -1) + (offset == 0))
+    noisy = {  # (block, offset) -> (id, masked, weight, position)
+        (b, o): (i, m, w, p)
+        for b, o, i, m, w, p in zip(
+            *(
+                x[0][mine].tolist()
+                for x in (
+                    layout.block_RT,
+                    layout.offset_RT,
+                    layout.ids_RT,
+                    noise.is_masked_RT,
+                    noise.weight_RT,
+                    layout.position_RT,
+                )
+            ),
+            strict=True,
+        )
+    }
+    tokens = [(b, *noisy[b, o]) for b, o in noisy]
+    n, half = len(tokens), len(ids)
+    xt = [MASK if masked else i for _, i, masked, _, _ in tokens]
+    position = [p for *_, p in tokens] + list(range(half))
+    block = torch.tensor([b for b, *_ in tokens] + blocks)
+    is_noisy = torch.arange(n + half) < n
+    q, k = block[:, None], block[None, :]
+    nq, nk = is_noisy[:, None], is_noisy[None, :]
+    mask = (nq & nk & (q == k)) | (nq & ~nk & (k < q)) | (~nq & ~nk & (k <= q))
+    logits = model(
+        input_ids=torch.tensor([xt + ids]),
+        position_ids=torch.tensor([position]),
+        attention_mask=mask[None, None],
+        use_cache=False,
+    ).logits[0, :n]
+    logits[:, MASK] = -torch.inf
+    losses = cross_entropy(logits, torch.tensor([i for _, i, *_ in tokens]), reduction="none")
+    return (losses * torch.tensor([w for _, _, _, w, _ in tokens])).sum()
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_layout_equals_the_naive_dense_computation(views):
+    """All shortcuts at once; with two views: shared clean copy = two separate passes."""
+    model, row = tiny_a2d_model("qwen3"), packed_row(MIXED)
+    spec = LayoutSpec(objective="bd3lm", block_size=4, views=views, eos_id=EOS)
+    ours = loss_of(model, [row], spec)
+    naive = [
+        naive_loss(model, document, spec, view)
+        for document in split_documents(row)
+        for view in range(1, views + 1)
+    ]
+    torch.testing.assert_close(ours.loss, sum(naive), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        gradients(model, ours.loss), gradients(model, *naive), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_bd3lm_with_one_block_per_answer_and_no_prompt_is_mdlm():
+    model = tiny_a2d_model("llama")
+    row = packed_row([(4, [(12, True)], False)])
+    block = loss_of(model, [row], LayoutSpec(objective="bd3lm", block_size=12, eos_id=EOS))
+    whole = loss_of(model, [row], LayoutSpec(objective="mdlm", eos_id=EOS))
+    torch.testing.assert_close(block.loss, whole.loss)
+
+
+def test_later_turns_are_invisible_to_earlier_answers():
+    model, spec = tiny_a2d_model("llama"), LayoutSpec(objective="bd3lm", block_size=4, eos_id=EOS)
+    row = packed_row([(7, [(5, False), (6, True), (3, False), (9, True)], True)])
+    hidden = {}
+    for name, first_changed in (("as is", 99), ("perturbed", 11)):
+        ids = torch.where(torch.arange(23) >= first_changed, 200, row.ids_C)
+        layout = build_layout([replace(row, ids_C=ids)], spec)
+        from a2d_ray.diffusion.masks import dense_mask
+
+        states = backbone_of(model)(layout.ids_RT, layout.position_RT, dense_mask(layout))[0]
+        is_first_answer = (layout.stream_RT[0] == 1) & (layout.block_RT[0] < 4)
+        hidden[name] = states[is_first_answer]
+    assert len(hidden["as is"]) == 8
+    assert torch.equal(hidden["as is"], hidden["perturbed"])
+
+
+def test_uniform_model_scores_log_v():
+    model = tiny_a2d_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    row = packed_row(MIXED)
+    spec = LayoutSpec(objective="bd3lm", block_size=4, eos_id=EOS)
+    sums = loss_of(model, [row], spec)
+    per_target = float(sums.loss.detach() / sums.num_targets)
+    assert per_target == pytest.approx(torch.log(torch.tensor(319.0)).item())  # never the mask id
+
+
+def test_chunked_cross_entropy_equals_whole_and_empty_is_a_connected_zero():
+    torch.manual_seed(0)
+    head, hidden = torch.randn(50, 8, requires_grad=True), torch.randn(23, 8, requires_grad=True)
+    labels, weight = torch.randint(0, 49, (23,)), torch.rand(23)
+    results = []
+    for chunk in (1024, 5):
+        head.grad = hidden.grad = None
+        total, _ = masked_cross_entropy(hidden, head, labels, weight, 49, chunk_tokens=chunk)
+        total.backward()
+        results.append((total.detach(), head.grad.clone(), hidden.grad.clone()))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+    assert not results[0][1][49].any()  # the mask row gets no gradient from the head
+    total, _ = masked_cross_entropy(hidden[:0], head, labels[:0], weight[:0], 49)
+    head.grad = None
+    total.backward()
+    assert total == 0 and head.grad is not None and not head.grad.any()
+
+
+def test_nelbo_is_bit_identical_and_does_not_depend_on_batching():
+    model, row = tiny_a2d_model("llama"), packed_row(MIXED)
+    spec = LayoutSpec(objective="bd3lm", block_size=4, eos_id=EOS)
+
+    def nelbo(rows):
+        parts = [
+            nelbo_sums(
+                batch,
+                spec,
+                backbone_of(model),
+                model.lm_head.weight,
+                mask_id=MASK,
+                draw=1,
+                device=torch.device("cpu"),
+            )
+            for batch in rows
+        ]
+        return sum(p.nats for p in parts), sum(p.num_tokens for p in parts)
+
+    first, again = nelbo([[row]]), nelbo([[row]])
+    assert torch.equal(first[0], again[0]) and first[1] == 15 + 8 + 5 + 13
+    torch.testing.assert_close(nelbo([[r] for r in split_documents(row)])[0], first[0])

@@ -1,0 +1,138 @@
+"""The command line: one form, complete files, errors that name key, value and fix."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from a2d_ray import config as configs
+from a2d_ray.cli import ConfigError, load_config, parse_config, to_yaml
+
+ROOT = Path(__file__).parent.parent
+JOBS = {
+    "convert": configs.ConvertConfig,
+    "prepare_data": configs.PrepareConfig,
+    "sft_bd3lm": configs.TrainConfig,
+    "sft_mdlm": configs.TrainConfig,
+    "pt_bd3lm": configs.TrainConfig,
+    "pt_mdlm": configs.TrainConfig,
+    "sample": configs.SampleConfig,
+    "chat": configs.ChatConfig,
+    "serve": configs.ServeConfig,
+    "quickstart": configs.QuickstartConfig,
+}
+
+
+def parse(*args):
+    return parse_config(configs.TrainConfig, "sft_bd3lm", args)
+
+
+def test_overrides_win_over_the_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text((ROOT / "jobs/configs/sft_bd3lm.yaml").read_text())
+    config = parse(
+        str(file),
+        "optim.lr=2e-5",
+        "schedule.max_steps=7",
+        "optim.betas=[0.9,0.95]",
+        "wandb.entity=null",
+        "deepspeed.zero_optimization.stage=3",
+        "run.resume=true",
+    )
+    assert config.optim.lr == 2e-5 and config.optim.betas == (0.9, 0.95)
+    assert config.schedule.max_steps == 7 and config.run.resume
+    assert config.deepspeed["zero_optimization"]["stage"] == 3
+    assert config.objective.block_size == 4  # from the file
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_shipped_files_resolve_and_round_trip(name):
+    config = parse_config(JOBS[name], name, [])
+    again = JOBS[name].model_validate(yaml.safe_load(to_yaml(config)))
+    assert again == config
+
+
+@pytest.mark.parametrize("name", [n for n, c in JOBS.items() if c is configs.TrainConfig])
+def test_training_files_are_complete(name):
+    def keys(values, prefix=""):
+        return {
+            key
+            for name, value in values.items()
+            for key in (
+                keys(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name}
+            )
+        }
+
+    written = yaml.safe_load((ROOT / f"jobs/configs/{name}.yaml").read_text())
+    assert keys(written) == keys(parse_config(configs.TrainConfig, name, []).model_dump())
+
+
+@pytest.mark.parametrize(
+    ("args", "messages"),
+    [
+        (["optim.lrr=1"], ["unknown key optim.lrr", "did you mean optim.lr?"]),
+        (["lr=1"], ["unknown key lr", "optim.lr"]),
+        (["objective.block_size=0"], ["objective.block_size='0'", "greater than or equal to 1"]),
+        (["optim.lr=fast"], ["optim.lr='fast'", "number"]),
+        (["objective.noise=gauss"], ["objective.noise='gauss'", "'exact' or 'bernoulli'"]),
+        (["scaling.use_gpu=maybe"], ["scaling.use_gpu='maybe'"]),
+        (["data.max_length=500", "objective.block_size=32"], ["data.max_length (500)", "multiple"]),
+        (["data.tokens_per_row=64"], ["data.tokens_per_row (64)", "raise it to"]),
+        (["batch.rows=3", "scaling.num_workers=2"], ["batch.rows (3)", "scaling.num_workers (2)"]),
+        (["objective.block_grid=absolute"], ["data.targets=last"]),
+        (["deepspeed.gradient_clipping=2"], ["optim.clip_norm"]),
+        (["run.name=../x"], ["run.name='../x'"]),
+        (["nowhere.yaml"], ["nowhere.yaml does not exist"]),
+        (["--lr", "3"], ["key.sub=value"]),
+    ],
+)
+def test_bad_input_names_key_value_and_fix(args, messages):
+    with pytest.raises(ConfigError) as error:
+        parse(*args)
+    assert all(message in str(error.value) for message in messages), str(error.value)
+
+
+def test_every_problem_of_a_file_is_named(tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text("run: {name: x, nme: y}\nmodel: {}\noptim: {lr: -1}\n")
+    with pytest.raises(ConfigError) as error:
+        parse(str(file))
+    for message in ("run.nme", "model.path is missing", "optim.lr=-1", "objective is missing"):
+        assert message in str(error.value)
+
+
+def test_help_lists_every_field(capsys):
+    with pytest.raises(SystemExit) as stop:
+        load_config(configs.TrainConfig, "sft_bd3lm", ["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    for key in ("model.path", "data.spec", "objective.block_size", "optim.lr", "deepspeed"):
+        assert key in text
+    assert "Tokens per block" in text
+
+
+@pytest.mark.parametrize(
+    ("job", "args", "code", "message"),
+    [
+        ("sft_bd3lm", ["optim.lr=3e-4", "--dry-run"], 0, "lr: 0.0003"),
+        ("sft_bd3lm", ["objective.block_size=0"], 2, "objective.block_size"),
+        ("sample", ["modl.path=x"], 2, "model.path"),
+    ],
+)
+def test_jobs_answer_within_two_seconds(job, args, code, message):
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, f"jobs/{job}.py", *args], capture_output=True, text=True, cwd=ROOT
+    )
+    seconds = time.perf_counter() - started
+    assert done.returncode == code and message in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert seconds < 2
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_jobs_are_thin(name):
+    assert len((ROOT / "jobs" / f"{name}.py").read_text().splitlines()) <= 40
