@@ -33,7 +33,9 @@ class RunSection(Section):
     resume: bool = Field(
         False, description="Continue this run if it exists; without it a used name is refused."
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of data order and noise.")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="Seed of the order of each epoch and of the noise."
+    )
 
 
 class ModelSection(Section):
@@ -75,6 +77,7 @@ class DataSection(Section):
     test_fraction: float = Field(
         0.05, ge=0, lt=1, description="Held-out share (seeded hash) where no test split exists."
     )
+    seed: int = Field(0, ge=0, description="Seed of the test split and of the order of the packs.")
     max_bad_fraction: float = Field(
         0.01, ge=0, le=1, description="Stop when a larger share of rows is malformed."
     )

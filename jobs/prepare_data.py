@@ -17,7 +17,7 @@ def main() -> None:
 
     if not ray.is_initialized():
         ray.init(num_cpus=config.num_cpus)
-    packed = prepare(config.data, config.objective, config.model.path, seed=0)
+    packed = prepare(config.data, config.objective, config.model.path)
     print_summary(packed.manifest, packed.path)
 
 

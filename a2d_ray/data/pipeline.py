@@ -55,9 +55,7 @@ FORMAT_VERSION = 1  # raise it when the same options give other packs
 TOKENIZE_ROWS = 512
 
 
-def prepare(
-    data: DataSection, objective: ObjectiveSection, model_path: str, seed: int
-) -> PackedSet:
+def prepare(data: DataSection, objective: ObjectiveSection, model_path: str) -> PackedSet:
     """The packed set of a mixture: found by its fingerprint, or made with Ray Data.
 
     Starts Ray if it does not run yet.
@@ -66,14 +64,13 @@ def prepare(
         data: mixture and packing options.
         objective: decides what a document costs and which answers share one.
         model_path: A2D or AR checkpoint whose tokenizer is used.
-        seed: of the test split and the order of the packs.
 
     Raises:
         ValueError: a source that cannot be read, too many malformed rows, nothing to learn from.
     """
     tokenizer = load_tokenizer(_absolute(model_path))
     sources = [resolve(spec) for spec in parse_spec(data.spec)]
-    recipe = _recipe(data, objective, tokenizer, seed)
+    recipe = _recipe(data, objective, tokenizer)
     _check(sources, data, tokenizer)
     options = _options(sources, data, recipe, tokenizer)
     fingerprint = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
@@ -212,7 +209,6 @@ def _recipe(
     data: DataSection,
     objective: ObjectiveSection,
     tokenizer: PreTrainedTokenizerBase,
-    seed: int,
 ) -> Recipe:
     if data.insert_eos and tokenizer.eos_token_id is None:
         raise ValueError("data.insert_eos: the tokenizer has no EOS token; set it to false")
@@ -229,7 +225,7 @@ def _recipe(
         eos_tail=data.eos_tail if objective.name == "mdlm" else 0,
         tokens_per_row=data.tokens_per_row,
         insert_eos=data.insert_eos,
-        seed=seed,
+        seed=data.seed,
     )
 
 

@@ -79,7 +79,7 @@ class _Quickstart:
             from a2d_ray.data.pipeline import prepare
 
             self.start_ray()
-            packed = prepare(config.data, config.objective, config.model.path, config.run.seed)
+            packed = prepare(config.data, config.objective, config.model.path)
             return {"path": str(packed.path), **recipe.data_figures(packed.manifest)}
 
         inputs = {"data": config.data.model_dump(), "model": self.records["convert"].digest}

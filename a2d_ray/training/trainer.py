@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ray.data import Dataset
+from ray.data import Dataset, ExecutionOptions
 from ray.train import (
     CheckpointConfig,
+    DataConfig,
     FailureConfig,
     Result,
     RunConfig,
@@ -61,7 +62,7 @@ def build_trainer(config: TrainConfig) -> DiffusionTrainer:
     _check_resumed(config, storage_path)
     scaling = config.scaling
     ensure_ray(scaling.num_workers * scaling.cpus_per_worker + 2)
-    packed = prepare(config.data, config.objective, config.model.path, config.run.seed)
+    packed = prepare(config.data, config.objective, config.model.path)
     plan = Plan(_with_absolute_model(config), str(packed.path), num_steps(config, packed))
     log.info("%s: %d steps of %d rows", config.run.name, plan.num_steps, config.batch.rows)
     trainer = DiffusionTrainer(
@@ -80,6 +81,10 @@ def build_trainer(config: TrainConfig) -> DiffusionTrainer:
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=config.schedule.keep_last),
             worker_runtime_env={"env_vars": WORKER_ENV},
+        ),
+        # Train gives datasets execution options of its own: without these, rows change places.
+        dataset_config=DataConfig(
+            execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
         ),
         datasets={"train": partial(_remaining_rows, plan.to_dict(), storage_path)},
     )

@@ -49,7 +49,7 @@ def packed(ray_local, tmp_path_factory, model_path):
     rows = [conversation(i, turns=1 + i % 3) for i in range(1200)]
     write_jsonl(root / "a.jsonl", rows[:700])
     write_jsonl(root / "b.jsonl", rows[700:])
-    return prepare(*sections(root, f"{root}/a.jsonl+{root}/b.jsonl"), model_path, seed=0)
+    return prepare(*sections(root, f"{root}/a.jsonl+{root}/b.jsonl"), model_path)
 
 
 def spec_of(packed):
@@ -144,7 +144,7 @@ def test_bytes_do_not_depend_on_the_parallelism(ray_local, packed, tmp_path, mod
     before = context.execution_options.resource_limits
     try:
         context.execution_options.resource_limits = type(before)(cpu=1)
-        again = prepare(*sections(tmp_path, source), model_path, seed=0)
+        again = prepare(*sections(tmp_path, source), model_path)
     finally:
         context.execution_options.resource_limits = before
     names = sorted(p.relative_to(packed.path) for p in packed.path.rglob("*") if p.is_file())
@@ -156,16 +156,16 @@ def test_bytes_do_not_depend_on_the_parallelism(ray_local, packed, tmp_path, mod
 def test_a_finished_set_is_reused_and_a_changed_option_makes_another(packed, model_path, caplog):
     root, source = packed.path.parents[1], spec_of(packed)
     with caplog.at_level("INFO"):
-        again = prepare(*sections(root, source), model_path, seed=0)
+        again = prepare(*sections(root, source), model_path)
     assert again.path == packed.path and "reused" in caplog.text
     assert PackedSet.open(packed.path).manifest == packed.manifest
-    other = prepare(*sections(root, source, max_length=64), model_path, seed=0)
+    other = prepare(*sections(root, source, max_length=64), model_path)
     assert other.fingerprint != packed.fingerprint and other.path.parent == packed.path.parent
 
 
 def test_limits_take_that_many_rows_and_never_overlap(ray_local, tmp_path, model_path):
     spec = write_jsonl(tmp_path / "rows.jsonl", [conversation(i) for i in range(400)])
-    both = prepare(*sections(tmp_path, f"{spec}[train:50,test:20]"), model_path, seed=0)
+    both = prepare(*sections(tmp_path, f"{spec}[train:50,test:20]"), model_path)
     train, test = documents(both, "train"), documents(both, "test")
     assert (len(train), len(test)) == (50, 20)
     assert not {tuple(d[0]) for d in train.values()} & {tuple(d[0]) for d in test.values()}
@@ -179,10 +179,8 @@ def test_malformed_rows_are_counted_or_stop_the_job(ray_local, tmp_path, model_p
         file.write('{"messages": [{"role": "wizard", "content": "x"}]}\n{"messages"\n')
     data, objective = sections(tmp_path, str(path), test_fraction=0)
     with pytest.raises(ValueError, match=r"2 of 92 rows(.|\n)*rows.jsonl:9[12]: "):
-        prepare(data, objective, model_path, seed=0)
-    packed = prepare(
-        data.model_copy(update={"max_bad_fraction": 0.1}), objective, model_path, seed=0
-    )
+        prepare(data, objective, model_path)
+    packed = prepare(data.model_copy(update={"max_bad_fraction": 0.1}), objective, model_path)
     dropped = packed.manifest["splits"]["train"]["dropped"]
     assert dropped == {str(path): {"unknown role": 1, "invalid JSON": 1}}
     assert [p.name for p in (tmp_path / "packed").iterdir()] == [packed.fingerprint]
@@ -194,13 +192,13 @@ def test_nothing_to_learn_is_an_error(ray_local, tmp_path, model_path):
         [{"instruction": "x" * 200, "output": "y"}, {"instruction": "z" * 200, "output": "y"}],
     )
     with pytest.raises(ValueError, match="no room for the answer"):
-        prepare(*sections(tmp_path, spec, test_fraction=0), model_path, seed=0)
+        prepare(*sections(tmp_path, spec, test_fraction=0), model_path)
 
 
 def test_mdlm_trains_each_answer_as_a_document(ray_local, tmp_path, model_path):
     spec = write_jsonl(tmp_path / "rows.jsonl", [conversation(i, turns=2) for i in range(20)])
     data, _ = sections(tmp_path, spec, test_fraction=0, eos_tail=8)
-    packed = prepare(data, ObjectiveSection(name="mdlm"), model_path, seed=0)
+    packed = prepare(data, ObjectiveSection(name="mdlm"), model_path)
     found = documents(packed, "train").values()
     assert len(found) == 40
     for ids, segments, targets in found:
@@ -212,6 +210,6 @@ def test_plain_text_is_cut_without_loss(ray_local, tmp_path, model_path):
     texts = ["x" * 300, "y" * 64, "z" * 127]
     spec = write_jsonl(tmp_path / "rows.jsonl", [{"Text": text} for text in texts])
     data, objective = sections(tmp_path, spec, test_fraction=0, text_field="Text")
-    packed = prepare(data, objective, model_path, seed=0)
+    packed = prepare(data, objective, model_path)
     split = packed.manifest["splits"]["train"]
     assert (split["documents"], split["targets"]) == (5, sum(map(len, texts)) + 3)

@@ -1,0 +1,112 @@
+"""Bad input fails before Ray starts, with the key, the value and the fix."""
+
+import json
+import os
+
+import pytest
+
+from a2d_ray.training.preflight import check_run
+from tests.tiny import save_tiny_ar
+
+
+def refused(config, *messages):
+    with pytest.raises(ValueError) as error:
+        check_run(config)
+    import ray
+
+    assert not ray.is_initialized()
+    for message in messages:
+        assert message in str(error.value), str(error.value)
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch):
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def test_a_good_run_passes(make_config):
+    assert check_run(make_config("good")).objective is None
+
+
+def test_model_path_without_a_model(make_config, tmp_path):
+    refused(make_config(model={"path": str(tmp_path)}), str(tmp_path), "config.json")
+    refused(make_config(model={"path": str(tmp_path / "none")}), "none")
+
+
+def test_model_that_was_not_converted(make_config, workshop):
+    refused(make_config(model={"path": str(workshop / "ar")}), "jobs/convert.py")
+
+
+def test_unsupported_architecture(make_config, tmp_path):
+    save_tiny_ar(tmp_path / "gpt2", "gpt2")
+    refused(make_config(model={"path": str(tmp_path / "gpt2")}), "gpt2", "llama", "qwen3")
+
+
+def test_objective_of_another_kind(make_config, workshop, tmp_path):
+    import shutil
+
+    path = tmp_path / "mdlm"
+    shutil.copytree(workshop / "a2d", path)
+    values = json.loads((path / "config.json").read_text())
+    values["a2d"]["objective"] = "mdlm"
+    (path / "config.json").write_text(json.dumps(values))
+    refused(make_config(model={"path": str(path)}), "mdlm", "model.change_objective=true")
+    check_run(make_config("changed", model={"path": str(path), "change_objective": True}))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("embedded/summs", "sums"),
+        ("rows.jsonl[trian:5]", "train"),
+        ("/nowhere/rows.jsonl", "/nowhere/rows.jsonl"),
+    ],
+)
+def test_dataset_spec_with_a_typo(make_config, spec, message):
+    refused(make_config(data={"spec": spec}), message)
+
+
+def test_more_workers_than_cpus(make_config):
+    cpus = len(os.sched_getaffinity(0))
+    config = make_config(scaling={"num_workers": cpus + 1}, batch={"rows": 4 * (cpus + 1)})
+    refused(config, "scaling.num_workers", f"has {cpus}")
+
+
+def test_gpus_that_are_not_there(make_config):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there are GPUs here")
+    refused(make_config(scaling={"use_gpu": True}), "GPU", "has 0")
+
+
+def test_unwritable_output(make_config, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    config = make_config(run={"name": "x", "storage_path": str(file / "below")})
+    refused(config, "run.storage_path", str(file))
+
+
+def test_used_run_name(make_config, workshop):
+    (workshop / "runs" / "used").mkdir(parents=True)
+    (workshop / "runs" / "used" / "config.yaml").write_text("")
+    refused(make_config("used"), "run.name=used", "run.resume=true")
+
+
+def test_jobs_print_one_line_and_exit_2(workshop):
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run(
+        [sys.executable, "jobs/sft_bd3lm.py", "model.path=/nowhere", "run.name=x"],
+        capture_output=True,
+        text=True,
+        cwd=root,
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr and "/nowhere" in done.stderr

@@ -1,0 +1,75 @@
+"""The real stack: Ray Train, DeepSpeed ZeRO-2 on gloo, Ray Data, on a tiny fp32 model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.runs import assert_same_losses, fit, metrics
+
+pytestmark = pytest.mark.cluster
+
+
+def test_a_run_learns_and_leaves_everything(one_worker, workshop):
+    result, steps, evaluations = one_worker
+    run = workshop / "runs" / "one"
+    assert [x["step"] for x in steps] == [1, 2, 3, 4, 5, 6]
+    assert [x["step"] for x in evaluations] == [0, 3, 6]
+    assert evaluations[-1]["eval/nelbo"] < 0.9 * evaluations[0]["eval/nelbo"]
+    assert result.checkpoint.path == str(run / "checkpoint-final")
+    assert result.metrics["step"] == 6 and result.metrics["rows"] == 24
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "config.yaml").exists() and (run / "checkpoint_00000003").exists()
+
+
+def test_the_checkpoint_is_a_model_with_a_contract(one_worker):
+    from a2d_ray import SamplingParams, load
+
+    lm = load(one_worker[0].checkpoint.path, dtype="float32", device="cpu")
+    assert lm.contract.objective == "bd3lm" and lm.contract.block_sizes == (4,)
+    chat = [{"role": "user", "content": "say 5"}]
+    (answer,) = lm.generate([chat], SamplingParams(max_new_tokens=12))
+    assert 1 <= answer.num_forwards <= 12
+    with pytest.raises(ValueError, match="block_size"):
+        lm.generate([chat], SamplingParams(max_new_tokens=8, block_size=8))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("two", {"scaling": {"num_workers": 2}}),
+        ("two_accumulated", {"scaling": {"num_workers": 2}, "batch": {"rows_per_device": 1}}),
+        ("one_accumulated", {"batch": {"rows_per_device": 1}}),
+    ],
+)
+def test_losses_and_norms_do_not_depend_on_workers_or_accumulation(
+    one_worker, workshop, make_config, name, changes
+):
+    fit(make_config(name, **changes))
+    steps, evaluations = metrics(workshop, name)
+    assert_same_losses(steps, one_worker[1], rel=1e-4)
+    nelbo = [x["eval/nelbo"] for x in one_worker[2]]
+    assert [x["eval/nelbo"] for x in evaluations] == pytest.approx(nelbo, rel=1e-4)
+    ours, theirs = (
+        load_file(workshop / "runs" / run / "checkpoint-final" / "state" / "exp_avg.safetensors")
+        for run in (name, "one")
+    )
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-3, atol=1e-5)
+
+
+def test_mdlm_and_a_change_of_objective(one_worker, workshop, make_config):
+    result = fit(
+        make_config(
+            "mdlm",
+            model={"path": one_worker[0].checkpoint.path, "change_objective": True},
+            objective={"name": "mdlm", "block_size": 8},
+            schedule={"max_steps": 2, "eval_steps": 0, "save_steps": 0},
+        )
+    )
+    config = json.loads((Path(result.checkpoint.path) / "config.json").read_text())
+    assert config["a2d"]["objective"] == "mdlm"
+    assert [x["step"] for x in metrics(workshop, "mdlm")[0]] == [1, 2]
