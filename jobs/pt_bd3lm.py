@@ -1,4 +1,4 @@
-"""Continual pre-training with BD3LM: python jobs/pt_bd3lm.py [CONFIG.yaml] [key=value ...]; --help lists the keys."""
+"""Continual pre-training with BD3LM: python jobs/pt_bd3lm.py [CONFIG.yaml] [key=value ...]."""
 
 from a2d_ray.cli import load_config, run
 from a2d_ray.config import TrainConfig

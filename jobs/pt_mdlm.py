@@ -1,4 +1,4 @@
-"""Continual pre-training with MDLM: python jobs/pt_mdlm.py [CONFIG.yaml] [key=value ...]; --help lists the keys."""
+"""Continual pre-training with MDLM: python jobs/pt_mdlm.py [CONFIG.yaml] [key=value ...]."""
 
 from a2d_ray.cli import load_config, run
 from a2d_ray.config import TrainConfig

@@ -1,4 +1,4 @@
-"""SFT with BD3LM: python jobs/sft_bd3lm.py [CONFIG.yaml] [key=value ...]; --help lists the keys."""
+"""SFT with BD3LM: python jobs/sft_bd3lm.py [CONFIG.yaml] [key=value ...]."""
 
 from a2d_ray.cli import load_config, run
 from a2d_ray.config import TrainConfig
