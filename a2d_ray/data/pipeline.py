@@ -44,8 +44,9 @@ from a2d_ray.data.packing import STATS_KEY, WINDOW_DOCUMENTS, pack_window
 from a2d_ray.data.reading import Selection, read_rows
 from a2d_ray.data.sources import SPLITS, Source, Split, resolve
 from a2d_ray.data.statistics import check_counts, merge_stats
-from a2d_ray.data.tokenizing import Recipe, load_tokenizer, tokenize_table
+from a2d_ray.data.tokenizing import Recipe, tokenize_table
 from a2d_ray.diffusion.layout import LayoutSpec
+from a2d_ray.models.tokenizers import load_tokenizer
 
 __all__ = ["PackedSet", "prepare", "to_packed_rows", "training_dataset"]
 

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from a2d_ray.data.chat import ChatRenderer, Piece, encode_pieces
 from a2d_ray.data.documents import Cutting, Document, conversation_documents, text_documents
 from a2d_ray.data.hashing import stable_id
 from a2d_ray.diffusion.layout import LayoutSpec, PackedRow, document_costs
+from a2d_ray.models.tokenizers import load_tokenizer
 
 DOCUMENTS_SCHEMA = pa.schema(
     [
@@ -108,21 +109,10 @@ def tokenize_rows(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, recipe: Re
 
 def tokenize_table(rows: pa.Table, model_path: str, recipe: Recipe) -> pa.Table:
     """`tokenize_rows` with the tokenizer of a checkpoint, loaded once per process."""
-    return tokenize_rows(rows, load_tokenizer(model_path), recipe)
+    return tokenize_rows(rows, _tokenizer(model_path), recipe)
 
 
-@lru_cache(maxsize=2)
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
-
-    Raises:
-        ValueError: there is none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except OSError as error:
-        raise ValueError(f"model.path: {path!r} holds no tokenizer: {error}") from error
-
+_tokenizer = lru_cache(maxsize=2)(load_tokenizer)
 
 _Results = list[tuple[Document | None, str | None]]
 

@@ -17,6 +17,7 @@ from a2d_ray.models.architectures import Architecture, find_architecture
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.directories import check_weights, find_directory, read_json
 from a2d_ray.models.sources import check_loading, unsupported
+from a2d_ray.models.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -225,11 +226,7 @@ def _fit(path: str | Path, values: dict[str, Any], vocab_size: int) -> Contract:
 
 
 def _load_tokenizer(directory: Path) -> Any:
-    if not any(directory.glob("tokenizer*")):
-        return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(directory)
+    return load_tokenizer(directory) if any(directory.glob("tokenizer*")) else None
 
 
 def _save_weights(
