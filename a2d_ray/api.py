@@ -101,7 +101,7 @@ class LanguageModel:
         """
         if isinstance(prompt, str):
             return (tuple(self._require_tokenizer()(prompt).input_ids),) if prompt else ()
-        items = list(prompt)
+        items = list(prompt) if isinstance(prompt, Sequence) else [None]
         if not items:
             return ()
         if all(isinstance(item, dict) for item in items):
