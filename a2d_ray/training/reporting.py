@@ -28,6 +28,11 @@ class MetricsLog:
         self.lines = [line for line in self._read() if line["step"] <= start_step]
         self.flush()
 
+    @property
+    def local_directory(self) -> str | None:
+        """The run's directory if it is on a local or mounted disk, else None."""
+        return str(self._directory) if self._is_local else None
+
     def write(self, line: dict[str, Any]) -> None:
         """Appends a line: at once on a local disk, at the next `flush` elsewhere."""
         self.lines.append(line)
@@ -72,6 +77,7 @@ class RunReporter:
                 mode=config.wandb.mode,
                 id=config.run.name,
                 name=config.run.name,
+                dir=log.local_directory,
                 resume="allow",
                 config=config.model_dump(mode="json"),
             )

@@ -68,8 +68,11 @@ def test_mdlm_and_a_change_of_objective(one_worker, workshop, make_config):
             model={"path": one_worker[0].checkpoint.path, "change_objective": True},
             objective={"name": "mdlm", "block_size": 8},
             schedule={"max_steps": 2, "eval_steps": 0, "save_steps": 0},
+            wandb={"mode": "offline"},
         )
     )
     config = json.loads((Path(result.checkpoint.path) / "config.json").read_text())
     assert config["a2d"]["objective"] == "mdlm"
     assert [x["step"] for x in metrics(workshop, "mdlm")[0]] == [1, 2]
+    (wandb_run,) = (workshop / "runs" / "mdlm" / "wandb").glob("offline-run-*")
+    assert wandb_run.name.endswith("-mdlm") and any(wandb_run.glob("*.wandb"))

@@ -1,0 +1,66 @@
+"""Metrics files of interrupted and resumed runs."""
+
+import json
+
+import pyarrow.fs as pafs
+import pytest
+
+from a2d_ray.training.optim import corruption_limit, learning_rate
+from a2d_ray.training.progress import progress_bar
+from a2d_ray.training.reporting import MetricsLog
+
+
+def lines(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_resumed_log_drops_what_the_checkpoint_does_not_know(tmp_path):
+    log = MetricsLog(pafs.LocalFileSystem(), str(tmp_path), 0)
+    for step in range(1, 6):
+        log.write({"step": step, "loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')  # killed while writing
+    resumed = MetricsLog(pafs.LocalFileSystem(), str(tmp_path), 3)
+    assert [x["step"] for x in lines(tmp_path)] == [1, 2, 3]
+    resumed.write({"step": 4, "loss": 0.0, "eval/nelbo": 1.0})
+    resumed.flush()
+    resumed.plot()
+    assert [x["step"] for x in lines(tmp_path)] == [1, 2, 3, 4]
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_log_elsewhere_than_on_a_disk_is_written_whole(tmp_path):
+    store = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    log = MetricsLog(store, "run", 0)
+    log.write({"step": 1, "loss": 2.0})
+    assert lines(tmp_path / "run") == [] and log.local_directory is None
+    log.flush()
+    assert lines(tmp_path / "run") == [{"step": 1, "loss": 2.0}]
+
+
+def test_progress_bar_follows_the_file(tmp_path, capsys):
+    with progress_bar(tmp_path, 3, "mine"):
+        log = MetricsLog(pafs.LocalFileSystem(), str(tmp_path), 0)
+        log.write({"step": 0, "eval/nelbo": 7.25})
+        for step in (1, 2, 3):
+            log.write({"step": step, "loss": 1.5, "tokens_per_s": 80.0})
+    shown = capsys.readouterr().err
+    assert "mine" in shown and "3/3" in shown and "nelbo=7.250" in shown and "loss=1.500" in shown
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_learning_rate_warms_up_and_ends_at_its_floor(schedule):
+    from a2d_ray.config import OptimSection
+
+    optim = OptimSection(lr=2.0, warmup=0.1, schedule=schedule, min_lr_fraction=0.1)
+    rates = [learning_rate(step, 100, optim) for step in range(101)]
+    assert rates[:10] == pytest.approx([2.0 * (i + 1) / 10 for i in range(10)])
+    assert max(rates) == rates[10] == 2.0
+    assert rates[100] == pytest.approx(2.0 if schedule == "constant" else 0.2)
+    assert all(a >= b - 1e-12 for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_corruption_limit_rises_to_one():
+    limits = [corruption_limit(step, 100, 0.04) for step in range(10)]
+    assert limits[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and limits[5:] == [1.0] * 5
+    assert corruption_limit(0, 100, 0.0) == 1.0
