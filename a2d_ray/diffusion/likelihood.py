@@ -57,7 +57,6 @@ def nelbo_sums(
         backbone,
         head_VH,
         mask_id=mask_id,
-        is_causal_clean=spec.causal_clean,
     )
     num_tokens = torch.stack([row.is_target_C.sum() for row in rows]).sum()
     return NelboSums(nats=sums.loss.double().cpu() / 2, num_tokens=num_tokens)

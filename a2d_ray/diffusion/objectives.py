@@ -8,11 +8,10 @@ from torch import Tensor
 
 from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.losses import masked_cross_entropy
-from a2d_ray.diffusion.masks import dense_mask
 from a2d_ray.diffusion.noise import Noise
 
-Backbone = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(ids [R, T], position [R, T], mask bool [R, 1, T, T]) -> final hidden states [R, T, H]."""
+Backbone = Callable[[Tensor, Layout], Tensor]
+"""(ids [R, T], layout) -> final hidden states [R, T, H] under the attention predicate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,6 @@ def diffusion_loss(
     *,
     mask_id: int,
     bias_V: Tensor | None = None,
-    is_causal_clean: bool = False,
 ) -> LossSums:
     """Weighted cross-entropy of x0 at the masked targets, given xt (and x0 for BD3LM).
 
@@ -52,15 +50,13 @@ def diffusion_loss(
     Args:
         layout: streams and blocks of R packed rows.
         noise: masked targets and their weights.
-        backbone: the model without its head.
+        backbone: the model without its head, attending as `masks.may_attend` says.
         head_VH: weight of the language-model head, `bias_V` its bias.
         mask_id: id of the mask token.
-        is_causal_clean: `clean_attention: causal`.
 
     Source: MDLM, arXiv 2406.07524; BD3LM, arXiv 2503.09573.
     """
-    mask = dense_mask(layout, is_causal_clean=is_causal_clean)
-    hidden_RTH = backbone(noised_ids(layout, noise, mask_id), layout.position_RT, mask)
+    hidden_RTH = backbone(noised_ids(layout, noise, mask_id), layout)
     picked = noise.is_masked_RT
     loss, _ = masked_cross_entropy(
         hidden_RTH[picked],

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from a2d_ray.generation.attention import RaggedSlice, ragged_mode
 from a2d_ray.generation.cache import KVCache
 from a2d_ray.generation.canvas import (
     Canvas,
@@ -26,6 +25,7 @@ from a2d_ray.generation.canvas import (
 )
 from a2d_ray.generation.denoise import commit_step, window_counts
 from a2d_ray.generation.params import SamplingParams
+from a2d_ray.models.attention import RaggedSlice, ragged_hidden, ragged_mode
 from a2d_ray.models.contract import Contract
 
 
@@ -159,25 +159,19 @@ class Engine:
             ids_n, position_n, mask = sequence.new_tokens()
             parts.append(
                 RaggedSlice(
-                    start=start,
-                    stop=start + ids_n.numel(),
+                    num_tokens=ids_n.numel(),
+                    mask=None if mask is None else mask.to(device),
                     cache=sequence.cache,
                     num_cached=sequence.num_cached,
-                    mask=None if mask is None else mask.to(device),
                 )
             )
             picked.append(start + sequence.masked_positions() - position_n[0])
             ids.append(ids_n)
             positions.append(position_n)
             start += ids_n.numel()
+        ids_N, position_N = torch.cat(ids).to(device), torch.cat(positions).to(device)
         with ragged_mode(self._model):
-            hidden_NH = self._model.model(
-                input_ids=torch.cat(ids)[None].to(device),
-                position_ids=torch.cat(positions)[None].to(device),
-                attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),  # unread
-                use_cache=False,
-                ragged=parts,
-            ).last_hidden_state[0]
+            hidden_NH = ragged_hidden(self._model.model, ids_N, position_N, parts)
         logits_NV = self._model.lm_head(hidden_NH[torch.cat(picked).to(device)]).float().cpu()
         return list(logits_NV.split([p.numel() for p in picked]))
 

@@ -5,9 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from a2d_ray.diffusion.layout import Layout
+from a2d_ray.diffusion.layout import PAD_DOC, Layout
+from a2d_ray.diffusion.masks import dense_mask, document_masks
 from a2d_ray.diffusion.noise import Noise
 from a2d_ray.diffusion.objectives import LossSums, diffusion_loss
+from a2d_ray.models.attention import NAME as RAGGED
+from a2d_ray.models.attention import RaggedSlice, ragged_hidden
 
 
 class DiffusionModule(nn.Module):
@@ -27,6 +30,8 @@ class DiffusionModule(nn.Module):
         self.model = model
         self.mask_id, self.is_causal_clean = mask_id, is_causal_clean
         self.compute_dtype = compute_dtype
+        if self.head.device.type == "cpu":  # for good: recomputed layers run outside any context
+            model.config._attn_implementation = RAGGED
 
     @property
     def head(self) -> Tensor:
@@ -39,21 +44,30 @@ class DiffusionModule(nn.Module):
         is_on = self.compute_dtype != torch.float32
         return torch.autocast(kind, dtype=self.compute_dtype, enabled=is_on)
 
-    def backbone(self, ids: Tensor, position: Tensor, mask: Tensor) -> Tensor:
-        """Final hidden states [R, T, H]."""
-        output = self.model.model(
-            input_ids=ids, position_ids=position, attention_mask=mask, use_cache=False
+    def backbone(self, ids_RT: Tensor, layout: Layout) -> Tensor:
+        """Final hidden states [R, T, H]: document by document on CPUs, a dense mask elsewhere."""
+        if ids_RT.device.type == "cpu":
+            return self._ragged_backbone(ids_RT, layout)
+        return self.model.model(
+            input_ids=ids_RT,
+            position_ids=layout.position_RT,
+            attention_mask=dense_mask(layout, is_causal_clean=self.is_causal_clean),
+            use_cache=False,
+        ).last_hidden_state
+
+    def _ragged_backbone(self, ids_RT: Tensor, layout: Layout) -> Tensor:
+        is_real = layout.doc_RT != PAD_DOC
+        masks = document_masks(layout, is_causal_clean=self.is_causal_clean)
+        hidden_NH = ragged_hidden(
+            self.model.model,
+            ids_RT[is_real],
+            layout.position_RT[is_real],
+            [RaggedSlice(num_tokens=len(mask), mask=mask) for mask in masks],
         )
-        return output.last_hidden_state
+        padded = hidden_NH.new_zeros(*ids_RT.shape, hidden_NH.shape[-1])
+        return padded.index_put((is_real,), hidden_NH)
 
     def forward(self, layout: Layout, noise: Noise) -> LossSums:
         """Sums of a micro-batch; see `diffusion_loss`."""
         with self.autocast():
-            return diffusion_loss(
-                layout,
-                noise,
-                self.backbone,
-                self.head,
-                mask_id=self.mask_id,
-                is_causal_clean=self.is_causal_clean,
-            )
+            return diffusion_loss(layout, noise, self.backbone, self.head, mask_id=self.mask_id)

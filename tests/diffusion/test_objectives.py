@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from a2d_ray.diffusion.layout import LayoutSpec, build_layout
 from a2d_ray.diffusion.likelihood import nelbo_sums
 from a2d_ray.diffusion.losses import masked_cross_entropy
+from a2d_ray.diffusion.masks import dense_mask
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
 from a2d_ray.diffusion.objectives import diffusion_loss
 from tests.rows import LAST_ONLY, MIXED, packed_row, split_documents
@@ -25,10 +26,13 @@ CASES = [
 ]
 
 
-def backbone_of(model):
-    def backbone(ids, position, mask):
+def backbone_of(model, *, is_causal_clean=False):
+    def backbone(ids, layout):
         return model.model(
-            input_ids=ids, position_ids=position, attention_mask=mask, use_cache=False
+            input_ids=ids,
+            position_ids=layout.position_RT,
+            attention_mask=dense_mask(layout, is_causal_clean=is_causal_clean),
+            use_cache=False,
         ).last_hidden_state
 
     return backbone
@@ -41,10 +45,9 @@ def loss_of(model, rows, spec, *, epoch=3, max_fraction=1.0):
     return diffusion_loss(
         layout,
         noise,
-        backbone_of(model),
+        backbone_of(model, is_causal_clean=spec.causal_clean),
         model.lm_head.weight,
         mask_id=MASK,
-        is_causal_clean=spec.causal_clean,
     )
 
 
@@ -152,9 +155,8 @@ def test_later_turns_are_invisible_to_earlier_answers():
     for name, first_changed in (("as is", 99), ("perturbed", 11)):
         ids = torch.where(torch.arange(23) >= first_changed, 200, row.ids_C)
         layout = build_layout([replace(row, ids_C=ids)], spec)
-        from a2d_ray.diffusion.masks import dense_mask
 
-        states = backbone_of(model)(layout.ids_RT, layout.position_RT, dense_mask(layout))[0]
+        states = backbone_of(model)(layout.ids_RT, layout)[0]
         is_first_answer = (layout.stream_RT[0] == 1) & (layout.block_RT[0] < 4)
         hidden[name] = states[is_first_answer]
     assert len(hidden["as is"]) == 8

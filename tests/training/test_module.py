@@ -1,0 +1,70 @@
+"""The trained module computes document by document what the dense mask gives."""
+
+import pytest
+import torch
+
+from a2d_ray.diffusion.layout import build_layout
+from a2d_ray.diffusion.masks import dense_mask
+from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
+from a2d_ray.diffusion.objectives import diffusion_loss
+from a2d_ray.training.module import DiffusionModule
+from tests.diffusion.test_objectives import CASES, MASK, backbone_of, gradients
+from tests.rows import packed_row, split_documents
+from tests.tiny import tiny_a2d_model
+
+
+@pytest.mark.parametrize(("spec", "documents"), CASES)
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_ragged_equals_dense(architecture, spec, documents):
+    rows = [packed_row(documents), *split_documents(packed_row(documents, seed=1))[:2]]
+    layout = build_layout(rows, spec)
+    noise = draw_noise(
+        layout, NoiseSpec(), seed=1, epoch_R=torch.zeros(len(rows), dtype=torch.int64)
+    )
+    dense = tiny_a2d_model(architecture)
+    backbone = backbone_of(dense, is_causal_clean=spec.causal_clean)
+    expected = diffusion_loss(layout, noise, backbone, dense.lm_head.weight, mask_id=MASK)
+    module = DiffusionModule(
+        tiny_a2d_model(architecture),
+        mask_id=MASK,
+        is_causal_clean=spec.causal_clean,
+        compute_dtype=torch.float32,
+    )
+    ours = module(layout, noise)
+    torch.testing.assert_close(ours.loss, expected.loss)
+    assert dense_mask(layout).any()
+    torch.testing.assert_close(
+        gradients(module, ours.loss), gradients(dense, expected.loss), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_gradient_checkpointing_changes_nothing():
+    spec, documents = CASES[0]
+    layout = build_layout([packed_row(documents)], spec)
+    noise = draw_noise(layout, NoiseSpec(), seed=1, epoch_R=torch.zeros(1, dtype=torch.int64))
+    results = []
+    for is_checkpointed in (False, True):
+        model = tiny_a2d_model("llama").train()
+        if is_checkpointed:
+            model.gradient_checkpointing_enable()
+        module = DiffusionModule(
+            model, mask_id=MASK, is_causal_clean=False, compute_dtype=torch.float32
+        )
+        results.append(gradients(module, module(layout, noise).loss))
+    torch.testing.assert_close(*results)
+
+
+def test_bfloat16_is_close_and_keeps_masters_in_float32():
+    spec, documents = CASES[0]
+    layout = build_layout([packed_row(documents)], spec)
+    noise = draw_noise(layout, NoiseSpec(), seed=1, epoch_R=torch.zeros(1, dtype=torch.int64))
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        module = DiffusionModule(
+            tiny_a2d_model("llama"), mask_id=MASK, is_causal_clean=False, compute_dtype=dtype
+        )
+        losses.append(module(layout, noise).loss)
+        assert losses[-1].dtype == torch.float32
+    torch.testing.assert_close(losses[1], losses[0], rtol=2e-2, atol=0)
+    gradient = gradients(module, losses[1])
+    assert gradient.dtype == torch.float32 and gradient.isfinite().all()
