@@ -29,7 +29,7 @@ SMOKE_STEPS = 20  # with fewer steps it is a smoke test
 BLOCK_SIZE = 4
 LONGEST_DOCUMENT = 128
 STREAMS = 3  # the clean copy and two noisy views
-_MIXTURE = {"sums": 0.45, "sorting": 0.20, "spelling": 0.15, "chat": 0.20}
+_MIXTURE = {"sums": 0.45, "sorting": 0.30, "spelling": 0.15, "chat": 0.10}
 _TRAIN_ROWS, _TEST_ROWS = 12_000, 320
 _SMOKE_TRAIN_ROWS, _SMOKE_TEST_ROWS = 400, 80
 
@@ -63,7 +63,7 @@ def is_smoke(steps: int | None) -> bool:
 
 
 def data_spec(is_small: bool) -> str:
-    """The mixture, in rows: 45 % sums, 20 % sorting, 15 % spelling, 20 % chat."""
+    """The mixture, in rows: 45 % sums, 30 % sorting, 15 % spelling, 10 % chat."""
     train, test = (_SMOKE_TRAIN_ROWS, _SMOKE_TEST_ROWS) if is_small else (_TRAIN_ROWS, _TEST_ROWS)
     return "+".join(
         f"embedded/{name}[train:{round(train * share)},test:{round(test * share)}]"
@@ -92,12 +92,12 @@ def train_config(root: Path, steps: int, num_workers: int, *, use_gpu: bool = Fa
                 "corruption_warmup": 0.04,
             },
             "batch": {"rows": num_workers * _rows_per_worker(num_workers), "rows_per_device": 1},
-            "optim": {"lr": 3e-4, "betas": (0.9, 0.98), "clip_norm": 1.0, "warmup": 0.04},
+            "optim": {"lr": 5e-4, "betas": (0.9, 0.98), "clip_norm": 1.0, "warmup": 0.04},
             "schedule": {
                 "max_steps": steps,
                 "eval_steps": 0.5,
-                "save_steps": 0.25,
-                "eval_rows": 4 if small else 16,
+                "save_steps": 0.5,
+                "eval_rows": 4 if small else 8,
                 "keep_last": 1,
             },
             "scaling": {"num_workers": num_workers, "use_gpu": use_gpu},
