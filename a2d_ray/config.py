@@ -48,13 +48,18 @@ class ModelSection(Section):
         description="Compute precision; masters stay fp32. auto: bfloat16 where the device has it.",
     )
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
+    trainable_layers: int | None = Field(
+        None,
+        ge=1,
+        description="Train only the last so many layers and the final norm; null: everything.",
+    )
 
 
 class DataSection(Section):
     spec: str = Field(
         min_length=1,
         description="Mixture: name[key:value,...] joined by '+'; Hub ids, directories, files, "
-        "or embedded/sums|sorting|spelling|chat.",
+        "or embedded/sums|sorting|spelling|chat|story.",
     )
     packed_path: str = Field(
         "packed", description="Where packed sets are kept; reused by fingerprint."
@@ -151,6 +156,41 @@ class WandbSection(Section):
     entity: str | None = Field(None, description="W&B team or user.")
 
 
+def check_lengths(data: DataSection, objective: ObjectiveSection) -> None:
+    """Refuses documents that do not fit the blocks or the rows.
+
+    Raises:
+        ValueError: names the keys and the fix.
+    """
+    if objective.name == "bd3lm" and data.max_length % objective.block_size:
+        raise ValueError(
+            f"data.max_length ({data.max_length}) must be a multiple of "
+            f"objective.block_size ({objective.block_size})"
+        )
+    streams = objective.views + (objective.name == "bd3lm")
+    fill = data.eos_tail if objective.name == "mdlm" else 0
+    needed = streams * data.max_length + objective.views * fill
+    if data.tokens_per_row < needed:
+        raise ValueError(
+            f"data.tokens_per_row ({data.tokens_per_row}) cannot hold one document of "
+            f"data.max_length ({data.max_length}) in {streams} streams: raise it to {needed}"
+        )
+
+
+def check_targets(data: DataSection, objective: ObjectiveSection) -> None:
+    """Refuses targets that would see later turns.
+
+    Raises:
+        ValueError: names the keys and the fix.
+    """
+    is_blockwise = objective.name == "bd3lm"
+    if is_blockwise and objective.block_grid != "segment" and data.targets == "all":
+        raise ValueError(
+            f"objective.block_grid={objective.block_grid} lets a later user turn be seen by an "
+            "earlier answer: set data.targets=last or objective.block_grid=segment"
+        )
+
+
 class TrainConfig(Section):
     """Continual pre-training or SFT of an A2D checkpoint with MDLM or BD3LM."""
 
@@ -187,34 +227,9 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_lengths(self) -> Self:
-        objective, data = self.objective, self.data
-        if objective.name == "bd3lm" and data.max_length % objective.block_size:
-            raise ValueError(
-                f"data.max_length ({data.max_length}) must be a multiple of "
-                f"objective.block_size ({objective.block_size})"
-            )
-        streams = objective.views + (objective.name == "bd3lm")
-        fill = data.eos_tail if objective.name == "mdlm" else 0
-        needed = streams * data.max_length + objective.views * fill
-        if data.tokens_per_row < needed:
-            raise ValueError(
-                f"data.tokens_per_row ({data.tokens_per_row}) cannot hold one document of "
-                f"data.max_length ({data.max_length}) in {streams} streams: raise it to {needed}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_targets(self) -> Self:
-        if (
-            self.objective.name == "bd3lm"
-            and self.objective.block_grid != "segment"
-            and self.data.targets == "all"
-        ):
-            raise ValueError(
-                f"objective.block_grid={self.objective.block_grid} lets a later user turn be seen "
-                "by an earlier answer: set data.targets=last or objective.block_grid=segment"
-            )
+    def _check_data(self) -> Self:
+        check_lengths(self.data, self.objective)
+        check_targets(self.data, self.objective)
         return self
 
     @model_validator(mode="after")
@@ -230,6 +245,16 @@ class TrainConfig(Section):
         for key, ours in owned.items():
             if key in self.deepspeed:
                 raise ValueError(f"deepspeed.{key} is derived from {ours}: set that instead")
+        for key in ("bf16", "fp16"):
+            if self.deepspeed.get(key, {}).get("enabled"):
+                raise ValueError(
+                    f"deepspeed.{key}.enabled: precision is model.dtype (masters stay float32)"
+                )
+        stage = self.deepspeed.get("zero_optimization", {}).get("stage", 0)
+        if stage not in (0, 1, 2):
+            raise ValueError(
+                f"deepspeed.zero_optimization.stage ({stage}) is not supported: use 0, 1 or 2"
+            )
         return self
 
 
@@ -260,6 +285,12 @@ class PrepareConfig(Section):
     objective: ObjectiveSection
     model: ModelSection
     num_cpus: int | None = Field(None, ge=1, description="Logical CPUs of a local Ray.")
+
+    @model_validator(mode="after")
+    def _check_data(self) -> Self:
+        check_lengths(self.data, self.objective)
+        check_targets(self.data, self.objective)
+        return self
 
 
 class SamplingSection(Section):

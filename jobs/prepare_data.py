@@ -10,13 +10,11 @@ def main() -> None:
 
     check_spec(config.data.spec)
 
-    import ray
-
     from a2d_ray.data.pipeline import prepare
     from a2d_ray.data.summary import print_summary
+    from a2d_ray.training.cluster import ensure_ray
 
-    if not ray.is_initialized():
-        ray.init(num_cpus=config.num_cpus)
+    ensure_ray(config.num_cpus)
     packed = prepare(config.data, config.objective, config.model.path)
     print_summary(packed.manifest, packed.path)
 

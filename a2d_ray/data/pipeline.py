@@ -80,7 +80,7 @@ def prepare(data: DataSection, objective: ObjectiveSection, model_path: str) -> 
         log.info("packed set %s is reused", target)
         return PackedSet.open(target)
     if not ray.is_initialized():
-        ray.init()
+        ray.init(address=os.environ.get("RAY_ADDRESS") or "local", include_dashboard=False)
     log.info("packing into %s", target)
     with _written_beside(target) as directory:
         started = time.perf_counter()
@@ -130,7 +130,9 @@ def training_dataset(
             batch_size=None,
             batch_format="pyarrow",
         )
-        return rows.repartition(target_num_rows_per_block=rows_per_block, strict=True)
+        rows = rows.repartition(target_num_rows_per_block=rows_per_block, strict=True)
+    rows.context.enable_progress_bars = False  # the run has a bar of its own
+    return rows
 
 
 class _Job:

@@ -21,7 +21,6 @@ from a2d_ray.diffusion.schedules import (
 
 BERNOULLI_T_MIN = 1e-3
 _TOKEN, _BLOCK, _DOCUMENT, _TAIL = range(4)  # independent streams of random numbers
-_GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +139,9 @@ class _Targets:
         return ((rank_G + self.document_level()[first_G]) / num_blocks_G)[self.group_N]
 
     def document_level(self) -> Tensor:
-        """One uniform number per document, [N]; consecutive ids are spread evenly."""
+        """One uniform number per document, [N]."""
         zero_N = torch.zeros_like(self.doc_N)
-        shift = uniform(_DOCUMENT, self.seed, self.epoch_N, zero_N, zero_N, zero_N)
-        return (shift + (self.doc_N & 0x7FFFFFFF) * _GOLDEN) % 1.0
+        return uniform(_DOCUMENT, self.seed, self.epoch_N, self.doc_N, zero_N, zero_N)
 
     def repeats(self, is_masked_N: Tensor) -> Tensor:
         """2 in view 1 of a block whose complement is empty, else 1; float64 [N]."""

@@ -53,7 +53,7 @@ def steps_within(minutes: float, seconds_per_step: float) -> int:
 
 
 def time_worker_step(config: dict[str, Any], packed_path: str) -> dict[str, Any]:
-    """Times one worker's share of an optimizer step on real packed rows (the second one; the first warms up)."""
+    """Times one worker's share of a second optimizer step on real packed rows."""
     import torch
 
     run = TrainConfig.model_validate(config)
@@ -85,9 +85,12 @@ def _build(run: TrainConfig, packed_path: str) -> tuple[Any, Any]:
     from a2d_ray.models.device import resolve_dtype
     from a2d_ray.training.batches import StepBuilder, layout_spec, noise_spec
     from a2d_ray.training.module import DiffusionModule
+    from a2d_ray.training.optim import freeze_below
 
     device = torch.device("cuda" if run.scaling.use_gpu is True else "cpu")
     checkpoint = load_checkpoint(run.model.path, dtype=torch.float32, device=device)
+    if run.model.trainable_layers is not None:
+        freeze_below(checkpoint.model, run.model.trainable_layers)
     module = DiffusionModule(
         checkpoint.model.train(),
         mask_id=checkpoint.contract.mask_token_id,
@@ -124,7 +127,7 @@ def _optimizer_of_share(module: Any, num_workers: int) -> Any:
     """ZeRO-2: each worker updates its share of the parameters."""
     import torch
 
-    size = sum(parameter.numel() for parameter in module.parameters()) // num_workers
+    size = sum(p.numel() for p in module.parameters() if p.requires_grad) // num_workers
     share = torch.nn.Parameter(torch.zeros(size, device=module.head.device))
     share.grad = torch.zeros_like(share)
     return torch.optim.AdamW([share], fused=True)

@@ -1,6 +1,7 @@
 """Starts the Serve application of a configuration and stops what it started."""
 
 import json
+import os
 import signal
 import socket
 import threading
@@ -54,7 +55,7 @@ def running_server(config: ServeConfig) -> Iterator[str]:
 
     owns_ray = not ray.is_initialized()
     if owns_ray:
-        ray.init(log_to_driver=False)
+        ray.init(address=os.environ.get("RAY_ADDRESS") or "local", log_to_driver=False)
     try:
         if serve.status().proxies:
             raise ValueError(

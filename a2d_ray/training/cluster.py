@@ -13,6 +13,9 @@ WORKER_ENV = {
 }
 
 
+CLUSTER = "the Ray cluster"
+
+
 def ensure_ray(num_logical_cpus: int | None = None) -> None:
     """Joins the cluster that RAY_ADDRESS names, or starts a local Ray; does nothing if it runs.
 
@@ -39,12 +42,15 @@ def check_resources(scaling: ScalingSection, *, use_gpu: bool) -> None:
         ValueError: says how many there are.
     """
     place, cpus, gpus = _available()
-    needed_cpus = scaling.num_workers * scaling.cpus_per_worker
+    # A cluster's CPUs are counted: one must be left for Ray Data. A Ray of our own gets more.
+    spare = 1 if place == CLUSTER else 0
+    needed_cpus = scaling.num_workers * scaling.cpus_per_worker + spare
     if needed_cpus > cpus:
+        extra = " and one for Ray Data" if spare else ""
         raise ValueError(
             f"scaling.num_workers ({scaling.num_workers}) x scaling.cpus_per_worker "
-            f"({scaling.cpus_per_worker}) ask for {needed_cpus} CPUs, but {place} has {cpus}: "
-            "lower scaling.num_workers"
+            f"({scaling.cpus_per_worker}){extra} ask for {needed_cpus} CPUs, but {place} has "
+            f"{cpus}: lower scaling.num_workers"
         )
     if use_gpu and scaling.num_workers > gpus:
         raise ValueError(
@@ -66,7 +72,7 @@ def _available() -> tuple[str, int, int]:
 
     if ray.is_initialized():
         total = ray.cluster_resources()
-        return "the Ray cluster", int(total.get("CPU", 0)), int(total.get("GPU", 0))
+        return CLUSTER, int(total.get("CPU", 0)), int(total.get("GPU", 0))
     import torch
 
     return "this machine", len(os.sched_getaffinity(0)), torch.cuda.device_count()

@@ -27,6 +27,7 @@ from a2d_ray.training.module import DiffusionModule
 from a2d_ray.training.optim import (
     corruption_limit,
     deepspeed_config,
+    freeze_below,
     learning_rate,
     make_optimizer,
 )
@@ -38,6 +39,7 @@ from a2d_ray.training.state import (
     restore_state,
     save_state,
 )
+from a2d_ray.training.storage import RunDirectory
 
 FINAL_NAME = "checkpoint-final"
 
@@ -95,9 +97,13 @@ class _Worker:
         self.reporter = self._make_reporter() if self.rank == 0 else None
 
     def run(self) -> None:
-        """The loop over steps."""
-        if self.step >= self.plan.num_steps:
-            return
+        """Trains what is left, and finishes what is reported."""
+        if self.step < self.plan.num_steps:
+            self._train()
+        if self.reporter is not None:
+            self.reporter.close()
+
+    def _train(self) -> None:
         if self.step == 0:
             self._evaluate()
         rows_per_rank = self.config.batch.rows // self.world
@@ -114,8 +120,6 @@ class _Worker:
             started = time.perf_counter()
         if self.step < self.plan.num_steps:
             raise RuntimeError(f"data ended at step {self.step} of {self.plan.num_steps}")
-        if self.reporter is not None:
-            self.reporter.close()
 
     def _load(self, resumed: Path | None) -> None:
         """Model, layout and engine; weights and moments from `resumed` if given."""
@@ -125,6 +129,8 @@ class _Worker:
         )
         self.tokenizer = loaded.tokenizer
         self.contract = trained_contract(loaded.contract, config)
+        if config.model.trainable_layers is not None:
+            freeze_below(loaded.model, config.model.trainable_layers)
         if config.model.gradient_checkpointing:
             loaded.model.gradient_checkpointing_enable()
         eos_id = self.tokenizer.eos_token_id
@@ -225,13 +231,7 @@ class _Worker:
         """Registers a checkpoint with Ray Train and waits until it can be resumed from."""
         is_last = self.step == self.plan.num_steps
         name = FINAL_NAME if is_last else f"checkpoint_{self.step:08d}"
-        progress = Progress(
-            step=self.step,
-            rows=self.step * self.config.batch.rows,
-            seed=self.config.run.seed,
-            fingerprint=self.packed.fingerprint,
-            total_steps=self.plan.num_steps,
-        )
+        progress = Progress(step=self.step, rows=self.step * self.config.batch.rows)
         metrics = {"step": self.step, "rows": progress.rows}
         if hasattr(self, "nelbo"):
             metrics["nelbo"] = self.nelbo
@@ -271,8 +271,8 @@ class _Worker:
 
     def _make_reporter(self) -> RunReporter:
         storage = ray.train.get_context().get_storage()
-        log = MetricsLog(storage.storage_filesystem, storage.experiment_fs_path, self.step)
-        return RunReporter(self.config, log)
+        directory = RunDirectory(storage.storage_filesystem, storage.experiment_fs_path)
+        return RunReporter(self.config, MetricsLog(directory, self.step))
 
 
 def trained_contract(contract: Contract, config: TrainConfig) -> Contract:

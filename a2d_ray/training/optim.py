@@ -9,6 +9,29 @@ from torch import nn
 from a2d_ray.config import OptimSection, TrainConfig
 
 
+def freeze_below(model: Any, num_layers: int) -> None:
+    """Leaves only the last `num_layers` layers and the final norm trainable.
+
+    Gradients end where training begins, so lower layers cost no backward pass, no reduction and
+    no optimizer state. Embeddings stay as they are, the mask token's too.
+
+    Args:
+        model: A2D model with head.
+        num_layers: layers that are trained, from the top.
+
+    Raises:
+        ValueError: more than the model has.
+    """
+    layers = model.model.layers
+    if num_layers > len(layers):
+        raise ValueError(
+            f"model.trainable_layers ({num_layers}) exceeds the model's {len(layers)} layers"
+        )
+    model.requires_grad_(False)
+    for module in (*layers[len(layers) - num_layers :], model.model.norm):
+        module.requires_grad_(True)
+
+
 def make_optimizer(model: nn.Module, optim: OptimSection) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices only, never on embeddings (they hold the mask token)."""
     embeddings = {

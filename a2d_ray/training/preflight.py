@@ -9,6 +9,7 @@ from a2d_ray.data.mixture import check_spec
 from a2d_ray.models.checkpoint import check_checkpoint
 from a2d_ray.models.contract import Contract
 from a2d_ray.training.cluster import check_resources, wants_gpu
+from a2d_ray.training.storage import RunDirectory
 
 
 def check_run(config: TrainConfig) -> Contract:
@@ -29,17 +30,17 @@ def check_run(config: TrainConfig) -> Contract:
     return contract
 
 
-def check_storage(run: RunSection) -> None:
+def check_storage(run: RunSection) -> RunDirectory:
     """Refuses an unwritable storage path, and a used name without `run.resume`."""
-    if "://" in run.storage_path:
-        return
-    check_writable("run.storage_path", run.storage_path)
-    directory = Path(run.storage_path).expanduser() / run.name
-    if directory.exists() and any(directory.iterdir()) and not run.resume:
+    if "://" not in run.storage_path:
+        check_writable("run.storage_path", run.storage_path)
+    directory = RunDirectory.of(run.storage_path, run.name)
+    if directory.exists() and not run.resume:
         raise ValueError(
-            f"run.name={run.name} is in use: {directory} exists. Set run.resume=true to continue "
-            "that run, or choose another run.name"
+            f"run.name={run.name} is in use: {directory.path} exists. Set run.resume=true to "
+            "continue that run, or choose another run.name"
         )
+    return directory
 
 
 def check_writable(key: str, path: str) -> None:
@@ -48,6 +49,8 @@ def check_writable(key: str, path: str) -> None:
     Raises:
         ValueError: names `key`.
     """
+    if "://" in path:
+        raise ValueError(f"{key}={path} must be a directory on a local or shared disk")
     directory = Path(path).expanduser()
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -10,16 +10,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from a2d_ray.training.reporting import METRICS_FILE
+from a2d_ray.training.storage import RunDirectory
 
 POLL_S = 0.5
 
 
 @contextmanager
-def progress_bar(run_directory: Path, num_steps: int, name: str) -> Iterator[None]:
+def progress_bar(directory: RunDirectory, num_steps: int, name: str) -> Iterator[None]:
     """Shows steps, loss, held-out NELBO, tokens/s and the time left while its body runs.
 
     Args:
-        run_directory: of the run; nothing is shown if it is not on this machine.
+        directory: of the run; one in an object store shows no more than that time passes.
         num_steps: steps of the whole run.
         name: what the bar is called.
     """
@@ -32,9 +33,8 @@ def progress_bar(run_directory: Path, num_steps: int, name: str) -> Iterator[Non
         mininterval=0.5 if is_terminal else 15,
         maxinterval=1 if is_terminal else 30,
     )
-    follower = threading.Thread(
-        target=_follow, args=(run_directory / METRICS_FILE, bar, done), daemon=True
-    )
+    path = (directory.local_path or Path("/nowhere")) / METRICS_FILE
+    follower = threading.Thread(target=_follow, args=(path, bar, done), daemon=True)
     follower.start()
     try:
         yield

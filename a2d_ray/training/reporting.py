@@ -2,65 +2,47 @@
 
 import io
 import json
-from pathlib import PurePosixPath
 from typing import Any
 
-import pyarrow.fs as pafs
-
 from a2d_ray.config import TrainConfig
+from a2d_ray.training.storage import RunDirectory
 
 METRICS_FILE, PLOT_FILE = "metrics.jsonl", "loss.png"
 
 
 class MetricsLog:
-    """Lines of metrics in the run's storage; a resumed run continues behind its checkpoint.
+    """Lines of metrics in the run's directory; a resumed run continues behind its checkpoint.
 
     Args:
-        filesystem, directory: where the run lies.
+        directory: of the run.
         start_step: step that the run starts from; later lines of an earlier attempt are dropped.
     """
 
-    def __init__(self, filesystem: pafs.FileSystem, directory: str, start_step: int) -> None:
-        self._filesystem = filesystem
-        self._directory = PurePosixPath(directory)
-        self._path = str(self._directory / METRICS_FILE)
-        self._is_local = isinstance(filesystem, pafs.LocalFileSystem)
-        self.lines = [line for line in self._read() if line["step"] <= start_step]
+    def __init__(self, directory: RunDirectory, start_step: int) -> None:
+        self.directory = directory
+        text = (directory.read(METRICS_FILE) or b"").decode()
+        whole = text[: text.rfind("\n") + 1]  # a killed run may leave half a line
+        lines = [json.loads(line) for line in whole.splitlines()]
+        self.lines = [line for line in lines if line["step"] <= start_step]
         self.flush()
 
-    @property
-    def local_directory(self) -> str | None:
-        """The run's directory if it is on a local or mounted disk, else None."""
-        return str(self._directory) if self._is_local else None
-
     def write(self, line: dict[str, Any]) -> None:
-        """Appends a line: at once on a local disk, at the next `flush` elsewhere."""
+        """Appends a line: at once on a disk, at the next `flush` in an object store."""
         self.lines.append(line)
-        if self._is_local:
-            with open(self._path, "a") as file:
-                file.write(json.dumps(line) + "\n")
+        if self.directory.local_path is not None:
+            self.directory.append(METRICS_FILE, _encode(line))
 
     def flush(self) -> None:
         """Writes the whole file."""
-        text = "".join(json.dumps(line) + "\n" for line in self.lines)
-        self._write_file(METRICS_FILE, text.encode())
+        self.directory.write(METRICS_FILE, b"".join(map(_encode, self.lines)))
 
     def plot(self) -> None:
         """Draws loss.png from the lines."""
-        self._write_file(PLOT_FILE, draw_curves(self.lines))
+        self.directory.write(PLOT_FILE, draw_curves(self.lines))
 
-    def _write_file(self, name: str, content: bytes) -> None:
-        self._filesystem.create_dir(str(self._directory), recursive=True)
-        with self._filesystem.open_output_stream(str(self._directory / name)) as file:
-            file.write(content)
 
-    def _read(self) -> list[dict[str, Any]]:
-        if self._filesystem.get_file_info(self._path).type == pafs.FileType.NotFound:
-            return []
-        with self._filesystem.open_input_stream(self._path) as file:
-            text = file.read().decode()
-        whole = text[: text.rfind("\n") + 1]  # a killed run may leave half a line
-        return [json.loads(line) for line in whole.splitlines()]
+def _encode(line: dict[str, Any]) -> bytes:
+    return json.dumps(line).encode() + b"\n"
 
 
 class RunReporter:
@@ -77,7 +59,7 @@ class RunReporter:
                 mode=config.wandb.mode,
                 id=config.run.name,
                 name=config.run.name,
-                dir=log.local_directory,
+                dir=log.directory.local_path,
                 resume="allow",
                 config=config.model_dump(mode="json"),
             )

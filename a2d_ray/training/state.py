@@ -1,7 +1,7 @@
 """Checkpoints: Hugging Face weights, and optimizer state that knows no world size.
 
     checkpoint_00000500/   config.json, model.safetensors (fp32), tokenizer, ...: load() reads it
-      state/progress.json  {step, rows, seed, fingerprint, total_steps}
+      state/progress.json  {step, rows}
       state/exp_avg.safetensors, exp_avg_sq.safetensors
       state/config.yaml    the resolved configuration
 
@@ -31,14 +31,10 @@ class Progress:
     Attributes:
         step: optimizer steps done.
         rows: packed rows consumed, over all ranks.
-        seed, fingerprint, total_steps: what a resumed run must share with this one.
     """
 
     step: int
     rows: int
-    seed: int
-    fingerprint: str
-    total_steps: int
 
     @classmethod
     def read(cls, checkpoint: Path) -> "Progress":

@@ -1,5 +1,6 @@
 """`build_trainer`: configuration -> a Ray Train TorchTrainer that is ready to fit."""
 
+import json
 import logging
 import math
 from functools import partial
@@ -26,18 +27,19 @@ from a2d_ray.training.cluster import WORKER_ENV, ensure_ray, wants_gpu
 from a2d_ray.training.loop import Plan, train_loop
 from a2d_ray.training.preflight import check_run
 from a2d_ray.training.progress import progress_bar
+from a2d_ray.training.storage import RunDirectory
 
 log = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.yaml"
-_FREE_TO_CHANGE = ("run", "scaling", "wandb")  # a resumed run may differ in these
+CONFIG_FILE, PLAN_FILE = "config.yaml", "plan.json"
+_FREE_TO_CHANGE = ("run", "scaling", "wandb")  # a resumed run may differ in these, but the seed
 
 
 class DiffusionTrainer(TorchTrainer):
     """A TorchTrainer whose `fit` shows a progress bar."""
 
     plan: Plan
-    run_directory: Path
+    run_directory: RunDirectory
 
     def fit(self) -> Result:
         """Trains, or continues a run that was interrupted; see TorchTrainer.fit."""
@@ -59,11 +61,13 @@ def build_trainer(config: TrainConfig) -> DiffusionTrainer:
     """
     check_run(config)
     storage_path = _absolute(config.run.storage_path)
-    _check_resumed(config, storage_path)
+    directory = RunDirectory.of(storage_path, config.run.name)
+    _check_resumed(config, directory)
     scaling = config.scaling
     ensure_ray(scaling.num_workers * scaling.cpus_per_worker + 2)
     packed = prepare(config.data, config.objective, config.model.path)
     plan = Plan(_with_absolute_model(config), str(packed.path), num_steps(config, packed))
+    _settle(config, plan, directory)
     log.info("%s: %d steps of %d rows", config.run.name, plan.num_steps, config.batch.rows)
     trainer = DiffusionTrainer(
         train_loop,
@@ -88,7 +92,7 @@ def build_trainer(config: TrainConfig) -> DiffusionTrainer:
         ),
         datasets={"train": partial(_remaining_rows, plan.to_dict(), storage_path)},
     )
-    trainer.plan, trainer.run_directory = plan, Path(storage_path) / config.run.name
+    trainer.plan, trainer.run_directory = plan, directory
     return trainer
 
 
@@ -133,24 +137,39 @@ def _rows_consumed(run_path: str) -> int:
     return int((result.metrics or {}).get("rows", 0))
 
 
-def _check_resumed(config: TrainConfig, storage_path: str) -> None:
-    """A resumed run must be the same run: refuses other data, objective, optimizer or schedule."""
-    if "://" in storage_path:
+def _check_resumed(config: TrainConfig, directory: RunDirectory) -> None:
+    """A resumed run must be the same run: the same data, objective, optimizer, schedule, seed."""
+    stored = directory.read(CONFIG_FILE)
+    if stored is None:
         return
-    directory = Path(storage_path) / config.run.name
-    stored = directory / CONFIG_FILE
-    ours = config.model_dump(mode="json")
-    if stored.exists():
-        theirs = yaml.safe_load(stored.read_text())
-        for section in sorted(set(ours) - set(_FREE_TO_CHANGE)):
-            if ours[section] != theirs.get(section):
-                raise ValueError(
-                    f"run.name={config.run.name} was started with {section}={theirs.get(section)}, "
-                    f"not {ours[section]}: resume it as it was, or choose another run.name"
-                )
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    stored.write_text(to_yaml(config))
+    ours, theirs = config.model_dump(mode="json"), yaml.safe_load(stored)
+    changed = [key for key in ours if key not in _FREE_TO_CHANGE and ours[key] != theirs.get(key)]
+    if ours["run"]["seed"] != theirs["run"]["seed"]:
+        changed.append("run")
+    if changed:
+        raise ValueError(
+            f"run.name={config.run.name} was started with {changed[0]}={theirs.get(changed[0])}, "
+            f"not {ours[changed[0]]}: resume it as it was, or choose another run.name"
+        )
+
+
+def _settle(config: TrainConfig, plan: Plan, directory: RunDirectory) -> None:
+    """Writes down what a run is, or finds that a resumed one is still the same.
+
+    Raises:
+        ValueError: the mixture has changed since the run was started.
+    """
+    stored = directory.read(PLAN_FILE)
+    settled = {"packed_path": plan.packed_path, "num_steps": plan.num_steps}
+    if stored is None:
+        directory.write(CONFIG_FILE, to_yaml(config).encode())
+        directory.write(PLAN_FILE, json.dumps(settled).encode())
+    elif (theirs := json.loads(stored)) != settled:
+        raise ValueError(
+            f"run.name={config.run.name} was started on {theirs}, but data.spec now gives "
+            f"{settled}: its files, tokenizer or packages have changed. Bring them back, or choose "
+            "another run.name"
+        )
 
 
 def _with_absolute_model(config: TrainConfig) -> TrainConfig:

@@ -20,7 +20,15 @@ def expression(answer: str) -> str:
     return " ".join(sorted(answer.split(" = ")[0].split()))
 
 
-@pytest.mark.parametrize("name", sorted(EMBEDDED))
+def test_story_is_plain_text_held_out_by_paragraph():
+    train, test = (
+        {row["text"] for row in embedded_rows("story", split)} for split in ("train", "test")
+    )
+    assert len(train) > 50 and len(test) > 5 and not train & test
+    assert all(set(row) == {"text"} for row in embedded_rows("story", "train", 3))
+
+
+@pytest.mark.parametrize("name", sorted(EMBEDDED - {"story"}))
 def test_roles_alternate_and_end_with_the_assistant(name):
     for row in embedded_rows(name, "train", 300) + embedded_rows(name, "test", 300):
         roles = [message["role"] for message in row["messages"]]

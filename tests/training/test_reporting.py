@@ -9,6 +9,7 @@ import pytest
 from a2d_ray.training.optim import corruption_limit, learning_rate
 from a2d_ray.training.progress import progress_bar
 from a2d_ray.training.reporting import MetricsLog
+from a2d_ray.training.storage import RunDirectory
 
 
 def lines(path):
@@ -16,12 +17,12 @@ def lines(path):
 
 
 def test_a_resumed_log_drops_what_the_checkpoint_does_not_know(tmp_path):
-    log = MetricsLog(pafs.LocalFileSystem(), str(tmp_path), 0)
+    log = MetricsLog(RunDirectory.of(str(tmp_path.parent), tmp_path.name), 0)
     for step in range(1, 6):
         log.write({"step": step, "loss": float(step)})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # killed while writing
-    resumed = MetricsLog(pafs.LocalFileSystem(), str(tmp_path), 3)
+    resumed = MetricsLog(RunDirectory.of(str(tmp_path.parent), tmp_path.name), 3)
     assert [x["step"] for x in lines(tmp_path)] == [1, 2, 3]
     resumed.write({"step": 4, "loss": 0.0, "eval/nelbo": 1.0})
     resumed.flush()
@@ -32,16 +33,16 @@ def test_a_resumed_log_drops_what_the_checkpoint_does_not_know(tmp_path):
 
 def test_a_log_elsewhere_than_on_a_disk_is_written_whole(tmp_path):
     store = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    log = MetricsLog(store, "run", 0)
+    log = MetricsLog(RunDirectory(store, "run"), 0)
     log.write({"step": 1, "loss": 2.0})
-    assert lines(tmp_path / "run") == [] and log.local_directory is None
+    assert lines(tmp_path / "run") == [] and log.directory.local_path is None
     log.flush()
     assert lines(tmp_path / "run") == [{"step": 1, "loss": 2.0}]
 
 
 def test_progress_bar_follows_the_file(tmp_path, capsys):
-    with progress_bar(tmp_path, 3, "mine"):
-        log = MetricsLog(pafs.LocalFileSystem(), str(tmp_path), 0)
+    with progress_bar(RunDirectory.of(str(tmp_path.parent), tmp_path.name), 3, "mine"):
+        log = MetricsLog(RunDirectory.of(str(tmp_path.parent), tmp_path.name), 0)
         log.write({"step": 0, "eval/nelbo": 7.25})
         for step in (1, 2, 3):
             log.write({"step": step, "loss": 1.5, "tokens_per_s": 80.0})
