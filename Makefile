@@ -1,4 +1,4 @@
-# `make help` lists the targets. Needs python3 (3.11 or newer, with venv), make and g++.
+# `make help` lists the targets. Needs python3 (3.11 or newer, with venv) and make.
 
 PYTHON ?= python3
 SUITE ?= sampling
@@ -60,6 +60,5 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "a2d-ray needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1): make PYTHON=python3.12 ..."; exit 1; }
-	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "a2d-ray needs a C++ compiler (g++) for DeepSpeed"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "cannot create $(VENV): install python3-venv"; exit 1; }

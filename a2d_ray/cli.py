@@ -120,7 +120,8 @@ def _overrides(config_class: type[BaseModel], args: Sequence[str]) -> list[tuple
     for arg in args:
         key, value = arg.lstrip("-").split("=", 1)
         path = key.split(".")
-        if _inside_free_section(config_class, path):
+        if _inside_free_section(config_class, path) or any(part.isdigit() for part in path):
+            # Below a mapping, or an item of a list as in models.0.load.path: pydantic checks it.
             pairs.append((path, yaml.safe_load(value)))
             continue
         _check_key(config_class, path)
@@ -144,12 +145,23 @@ def _parse_value(config_class: type[BaseModel], key: str, value: str) -> dict[st
         raise ConfigError(f"{key}: cannot read {value!r}: {error}") from None
 
 
-def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
-    for part in path[:-1]:
-        if not isinstance(values.get(part), dict):
+def _set(values: Any, path: list[str], value: Any) -> None:
+    """Puts a value where the path leads; missing mappings are made, list items must be there."""
+    for depth, part in enumerate(path[:-1]):
+        if isinstance(values, list):
+            values = _item(values, path, depth)
+            continue
+        if not isinstance(values.get(part), dict | list):
             values[part] = {}
         values = values[part]
     values[path[-1]] = value
+
+
+def _item(values: list[Any], path: list[str], depth: int) -> Any:
+    key, part = ".".join(path[:depth]), path[depth]
+    if not part.isdigit() or int(part) >= len(values):
+        raise ConfigError(f"{key}.{part}: {key} has the items 0 to {len(values) - 1}")
+    return values[int(part)]
 
 
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:

@@ -39,12 +39,12 @@ def test_overrides_win_over_the_file(tmp_path):
         "schedule.max_steps=7",
         "optim.betas=[0.9,0.95]",
         "wandb.entity=null",
-        "deepspeed.zero_optimization.stage=3",
+        "deepspeed.zero_optimization.stage=1",
         "run.resume=true",
     )
     assert config.optim.lr == 2e-5 and config.optim.betas == (0.9, 0.95)
     assert config.schedule.max_steps == 7 and config.run.resume
-    assert config.deepspeed["zero_optimization"]["stage"] == 3
+    assert config.deepspeed["zero_optimization"]["stage"] == 1
     assert config.objective.block_size == 4  # from the file
 
 
@@ -93,6 +93,21 @@ def test_bad_input_names_key_value_and_fix(args, messages):
     with pytest.raises(ConfigError) as error:
         parse(*args)
     assert all(message in str(error.value) for message in messages), str(error.value)
+
+
+def test_items_of_lists_are_reached_by_number():
+    def serve(*args):
+        return parse_config(configs.ServeConfig, "serve", args)
+
+    config = serve("models.0.load.path=mine", "models.0.id=m")
+    assert (config.models[0].load.path, config.models[0].id) == ("mine", "m")
+    for arg, message in (
+        ("models.1.load.path=x", "models has the items 0 to 0"),
+        ("models.0.load.pth=x", "unknown key models.0.load.pth"),
+        ("models.0.id=", "models.0.id"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            serve(arg)
 
 
 def test_every_problem_of_a_file_is_named(tmp_path):
