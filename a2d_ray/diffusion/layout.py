@@ -18,6 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from a2d_ray.diffusion.runs import index_in_run, run_index
+
 PAD_DOC = -1
 
 
@@ -166,12 +168,12 @@ def _flatten(rows: Sequence[PackedRow]) -> tuple[_Tokens, Tensor]:
         "doc": doc,
         "ids": torch.cat([row.ids_C for row in rows]),
         "is_target": torch.cat([row.is_target_C for row in rows]),
-        "position": _index_in_run(_run_index(doc)),
+        "position": index_in_run(run_index(doc)),
         "stream": torch.zeros_like(doc),
     }
     if not _any_per_group(doc, tokens["is_target"]).all():
         raise ValueError("a packed row holds a document without targets: pack it again")
-    return tokens, _run_index(doc, segment)
+    return tokens, run_index(doc, segment)
 
 
 def _place_in_blocks(tokens: _Tokens, run_C: Tensor, spec: LayoutSpec) -> _Tokens:
@@ -180,7 +182,7 @@ def _place_in_blocks(tokens: _Tokens, run_C: Tensor, spec: LayoutSpec) -> _Token
     if spec.objective == "mdlm":
         return {**tokens, "block": doc, "offset": position}
     if spec.block_grid == "segment":
-        unit, grid = run_C, _index_in_run(run_C)
+        unit, grid = run_C, index_in_run(run_C)
     elif spec.block_grid == "absolute":
         unit, grid = doc, position
     else:
@@ -189,7 +191,7 @@ def _place_in_blocks(tokens: _Tokens, run_C: Tensor, spec: LayoutSpec) -> _Token
         first = torch.where(tokens["is_target"], position, far)
         prompt_D = torch.full((num_docs,), int(far)).scatter_reduce(0, doc, first, "amin")
         unit, grid = doc, position + (-prompt_D % spec.block_size)[doc]
-    block = _run_index(unit, grid // spec.block_size)
+    block = run_index(unit, grid // spec.block_size)
     return {**tokens, "block": block, "offset": grid % spec.block_size}
 
 
@@ -221,7 +223,7 @@ def _fill_plan(
 
 def _fill(tokens: _Tokens, ends: Tensor, counts: Tensor, eos_id: int) -> _Tokens:
     """`counts` EOS targets behind each token of `ends`, in its block."""
-    step = _index_in_run(torch.repeat_interleave(torch.arange(ends.numel()), counts)) + 1
+    step = index_in_run(torch.repeat_interleave(torch.arange(ends.numel()), counts)) + 1
     filled = _pick(tokens, torch.repeat_interleave(ends, counts))
     return {
         **filled,
@@ -238,7 +240,7 @@ def _pad(tokens: _Tokens, doc_id_D: Tensor, rows: Sequence[PackedRow], spec: Lay
     for key in ("offset", "block", "stream", "doc"):  # least significant first: a stable lexsort
         tokens = _pick(tokens, torch.argsort(tokens[key], stable=True))
     row, doc = tokens["row"], tokens["doc"]
-    column = _index_in_run(row)
+    column = index_in_run(row)
     first_doc_R = torch.tensor([0, *(r.doc_id_D.numel() for r in rows)]).cumsum(0)[:-1]
 
     def padded(values: Tensor, fill: int) -> Tensor:
@@ -255,22 +257,6 @@ def _pad(tokens: _Tokens, doc_id_D: Tensor, rows: Sequence[PackedRow], spec: Lay
         position_RT=padded(tokens["position"], 0),
         is_target_RT=padded(tokens["is_target"], False),
     )
-
-
-def _run_index(*keys: Tensor) -> Tensor:
-    """Index of the run of equal keys that each element belongs to: [5, 5, 7] -> [0, 0, 1]."""
-    starts = torch.zeros_like(keys[0])
-    for key in keys:
-        starts[1:] |= key[1:] != key[:-1]
-    return starts.cumsum(0)
-
-
-def _index_in_run(run: Tensor) -> Tensor:
-    """Index of each element within its run of equal values."""
-    index = torch.arange(run.numel())
-    starts = torch.ones_like(run, dtype=torch.bool)
-    starts[1:] = run[1:] != run[:-1]
-    return index - torch.where(starts, index, 0).cummax(0).values if run.numel() else index
 
 
 def _pick(tokens: _Tokens, index: Tensor) -> _Tokens:

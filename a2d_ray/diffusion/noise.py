@@ -12,6 +12,7 @@ from torch import Tensor
 
 from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.randomness import uniform
+from a2d_ray.diffusion.runs import first_of_run, run_index
 from a2d_ray.diffusion.schedules import (
     ScheduleName,
     alpha,
@@ -120,16 +121,14 @@ class _Targets:
         self.seed, self.epoch_N = seed, epoch_R[row]
         offset_N = layout.offset_RT[picked]
         self.u_N = uniform(_TOKEN, seed, self.epoch_N, self.doc_N, self.block_N, offset_N)
-        self.copy_N = _run_index(
-            row, layout.doc_RT[picked], self.stream_N
-        )  # one view of a document
-        self.group_N = _run_index(self.copy_N, self.block_N)
+        self.copy_N = run_index(row, layout.doc_RT[picked], self.stream_N)  # one view of a document
+        self.group_N = run_index(self.copy_N, self.block_N)
         self.rank_N = _rank_in_group(self.group_N, self.u_N)
         self.size_N = torch.bincount(self.group_N)[self.group_N]
 
     def block_level(self) -> Tensor:
         """One uniform number per block, stratified over the blocks of its document, [N]."""
-        first_G = _first_of_runs(self.group_N)
+        first_G = first_of_run(self.group_N)
         copy_G = self.copy_N[first_G]
         doc_G, block_G = self.doc_N[first_G], self.block_N[first_G]
         zero_G = torch.zeros_like(block_G)
@@ -175,22 +174,9 @@ def _draw_bernoulli(
     return is_masked, weight
 
 
-def _run_index(*keys: Tensor) -> Tensor:
-    starts = torch.zeros_like(keys[0])
-    for key in keys:
-        starts[1:] |= key[1:] != key[:-1]
-    return starts.cumsum(0)
-
-
-def _first_of_runs(run: Tensor) -> Tensor:
-    """Index of the first element of each run of a `_run_index`."""
-    size = torch.bincount(run)
-    return size.cumsum(0) - size
-
-
 def _rank_in_group(group: Tensor, value: Tensor) -> Tensor:
     """Rank of each value (in [0, 1)) among those of its group; groups are runs 0, 1, 2, ..."""
     order = torch.argsort(group + value)
     rank = torch.empty_like(group)
     rank[order] = torch.arange(group.numel(), device=group.device)
-    return rank - _first_of_runs(group)[group]
+    return rank - first_of_run(group)[group]
