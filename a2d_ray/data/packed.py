@@ -27,17 +27,15 @@ Split = Literal["train", "test"]
 ROWS_PER_GROUP = 64
 ROWS_PER_PART = 16 * ROWS_PER_GROUP
 MANIFEST = "manifest.json"
-PACKED_SCHEMA = pa.schema(
-    [
-        ("pack_id", pa.int64()),
-        ("ids", pa.list_(pa.int32())),
-        ("doc", pa.list_(pa.int32())),
-        ("segment", pa.list_(pa.int32())),
-        ("is_target", pa.list_(pa.bool_())),
-        ("doc_id", pa.list_(pa.int64())),
-        ("is_complete", pa.list_(pa.bool_())),
-    ]
-)
+PACK_FIELDS = [
+    ("ids", pa.list_(pa.int32())),
+    ("doc", pa.list_(pa.int32())),
+    ("segment", pa.list_(pa.int32())),
+    ("is_target", pa.list_(pa.bool_())),
+    ("doc_id", pa.list_(pa.int64())),
+    ("is_complete", pa.list_(pa.bool_())),
+]
+PACKED_SCHEMA = pa.schema([("pack_id", pa.int64()), *PACK_FIELDS])
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from a2d_ray.data.hashing import stable_id
+from a2d_ray.data.packed import PACK_FIELDS
 
 WINDOW_DOCUMENTS = 8192
-PACKS_SCHEMA = pa.schema(
-    [
-        ("key", pa.int64()),
-        ("ids", pa.list_(pa.int32())),
-        ("doc", pa.list_(pa.int32())),
-        ("segment", pa.list_(pa.int32())),
-        ("is_target", pa.list_(pa.bool_())),
-        ("doc_id", pa.list_(pa.int64())),
-        ("is_complete", pa.list_(pa.bool_())),
-        ("stats", pa.string()),
-    ]
-)
+PACKS_SCHEMA = pa.schema([("key", pa.int64()), *PACK_FIELDS, ("stats", pa.string())])
 STATS_KEY = -1  # sorts before every pack
 MAX_OFFENDERS = 5
 

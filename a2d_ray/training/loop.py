@@ -255,13 +255,8 @@ class _Worker:
         )
 
     def _is_due(self, every: float) -> bool:
-        """Whether something that happens every so many steps (or share of the run) happens now."""
-        if self.step == self.plan.num_steps:
-            return True
-        if every == 0:
-            return False
-        interval = max(1, round(every * self.plan.num_steps)) if every < 1 else round(every)
-        return self.step % interval == 0
+        """Whether something that happens every so many steps happens now; it does at the end."""
+        return is_due(self.step, every, self.plan.num_steps)
 
     def _sum(self, values: Tensor) -> Tensor:
         """Sum over ranks of a small float64 tensor."""
@@ -288,3 +283,19 @@ def trained_contract(contract: Contract, config: TrainConfig) -> Contract:
             "clean_attention": objective.clean_attention,
         }
     )
+
+
+def is_due(step: int, every: float, num_steps: int) -> bool:
+    """Whether something is due after `step`: every so many steps, and after the last one.
+
+    Args:
+        step: optimizer steps done, from 1.
+        every: steps between; below 1: share of the run (0.1: ten times); 0: only at the end.
+        num_steps: of the whole run.
+    """
+    if step == num_steps:
+        return True
+    if every == 0:
+        return False
+    interval = max(1.0, every * num_steps) if every < 1 else every
+    return int(step / interval) > int((step - 1) / interval)

@@ -66,3 +66,13 @@ def test_corruption_limit_rises_to_one():
     limits = [corruption_limit(step, 100, 0.04) for step in range(10)]
     assert limits[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and limits[5:] == [1.0] * 5
     assert corruption_limit(0, 100, 0.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("every", "num_steps", "expected"),
+    [(0.5, 109, [55, 109]), (0.1, 20, list(range(2, 21, 2))), (3, 10, [3, 6, 9, 10]), (0, 5, [5])],
+)
+def test_shares_and_counts_of_steps(every, num_steps, expected):
+    from a2d_ray.training.loop import is_due
+
+    assert [s for s in range(1, num_steps + 1) if is_due(s, every, num_steps)] == expected
