@@ -36,7 +36,9 @@ def cluster():
     head = subprocess.Popen(
         [
             bin_directory / "ray", "start", "--head", "--block", f"--port={free_port()}",
-            "--num-cpus=4", f"--dashboard-port={dashboard}", "--ray-client-server-port=0",
+            "--num-cpus=4", f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={free_port()}",
+            f"--dashboard-agent-listen-port={free_port()}",
         ],
         env=environ,
         start_new_session=True,
