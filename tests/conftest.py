@@ -35,6 +35,6 @@ def ray_local():
     """A Ray of eight logical CPUs without a dashboard."""
     import ray
 
-    ray.init(num_cpus=8, include_dashboard=False, object_store_memory=150 * 2**20)
+    ray.init(address="local", num_cpus=8, include_dashboard=False, object_store_memory=150 * 2**20)
     yield ray
     ray.shutdown()
