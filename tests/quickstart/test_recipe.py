@@ -46,7 +46,7 @@ def test_training_resolves(num_workers, steps):
 def test_the_mixture_is_there_in_its_shares(is_small):
     sources = check_spec(recipe.data_spec(is_small))
     total = sum(source.train for source in sources)
-    assert [source.train / total for source in sources] == [0.45, 0.30, 0.15, 0.10]
+    assert [source.train / total for source in sources] == [0.25, 0.60, 0.10, 0.05]
     for source in sources:
         name = source.name.removeprefix("embedded/")
         assert len(embedded_rows(name, "train")) >= source.train
