@@ -15,7 +15,6 @@ def masked_cross_entropy(
     weight_N: Tensor,
     mask_id: int,
     *,
-    bias_V: Tensor | None = None,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> tuple[Tensor, Tensor]:
     """Sum of weight x -log p(label), with the mask token excluded from the vocabulary.
@@ -25,7 +24,7 @@ def masked_cross_entropy(
 
     Args:
         hidden_NH: final hidden states of the masked tokens.
-        head_VH: weight of the language-model head (and `bias_V` its bias, if any).
+        head_VH: weight of the language-model head.
         labels_N: clean ids.
         weight_N: float32 weights.
         mask_id: id whose logit is -inf.
@@ -39,7 +38,7 @@ def masked_cross_entropy(
         return hidden_NH.float().sum() * 0 + head_VH.float().sum() * 0, weight_N
 
     def chunk_loss(hidden: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        logits = linear(hidden, head_VH, bias_V).float()
+        logits = linear(hidden, head_VH).float()
         logits[:, mask_id] = -torch.inf
         loss = cross_entropy(logits, labels, reduction="none")
         return (loss * weight).sum(), loss.detach()

@@ -21,12 +21,10 @@ class LossSums:
     Attributes:
         loss: weighted cross-entropy, nats, differentiable scalar.
         num_targets: target tokens summed over the views (the denominator), int64 scalar.
-        num_masked: masked tokens, int64 scalar.
     """
 
     loss: Tensor
     num_targets: Tensor
-    num_masked: Tensor
 
 
 def noised_ids(layout: Layout, noise: Noise, mask_id: int) -> Tensor:
@@ -41,7 +39,6 @@ def diffusion_loss(
     head_VH: Tensor,
     *,
     mask_id: int,
-    bias_V: Tensor | None = None,
 ) -> LossSums:
     """Weighted cross-entropy of x0 at the masked targets, given xt (and x0 for BD3LM).
 
@@ -51,7 +48,7 @@ def diffusion_loss(
         layout: streams and blocks of R packed rows.
         noise: masked targets and their weights.
         backbone: the model without its head, attending as `masks.may_attend` says.
-        head_VH: weight of the language-model head, `bias_V` its bias.
+        head_VH: weight of the language-model head.
         mask_id: id of the mask token.
 
     Source: MDLM, arXiv 2406.07524; BD3LM, arXiv 2503.09573.
@@ -64,6 +61,5 @@ def diffusion_loss(
         layout.ids_RT[picked],
         noise.weight_RT[picked],
         mask_id,
-        bias_V=bias_V,
     )
-    return LossSums(loss=loss, num_targets=layout.num_targets, num_masked=picked.sum())
+    return LossSums(loss=loss, num_targets=layout.num_targets)
