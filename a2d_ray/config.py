@@ -379,3 +379,15 @@ class QuickstartConfig(Section):
     num_workers: int = Field(2, ge=1, description="Ray Train workers.")
     eval_tasks: int = Field(40, ge=1, description="Held-out tasks of each kind.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the endpoint.")
+
+
+class BenchmarkConfig(Section):
+    """Measure a suite against its baseline; prints one JSON line per case."""
+
+    suite: Literal["training", "sampling", "data", "serving", "evaluation"] = Field(
+        description="What is measured."
+    )
+    quick: bool = Field(False, description="A minute's version, with fewer repeats and sizes.")
+    cases: list[str] | None = Field(None, description="Only these cases; null: all of the suite.")
+    threads: int = Field(1, ge=1, description="Torch threads.")
+    seed: int = Field(0, ge=0, description="Seed of the weights and inputs.")
