@@ -1,25 +1,13 @@
-"""Schedules, unmask counts and greedy samples equal an independent implementation's."""
+"""Unmask counts and greedy samples equal an independent implementation's."""
 
-import json
-import os
-from pathlib import Path
-
-import numpy as np
 import pytest
-import torch
 
 from a2d_ray import SamplingParams, load
 from a2d_ray.diffusion.decoding import commit_counts
-from a2d_ray.diffusion.masks import may_attend
-from a2d_ray.diffusion.schedules import alpha, alpha_derivative, nelbo_weight
 from a2d_ray.generation.sampler import sample
+from tests.reference.published import IDS, MODEL_PATH, REFERENCE
 
-REFERENCE_DIR = Path(os.environ.get("A2D_REFERENCE_DIR", Path(__file__).parent))
-REFERENCE = json.loads((REFERENCE_DIR / "reference.json").read_text())
 NUM_NEW = 16
-MASKS = [
-    key for key in np.load(REFERENCE_DIR / "reference.npz").files if key.startswith("bd3lm_mask/")
-]
 
 
 def is_plain(case):
@@ -41,10 +29,10 @@ def test_unmask_counts():
 def test_greedy_samples(case):
     assert len(PLAIN) >= 2
     lm = load(
-        REFERENCE_DIR / "tiny_a2d_qwen3",
+        MODEL_PATH,
         dtype="float32",
         device="cpu",
-        mask_token_id=REFERENCE["ids"]["MASK"],
+        mask_token_id=IDS["MASK"],
         objective=case["kind"],
         block_size=case["block_size"],
         block_grid="prompt_end",
@@ -64,27 +52,3 @@ def test_greedy_samples(case):
         if case["kind"] == "bd3lm":  # the engine, which never emits the mask, agrees here
             (answer,) = lm.generate([prompt], params)
             assert answer.token_ids == got.canvas
-
-
-@pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_schedules(name):
-    expected = np.load(REFERENCE_DIR / "reference.npz")
-    t = torch.from_numpy(expected["sched_t"])
-    functions = {"alpha": alpha, "dalpha": alpha_derivative, "weight": nelbo_weight}
-    for key, function in functions.items():
-        theirs = expected[f"alpha/{name.title()}AlphaScheduler/{key}"]
-        np.testing.assert_allclose(function(name, t), theirs, rtol=1e-5, atol=1e-6, err_msg=key)
-
-
-@pytest.mark.parametrize("case", MASKS)
-def test_block_diffusion_mask(case):
-    """The attention predicate over [xt; x0] is the paper's mask."""
-    length, block_size = map(int, case.split("/")[1].split("_"))
-    packed = np.load(REFERENCE_DIR / "reference.npz")[case]
-    theirs = np.unpackbits(packed, axis=-1)[:, : 2 * length].astype(bool)
-    position = torch.arange(length).repeat(2)
-    stream = (torch.arange(2 * length) < length).long()
-    pairs = [
-        (x[:, None], x[None, :]) for x in (stream * 0, stream, position // block_size, position)
-    ]
-    assert np.array_equal(may_attend(*pairs).numpy(), theirs)
