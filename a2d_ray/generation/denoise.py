@@ -30,8 +30,8 @@ def commit_step(
     step: int,
     counts: Sequence[int],
     mask_id: int | None,
-) -> tuple[Tensor, Tensor]:
-    """Ids for the N masked positions, and which of them are committed in this step.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids for the N masked positions, their confidence, and which are committed in this step.
 
     Args:
         logits_NV: float32 logits; changed in place.
@@ -42,7 +42,7 @@ def commit_step(
         mask_id: id that is excluded; None keeps it.
 
     Returns:
-        ids int64 [N], is_committed bool [N] with at least one True.
+        ids int64 [N], confidence float32 [N], is_committed bool [N] with at least one True.
     """
     if mask_id is not None:
         logits_NV[:, mask_id] = -torch.inf
@@ -51,7 +51,8 @@ def commit_step(
         u_N = position_uniform(position_N, seed=params.seed, step=step)
     ids_N, confidence_N = choose_tokens(logits_NV, temperature=params.temperature, u_N=u_N)
     if params.rule == "threshold":
-        return ids_N, select_threshold(confidence_N, params.threshold)
+        return ids_N, confidence_N, select_threshold(confidence_N, params.threshold)
+    score_N = confidence_N
     if params.remasking == "random":
-        confidence_N = position_uniform(position_N, seed=params.seed, step=step, is_order=True)
-    return ids_N, select_top(confidence_N, counts[step])
+        score_N = position_uniform(position_N, seed=params.seed, step=step, is_order=True)
+    return ids_N, confidence_N, select_top(score_N, counts[step])

@@ -55,6 +55,7 @@ class StepOutput:
         num_forwards: forwards so far.
         num_denoise_steps: forwards so far in which tokens were committed.
         canvas: the active window: ids, None where still masked.
+        canvas_confidence: of each of its ids when it was committed; None where still masked.
     """
 
     request_id: str
@@ -63,6 +64,7 @@ class StepOutput:
     num_forwards: int
     num_denoise_steps: int
     canvas: tuple[int | None, ...]
+    canvas_confidence: tuple[float | None, ...]
 
 
 class Engine:
@@ -195,6 +197,7 @@ class _Sequence:
         self._x_T[: len(canvas.prompt_ids)] = torch.tensor(canvas.prompt_ids, dtype=torch.int64)
         self._block_T = torch.tensor(canvas.blocks)
         self._is_masked_T = torch.arange(len(canvas)) >= len(canvas.prompt_ids)
+        self._confidence_T = torch.zeros(len(canvas))
         self._num_emitted = self.num_cached = self._num_forwards = 0
         self._open_window(0)
 
@@ -216,7 +219,7 @@ class _Sequence:
     def commit(self, logits_NV: Tensor) -> StepOutput:
         """Takes the logits of `masked_positions` and commits what the rule selects."""
         position_N = self.masked_positions()
-        ids_N, is_committed_N = commit_step(
+        ids_N, confidence_N, is_committed_N = commit_step(
             logits_NV,
             position_N,
             self._request.params,
@@ -226,6 +229,7 @@ class _Sequence:
         )
         self._x_T[position_N[is_committed_N]] = ids_N[is_committed_N]
         self._is_masked_T[position_N[is_committed_N]] = False
+        self._confidence_T[position_N] = confidence_N
         self._step += 1
         self._num_forwards += 1
         if self.cache is not None:
@@ -237,7 +241,8 @@ class _Sequence:
             finish_reason=finish_reason,
             num_forwards=self._num_forwards,
             num_denoise_steps=self._num_forwards,
-            canvas=self._visible_window(),
+            canvas=self._visible(self._x_T),
+            canvas_confidence=self._visible(self._confidence_T),
         )
         if finish_reason is None and not self._is_masked_T[self._window[0] : self._window[1]].any():
             self._open_window(self._window_index + 1)
@@ -262,7 +267,8 @@ class _Sequence:
         is_full = self._num_emitted == self._request.params.max_new_tokens
         return tuple(final), "length" if is_full else None
 
-    def _visible_window(self) -> tuple[int | None, ...]:
+    def _visible(self, values_T: Tensor) -> tuple[Any, ...]:
+        """Values of the active window, None where it is still masked."""
         start, stop = self._window
-        pairs = zip(self._x_T[start:stop].tolist(), self._is_masked_T[start:stop], strict=True)
-        return tuple(None if is_masked else token for token, is_masked in pairs)
+        pairs = zip(values_T[start:stop].tolist(), self._is_masked_T[start:stop], strict=True)
+        return tuple(None if is_masked else value for value, is_masked in pairs)

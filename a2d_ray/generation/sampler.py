@@ -105,7 +105,7 @@ class _Denoiser:
         while is_masked_T.any():
             position_N = is_masked_T.nonzero()[:, 0]
             logits_NV = self.forward(x_T, mask_TT)[position_N].float()
-            ids_N, is_committed_N = commit_step(
+            ids_N, _, is_committed_N = commit_step(
                 logits_NV, position_N, params, step=len(history), counts=counts, mask_id=mask_id
             )
             x_T[position_N[is_committed_N]] = ids_N[is_committed_N]

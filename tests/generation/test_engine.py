@@ -172,3 +172,23 @@ def test_untrained_model_asks_for_an_objective():
 def test_params_refuse_bad_values(field, value):
     with pytest.raises(ValueError, match=field):
         SamplingParams(**{field: value})
+
+
+def test_canvas_confidence_is_that_of_commitment():
+    """What a step commits beside its best token exceeds the threshold, and keeps its value."""
+    threshold = 0.008
+    params = SamplingParams(max_new_tokens=16, threshold=threshold, ignore_eos=True)
+    engine = Engine(tiny_a2d_model("llama"), contract(block_size=8), eos_ids={EOS}, max_length=512)
+    engine.add_request(Request(request_id="0", prompt=PROMPTS[0], params=params))
+    before, num_parallel = (None,) * 8, 0
+    while engine.has_unfinished():
+        (output,) = engine.step()
+        now = output.canvas_confidence
+        assert [value is None for value in now] == [token is None for token in output.canvas]
+        if None not in before:
+            before = (None,) * 8
+        new = sorted(v for old, v in zip(before, now, strict=True) if v is not None and old is None)
+        assert all(old in (None, v) for old, v in zip(before, now, strict=True))
+        assert all(threshold < value <= 1 for value in new[:-1])
+        num_parallel, before = num_parallel + len(new) - 1, now
+    assert num_parallel > 0
