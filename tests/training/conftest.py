@@ -38,7 +38,7 @@ def make_config(workshop):
     def make(name="run", **sections):
         values = {
             "run": {"name": name, "storage_path": str(workshop / "runs")},
-            "model": {"path": str(workshop / "a2d")},
+            "model": {"path": str(workshop / "a2d"), "dtype": "float32"},
             "data": {
                 "spec": str(workshop / "rows.jsonl"),
                 "packed_path": str(workshop / "packed"),
