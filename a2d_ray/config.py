@@ -381,6 +381,42 @@ class QuickstartConfig(Section):
     port: int = Field(8000, ge=1, le=65535, description="Port of the endpoint.")
 
 
+class WorkloadSection(Section):
+    """How much there is to train on; a packed set's manifest knows, else estimates."""
+
+    packed: str | None = Field(
+        None, description="Directory of a packed set: its counts replace the estimates below."
+    )
+    documents: int = Field(1_000_000, ge=1, description="Documents of one epoch.")
+    tokens_per_document: float = Field(400, ge=2, description="Mean tokens of a document.")
+    target_fraction: float = Field(
+        0.6, gt=0, le=1, description="Share of a document's tokens that are targets."
+    )
+    utilisation: float = Field(0.98, gt=0, le=1, description="Share of packed rows that is used.")
+
+
+class ClusterSection(Section):
+    """What a run is planned on; null takes the device's own figure."""
+
+    device: str = Field("A100-80GB", description="A100-40GB, A100-80GB, H100-80GB, L4-24GB, ...")
+    devices_per_node: int = Field(8, ge=1, description="Workers of one machine.")
+    node_gbit_s: float = Field(400, gt=0, description="Network of a machine, one direction.")
+    mfu: float = Field(0.25, gt=0, le=1, description="Share of the peak that training reaches.")
+    peak_tflops: float | None = Field(None, gt=0, description="Dense bf16 peak of a device.")
+    memory_gib: float | None = Field(None, gt=0, description="Memory of a device.")
+    link_gbyte_s: float | None = Field(None, gt=0, description="Link to devices of the same node.")
+    price: float | None = Field(None, ge=0, description="US dollars per device and hour.")
+
+
+class PlanConfig(Section):
+    """What a run will take: memory per worker, tokens/s, hours, price, network. Starts nothing."""
+
+    train: TrainConfig = Field(description="The run, as its job takes it.")
+    workload: WorkloadSection = WorkloadSection()
+    cluster: ClusterSection = ClusterSection()
+    output: Literal["table", "json"] = Field("table", description="What is printed.")
+
+
 class BenchmarkConfig(Section):
     """Measure a suite against its baseline; prints one JSON line per case."""
 

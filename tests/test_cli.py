@@ -23,6 +23,7 @@ JOBS = {
     "chat": configs.ChatConfig,
     "serve": configs.ServeConfig,
     "quickstart": configs.QuickstartConfig,
+    "plan": configs.PlanConfig,
 }
 
 

@@ -1,0 +1,69 @@
+"""Accelerators by name: peak, memory, links, price. What a plan divides by."""
+
+from dataclasses import dataclass
+
+PRICES_SEEN = "2025-06"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One accelerator.
+
+    Attributes:
+        peak_tflops: dense bf16, from the data sheet.
+        memory_gib: device memory.
+        link_gbyte_s: to its neighbours in the node, one direction.
+        price: US dollars per device and hour, on demand, as seen in `PRICES_SEEN`.
+        rented_as: the machine whose list price that is.
+    """
+
+    peak_tflops: float
+    memory_gib: float
+    link_gbyte_s: float
+    price: float
+    rented_as: str
+
+
+DEVICES = {
+    "A100-40GB": Device(
+        peak_tflops=312,
+        memory_gib=40,
+        link_gbyte_s=300,
+        price=2.75,
+        rented_as="AWS p4d.24xlarge / 8",
+    ),
+    "A100-80GB": Device(
+        peak_tflops=312,
+        memory_gib=80,
+        link_gbyte_s=300,
+        price=5.07,
+        rented_as="GCP a2-ultragpu-8g / 8",
+    ),
+    "H100-80GB": Device(
+        peak_tflops=989,
+        memory_gib=80,
+        link_gbyte_s=450,
+        price=6.88,
+        rented_as="AWS p5.48xlarge / 8",
+    ),
+    "L4-24GB": Device(
+        peak_tflops=121, memory_gib=24, link_gbyte_s=16, price=0.70, rented_as="GCP g2-standard-4"
+    ),
+    "A10G-24GB": Device(
+        peak_tflops=70, memory_gib=24, link_gbyte_s=16, price=1.01, rented_as="AWS g5.xlarge"
+    ),
+}
+
+
+def find_device(name: str) -> Device:
+    """A row of the table.
+
+    Raises:
+        ValueError: no such device.
+    """
+    if name not in DEVICES:
+        raise ValueError(
+            f"cluster.device={name} is not known: choose from {', '.join(DEVICES)}, and set "
+            "cluster.peak_tflops, cluster.memory_gib and cluster.price for another one"
+        )
+    return DEVICES[name]

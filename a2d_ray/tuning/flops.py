@@ -1,0 +1,117 @@
+"""Tokens, attention pairs and FLOPs of one document, as the layout lays it out. No torch here.
+
+A multiplication and an addition are two FLOPs. The counts equal those of `diffusion.layout` and
+`diffusion.masks` (tested); `padded_cost` is the layout of the public recipe, to compare with.
+"""
+
+from dataclasses import dataclass
+
+from a2d_ray.config import ObjectiveSection
+from a2d_ray.tuning.sizes import ModelSizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutCost:
+    """What the model computes for one document.
+
+    Attributes:
+        tokens: laid-out tokens over all streams.
+        pairs: (query, key) pairs that attend.
+        logits: positions whose logits are computed.
+        targets: target tokens over all views: what the loss divides by.
+    """
+
+    tokens: float
+    pairs: float
+    logits: float
+    targets: float
+
+
+def layout_cost(prompt: int, answer: int, objective: ObjectiveSection) -> LayoutCost:
+    """Cost of one document of a prompt and an answer that is whole, without an EOS tail.
+
+    Args:
+        prompt: tokens before the answer; 0: plain text.
+        answer: target tokens, at least 1.
+        objective: mdlm; bd3lm, with the blocks of the grid `segment`.
+    """
+    views = objective.views
+    if objective.name == "mdlm":
+        length = prompt + answer
+        return LayoutCost(
+            tokens=views * length,
+            pairs=views * length**2,
+            logits=_masked(answer, answer, views),
+            targets=views * answer,
+        )
+    size = objective.block_size
+    answer_blocks = -(-answer // size)
+    targets = answer_blocks * size  # with the EOS fill of the last block
+    clean = prompt + (answer_blocks - 1) * size  # nobody attends to the last block's clean copy
+    blocks = [*_blocks(prompt, size), *[size] * (answer_blocks - 1)]
+    starts = [sum(blocks[:i]) for i in range(len(blocks))]
+    clean_pairs = sum(b * (s + b) for b, s in zip(blocks, starts, strict=True))
+    if objective.clean_attention == "causal":
+        clean_pairs = clean * (clean + 1) // 2
+    before = sum(prompt + i * size for i in range(answer_blocks))
+    noisy_pairs = targets * size + size * before
+    return LayoutCost(
+        tokens=clean + views * targets,
+        pairs=clean_pairs + views * noisy_pairs,
+        logits=_masked(targets, size, views),
+        targets=views * targets,
+    )
+
+
+def padded_cost(length: int, targets: int, objective: ObjectiveSection) -> LayoutCost:
+    """Cost of one row of the public recipe: padded to `length`, logits and attention everywhere."""
+    places = length * (2 if objective.name == "bd3lm" else 1)
+    return LayoutCost(tokens=places, pairs=places**2, logits=places, targets=targets)
+
+
+def forward_flops(cost: LayoutCost, sizes: ModelSizes) -> float:
+    """FLOPs of one forward pass."""
+    return _layer_flops(cost, sizes) * sizes.layers + _head_flops(cost, sizes)
+
+
+def train_flops(
+    cost: LayoutCost,
+    sizes: ModelSizes,
+    *,
+    trainable_layers: int | None = None,
+    is_checkpointed: bool = False,
+) -> float:
+    """FLOPs of a forward and a backward pass; the backward pass costs twice its forward.
+
+    Args:
+        cost: of what is trained on.
+        sizes: of the model.
+        trainable_layers: the last layers that are trained; None: all.
+        is_checkpointed: layers are computed a second time for the backward pass.
+    """
+    layer, head = _layer_flops(cost, sizes), _head_flops(cost, sizes)
+    trained = sizes.layers if trainable_layers is None else trainable_layers
+    backward = 2 * layer * trained + head * (2 if trainable_layers is None else 1)
+    again = layer * sizes.layers if is_checkpointed else 0
+    return forward_flops(cost, sizes) + backward + again
+
+
+def _layer_flops(cost: LayoutCost, sizes: ModelSizes) -> float:
+    matrices = 2 * cost.tokens * sizes.layer_matrix_parameters
+    return matrices + 4 * cost.pairs * sizes.query_width  # scores, and the weighted values
+
+
+def _head_flops(cost: LayoutCost, sizes: ModelSizes) -> float:
+    return 2 * cost.logits * sizes.hidden * sizes.vocab
+
+
+def _masked(targets: int, per_block: int, views: int) -> float:
+    """Expected masked targets of noise `exact`: k uniform on 1..m; two views mask each once."""
+    if views == 2:
+        return float(targets)
+    return targets * (per_block + 1) / (2 * per_block)
+
+
+def _blocks(length: int, size: int) -> list[int]:
+    whole, rest = divmod(length, size)
+    return [size] * whole + ([rest] if rest else [])

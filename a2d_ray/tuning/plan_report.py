@@ -1,0 +1,50 @@
+"""A run's plan as a table for people."""
+
+from a2d_ray.tuning.devices import PRICES_SEEN
+from a2d_ray.tuning.memory import GIB, Memory
+from a2d_ray.tuning.planning import RunPlan
+
+
+def format_plan(plan: RunPlan) -> str:
+    """The plan in lines of text."""
+    lines = [_row(label, value) for label, value in _facts(plan)]
+    lines += ["", "GiB per worker     " + "".join(f"{name:>13}" for name in _PARTS)]
+    lines += [_memory_row(plan, stage, memory) for stage, memory in plan.memory.items()]
+    lines += ["", f"prices: on demand, as seen in {PRICES_SEEN}; evaluations and checkpoints apart"]
+    return "\n".join(lines)
+
+
+_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "total")
+
+
+def _facts(plan: RunPlan) -> list[tuple[str, str]]:
+    step_s = plan.step_s
+    return [
+        ("model", f"{plan.model}: {plan.parameters / 1e6:,.0f} M parameters, "
+                  f"{plan.trained_parameters / 1e6:,.0f} M trained"),
+        ("workers", f"{plan.num_workers} x {plan.device} on {plan.num_nodes} nodes, "
+                    f"ZeRO-{plan.zero_stage}"),
+        ("steps", f"{plan.steps:,}"),
+        ("a step", f"{plan.step_tokens:,.0f} tokens of all streams, {plan.step_targets:,.0f} "
+                   f"targets, {plan.step_flops / 1e15:,.3g} PFLOP"),
+        ("seconds per step", f"{step_s:.3g} (compute {plan.compute_s:.3g}, "
+                             f"network {plan.network_s:.3g} if nothing overlaps)"),
+        ("tokens per second", f"{plan.step_tokens / step_s:,.0f} of all streams, "
+                              f"{plan.step_targets / step_s:,.0f} targets"),
+        ("network per step", f"{plan.network_bytes / 1e9:.3g} GB sent by each worker"),
+        ("hours", f"{plan.hours:,.3g} ({plan.hours * plan.num_workers:,.4g} device-hours)"),
+        ("price", f"${plan.price:,.2f}"),
+        ("padded layout", f"the public recipe's padded rows take {plan.padded_ratio:.2f}x the "
+                          "FLOPs per target"),
+    ]  # fmt: skip
+
+
+def _row(label: str, value: str) -> str:
+    return f"{label:<19}{value}"
+
+
+def _memory_row(plan: RunPlan, stage: int, memory: Memory) -> str:
+    values = "".join(f"{getattr(memory, part) / GIB:>13.2f}" for part in _PARTS)
+    fits = "fits" if memory.total / GIB <= plan.memory_gib else "too much"
+    chosen = " <- this run" if stage == plan.zero_stage else ""
+    return f"{f'ZeRO-{stage}':<19}{values}  {fits} {plan.memory_gib:g}{chosen}"

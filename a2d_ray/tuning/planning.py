@@ -1,0 +1,228 @@
+"""What a run will take: memory per worker, tokens/s, hours, price, bytes on the network.
+
+    a step's seconds = FLOPs / (workers x peak x MFU) + bytes on the slowest link / its bandwidth
+
+Nothing overlaps in this model, so a run that hides its communication is faster. Every document
+has the mean length. docs/scaling.md compares it with what was measured.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from a2d_ray.config import ClusterSection, PlanConfig, TrainConfig, WorkloadSection
+from a2d_ray.data.packed import MANIFEST
+from a2d_ray.tuning.devices import Device, find_device
+from a2d_ray.tuning.flops import LayoutCost, layout_cost, padded_cost, train_flops
+from a2d_ray.tuning.memory import FP32, Memory, worker_memory
+from a2d_ray.tuning.sizes import ModelSizes, find_sizes
+
+STAGES = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What a run will take.
+
+    Attributes:
+        model, device, num_workers, num_nodes: who computes.
+        parameters, trained_parameters: of the model.
+        zero_stage: of the run.
+        steps: optimizer steps.
+        step_tokens: laid-out tokens of a step, over all workers and streams.
+        step_targets: target tokens of a step, over all views.
+        step_flops: of a step, over all workers.
+        compute_s, network_s: seconds of a step that compute, and that wait for the network.
+        network_bytes: that each worker sends in a step.
+        hours: of the whole run, without evaluations and checkpoints.
+        price: US dollars for all devices over these hours.
+        memory: per ZeRO stage.
+        memory_gib: of the device.
+        padded_ratio: cost of the padded layout of the public recipe, per target, over ours.
+    """
+
+    model: str
+    device: str
+    num_workers: int
+    num_nodes: int
+    parameters: int
+    trained_parameters: int
+    zero_stage: int
+    steps: int
+    step_tokens: float
+    step_targets: float
+    step_flops: float
+    compute_s: float
+    network_s: float
+    network_bytes: float
+    hours: float
+    price: float
+    memory: dict[int, Memory]
+    memory_gib: float
+    padded_ratio: float
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step."""
+        return self.compute_s + self.network_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; bytes per worker by ZeRO stage under ``memory``."""
+        memory = {f"zero{k}": {**vars(m), "total": m.total} for k, m in self.memory.items()}
+        return {
+            **vars(self),
+            "memory": memory,
+            "step_s": self.step_s,
+            "tokens_per_s": self.step_tokens / self.step_s,
+            "target_tokens_per_s": self.step_targets / self.step_s,
+        }
+
+
+def plan_run(config: PlanConfig) -> RunPlan:
+    """The plan of a run.
+
+    Raises:
+        ValueError: an unknown model or device, or a packed set that is not there.
+    """
+    train, cluster = config.train, config.cluster
+    sizes, device = find_sizes(train.model.path), _device(cluster)
+    load = _with_manifest(config.workload)
+    cost = _mean_cost(load, train)
+    row_documents = load.utilisation * train.data.tokens_per_row / cost.tokens
+    step_documents = row_documents * train.batch.rows
+    steps = train.schedule.max_steps or max(
+        1, math.floor(load.documents * train.schedule.epochs / step_documents)
+    )
+    workers = train.scaling.num_workers
+    flops = step_documents * _train_flops(cost, sizes, train)
+    micro_rows = train.batch.rows_per_device or train.batch.rows // workers
+    stage = zero_stage(train)
+    sent = network_bytes(
+        sizes.trained_parameters(train.model.trainable_layers),
+        zero_stage=stage,
+        num_workers=workers,
+        num_micro=train.batch.rows // workers // micro_rows,
+    )
+    compute_s = flops / (workers * device.peak_tflops * 1e12 * cluster.mfu)
+    network_s = sent / _slowest_link(cluster, device, workers)
+    hours = steps * (compute_s + network_s) / 3600
+    return RunPlan(
+        model=train.model.path,
+        device=cluster.device,
+        num_workers=workers,
+        num_nodes=math.ceil(workers / cluster.devices_per_node),
+        parameters=sizes.parameters,
+        trained_parameters=sizes.trained_parameters(train.model.trainable_layers),
+        zero_stage=stage,
+        steps=steps,
+        step_tokens=step_documents * cost.tokens,
+        step_targets=step_documents * cost.targets,
+        step_flops=flops,
+        compute_s=compute_s,
+        network_s=network_s,
+        network_bytes=sent,
+        hours=hours,
+        price=hours * workers * device.price,
+        memory={s: _memory(sizes, train, s, micro_rows) for s in STAGES},
+        memory_gib=device.memory_gib,
+        padded_ratio=_padded_ratio(cost, sizes, train),
+    )
+
+
+def zero_stage(train: TrainConfig) -> int:
+    """ZeRO stage of a run."""
+    return int(train.deepspeed.get("zero_optimization", {}).get("stage", 0))
+
+
+def network_bytes(
+    trained_parameters: int, *, zero_stage: int, num_workers: int, num_micro: int = 1
+) -> float:
+    """Bytes that each worker sends in a step, with ring collectives over fp32.
+
+    A ring sends (W - 1) / W of a tensor for a reduce-scatter or an all-gather, twice that for an
+    all-reduce. Stages 0 and 1 reduce gradients once a step, stages 2 and 3 for every micro-batch;
+    stages 1 and 2 gather the new weights; stage 3 gathers weights for every forward and backward.
+
+    Source: ZeRO, arXiv 1910.02054, section 7.
+    """
+    once = FP32 * trained_parameters * (num_workers - 1) / num_workers
+    passes = {0: 2, 1: 2 + 1, 2: num_micro + 1, 3: 3 * num_micro}
+    return once * passes[zero_stage]
+
+
+def _device(cluster: ClusterSection) -> Device:
+    """The named device, with the figures that the user knows better."""
+    own = {
+        key: value
+        for key in ("peak_tflops", "memory_gib", "link_gbyte_s", "price")
+        if (value := getattr(cluster, key)) is not None
+    }
+    if len(own) == 4:
+        return Device(**own, rented_as="cluster.price")
+    return Device(**{**vars(find_device(cluster.device)), **own})
+
+
+def _slowest_link(cluster: ClusterSection, device: Device, workers: int) -> float:
+    """Bytes/s of a ring over all workers: its edges between nodes decide, if there are any."""
+    inside = device.link_gbyte_s * 1e9
+    if workers <= cluster.devices_per_node:
+        return inside
+    return min(inside, cluster.node_gbit_s * 1e9 / 8)
+
+
+def _with_manifest(load: WorkloadSection) -> WorkloadSection:
+    """The workload, its counts from a packed set where there is one."""
+    if load.packed is None:
+        return load
+    path = Path(load.packed).expanduser() / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"workload.packed={load.packed} is no packed set: it has no {MANIFEST}")
+    split = json.loads(path.read_text())["splits"]["train"]
+    sources = split["sources"].values()
+    documents, tokens, targets = (
+        sum(source[key] for source in sources) for key in ("documents", "tokens", "targets")
+    )
+    return load.model_copy(
+        update={
+            "documents": documents,
+            "tokens_per_document": tokens / documents,
+            "target_fraction": targets / tokens,
+            "utilisation": split["utilisation"],
+        }
+    )
+
+
+def _mean_cost(load: WorkloadSection, train: TrainConfig) -> LayoutCost:
+    length = min(load.tokens_per_document, train.data.max_length)
+    answer = max(1, round(length * load.target_fraction))
+    return layout_cost(round(length) - answer, answer, train.objective)
+
+
+def _train_flops(cost: LayoutCost, sizes: ModelSizes, train: TrainConfig) -> float:
+    return train_flops(
+        cost,
+        sizes,
+        trainable_layers=train.model.trainable_layers,
+        is_checkpointed=train.model.gradient_checkpointing,
+    )
+
+
+def _padded_ratio(cost: LayoutCost, sizes: ModelSizes, train: TrainConfig) -> float:
+    """Padded rows of `data.max_length`, one view, over our layout: FLOPs per target and view."""
+    targets = cost.targets / train.objective.views
+    padded = padded_cost(train.data.max_length, round(targets), train.objective)
+    theirs = _train_flops(padded, sizes, train) / padded.targets
+    return theirs / (_train_flops(cost, sizes, train) / cost.targets)
+
+
+def _memory(sizes: ModelSizes, train: TrainConfig, stage: int, micro_rows: int) -> Memory:
+    return worker_memory(
+        sizes,
+        zero_stage=stage,
+        num_workers=train.scaling.num_workers,
+        micro_tokens=micro_rows * train.data.tokens_per_row,
+        trainable_layers=train.model.trainable_layers,
+        is_checkpointed=train.model.gradient_checkpointing,
+    )

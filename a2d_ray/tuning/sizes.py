@@ -1,0 +1,150 @@
+"""Sizes of a model from its config.json, without loading it. No torch here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from a2d_ray.models.architectures import find_architecture
+from a2d_ray.models.directories import find_directory, read_json
+from a2d_ray.models.sources import PACKAGE_PREFIX
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSizes:
+    """What counting parameters, FLOPs and bytes takes.
+
+    Attributes:
+        hidden, intermediate, vocab: widths.
+        layers: number of layers.
+        heads, kv_heads, head_dim: of attention.
+        is_tied: whether the head is the embedding.
+        has_qk_norm: a norm of queries and of keys (qwen3).
+        has_qkv_bias: biases of the three projections (qwen2).
+    """
+
+    hidden: int
+    intermediate: int
+    vocab: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    is_tied: bool
+    has_qk_norm: bool = False
+    has_qkv_bias: bool = False
+
+    @property
+    def query_width(self) -> int:
+        """Width of the queries, all heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Width of the keys, all heads; of the values too."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def layer_matrix_parameters(self) -> int:
+        """Weights of one layer that a token is multiplied with."""
+        attention = self.hidden * (2 * self.query_width + 2 * self.kv_width)
+        return attention + 3 * self.hidden * self.intermediate
+
+    @property
+    def layer_parameters(self) -> int:
+        """All parameters of one layer."""
+        norms = 2 * self.hidden + (2 * self.head_dim if self.has_qk_norm else 0)
+        biases = self.query_width + 2 * self.kv_width if self.has_qkv_bias else 0
+        return self.layer_matrix_parameters + norms + biases
+
+    @property
+    def parameters(self) -> int:
+        """All parameters; a tied head counts once."""
+        embeddings = self.vocab * self.hidden * (1 if self.is_tied else 2)
+        return self.layers * self.layer_parameters + self.hidden + embeddings
+
+    def trained_parameters(self, num_layers: int | None) -> int:
+        """Parameters that are trained: all, or the last layers' and the final norm's."""
+        if num_layers is None:
+            return self.parameters
+        return num_layers * self.layer_parameters + self.hidden
+
+
+# Sizes of models that need no download to be planned for; from their config.json files.
+KNOWN_MODELS = {
+    "SmolLM2-135M-Instruct": (576, 1536, 49152, 30, 9, 3, 64, True, "llama"),
+    "SmolLM2-360M-Instruct": (960, 2560, 49152, 32, 15, 5, 64, True, "llama"),
+    "SmolLM2-1.7B-Instruct": (2048, 8192, 49152, 24, 32, 32, 64, True, "llama"),
+    "Llama-3.2-1B": (2048, 8192, 128256, 16, 32, 8, 64, True, "llama"),
+    "Llama-3.2-3B": (3072, 8192, 128256, 28, 24, 8, 128, True, "llama"),
+    "Llama-3.1-8B": (4096, 14336, 128256, 32, 32, 8, 128, False, "llama"),
+    "Qwen2.5-0.5B": (896, 4864, 151936, 24, 14, 2, 64, True, "qwen2"),
+    "Qwen2.5-1.5B": (1536, 8960, 151936, 28, 12, 2, 128, True, "qwen2"),
+    "Qwen2.5-7B": (3584, 18944, 152064, 28, 28, 4, 128, False, "qwen2"),
+    "Qwen3-0.6B": (1024, 3072, 151936, 28, 16, 8, 128, True, "qwen3"),
+    "Qwen3-1.7B": (2048, 6144, 151936, 28, 16, 8, 128, True, "qwen3"),
+    "Qwen3-4B": (2560, 9728, 151936, 36, 32, 8, 128, True, "qwen3"),
+    "Qwen3-8B": (4096, 12288, 151936, 36, 32, 8, 128, False, "qwen3"),
+}
+
+
+def find_sizes(name: str) -> ModelSizes:
+    """Sizes of a model: of a directory, a known name (its last part counts), or a Hub id.
+
+    Raises:
+        ValueError: none of them, or an architecture that is not supported.
+    """
+    if not (Path(name).expanduser() / "config.json").is_file():
+        if name == f"{PACKAGE_PREFIX}smollm2":
+            return _known("SmolLM2-135M-Instruct")
+        if (last := name.rstrip("/").rsplit("/", 1)[-1]) in KNOWN_MODELS:
+            return _known(last)
+    try:
+        directory = find_directory(name, weights=False)
+    except ValueError as error:
+        known = ", ".join(KNOWN_MODELS)
+        raise ValueError(f"train.model.path: {error}. Sizes known without it: {known}") from None
+    return sizes_of(read_json(directory, "config.json"))
+
+
+def sizes_of(config: dict[str, Any]) -> ModelSizes:
+    """Sizes in a config.json of a supported architecture.
+
+    Raises:
+        ValueError: another architecture, or a missing key.
+    """
+    row = find_architecture(config.get("model_type"))
+    if row is None:
+        raise ValueError(f"model_type={config.get('model_type')!r}: plans know llama, qwen2, qwen3")
+    try:
+        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+        return ModelSizes(
+            hidden=hidden,
+            intermediate=int(config["intermediate_size"]),
+            vocab=int(config["vocab_size"]),
+            layers=int(config["num_hidden_layers"]),
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or hidden // heads),
+            is_tied=bool(config.get("tie_word_embeddings", False)),
+            has_qk_norm=row.ar_model_type == "qwen3",
+            has_qkv_bias=row.ar_model_type == "qwen2",
+        )
+    except KeyError as error:
+        raise ValueError(f"config.json has no {error.args[0]}") from None
+
+
+def _known(name: str) -> ModelSizes:
+    *numbers, is_tied, kind = KNOWN_MODELS[name]
+    hidden, intermediate, vocab, layers, heads, kv_heads, head_dim = map(int, numbers)
+    return ModelSizes(
+        hidden=hidden,
+        intermediate=intermediate,
+        vocab=vocab,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        is_tied=bool(is_tied),
+        has_qk_norm=kind == "qwen3",
+        has_qkv_bias=kind == "qwen2",
+    )

@@ -1,0 +1,119 @@
+"""Parameters and bytes against real models and what autograd really keeps."""
+
+import pytest
+import torch
+
+from a2d_ray.diffusion import losses
+from a2d_ray.diffusion.layout import LayoutSpec, build_layout
+from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
+from a2d_ray.training.module import DiffusionModule
+from a2d_ray.tuning import memory
+from a2d_ray.tuning.memory import layer_activations, token_activations, worker_memory
+from a2d_ray.tuning.sizes import KNOWN_MODELS, find_sizes, sizes_of
+from tests.rows import packed_row
+from tests.tiny import tiny_a2d_model
+
+WIDE = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 8}
+N = 304
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_parameters_are_those_of_the_model(architecture, is_tied):
+    model = tiny_a2d_model(architecture, tie_word_embeddings=is_tied, **WIDE)
+    sizes = sizes_of(model.config.to_dict())
+    assert sizes.parameters == sum(p.numel() for p in model.parameters())
+    layer = model.model.layers[0]
+    assert sizes.layer_parameters == sum(p.numel() for p in layer.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("Qwen/Qwen3-0.6B", 596.0),
+        ("models/a2d/Qwen3-8B/", 8190.7),
+        ("package:smollm2", 134.5),
+        ("meta-llama/Llama-3.2-1B", 1235.8),
+        ("Qwen/Qwen2.5-0.5B", 494.0),
+    ],
+)
+def test_known_models_have_their_published_sizes(name, millions):
+    assert find_sizes(name).parameters / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+def test_a_directory_is_read_and_a_stranger_refused(tmp_path):
+    tiny_a2d_model("qwen3").config.save_pretrained(tmp_path)
+    assert find_sizes(str(tmp_path)).layers == 2
+    with pytest.raises(ValueError, match=r"train.model.path.*/nowhere/.*Qwen3-0.6B"):
+        find_sizes("/nowhere/at-all")
+    with pytest.raises(ValueError, match="gpt2"):
+        sizes_of({"model_type": "gpt2"})
+    with pytest.raises(ValueError, match="vocab_size"):
+        sizes_of({"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2,
+                  "intermediate_size": 8})  # fmt: skip
+    assert all(find_sizes(name).parameters > 1e8 for name in KNOWN_MODELS)
+
+
+def kept_bytes(architecture, num_layers):
+    """Bytes that autograd keeps of a forward, without weights, their casts and masks."""
+    heads = {"num_key_value_heads": 4, **({"head_dim": 16} if architecture == "qwen3" else {})}
+    model = tiny_a2d_model(architecture, num_hidden_layers=num_layers, **WIDE, **heads)
+    module = DiffusionModule(
+        model, mask_id=300, is_causal_clean=False, compute_dtype=torch.bfloat16
+    )
+    row = packed_row([(7, [(64, False), (128, True)], True)])
+    layout = build_layout([row], LayoutSpec(objective="bd3lm", block_size=16))
+    assert int((layout.doc_RT >= 0).sum()) == N
+    noise = draw_noise(layout, NoiseSpec(), seed=1, epoch_R=torch.zeros(1).long())
+    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    shapes = {tuple(p.shape) for p in module.parameters()}
+    shapes |= {shape[::-1] for shape in shapes}
+    kept, held = {}, []
+
+    def pack(tensor):
+        held.append(tensor)
+        storage = tensor.untyped_storage()
+        is_mask = tensor.shape[-1:] == (N,)
+        is_weight = storage.data_ptr() in weights or tuple(tensor.shape) in shapes
+        if not (is_mask or is_weight):
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module(layout, noise)
+    return sum(kept.values()), sizes_of(model.config.to_dict())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_activations_are_what_autograd_keeps(architecture):
+    fewer, _ = kept_bytes(architecture, 2)
+    more, sizes = kept_bytes(architecture, 4)
+    measured = (more - fewer) / 2 / N
+    assert layer_activations(sizes) == pytest.approx(measured, rel=0.03)
+
+
+def test_zero_shards_what_its_stage_says():
+    sizes = find_sizes("Qwen/Qwen3-0.6B")
+    p = sizes.parameters
+
+    def of(stage, workers):
+        return worker_memory(sizes, zero_stage=stage, num_workers=workers, micro_tokens=2048)
+
+    bucket = 4 * memory.BUCKET_ELEMENTS
+    assert of(0, 8).gradients == 4 * p and of(0, 8).optimizer == 8 * p
+    assert of(1, 8).gradients == 4 * p + bucket and of(1, 8).optimizer == 12 * p / 8
+    assert of(2, 8).gradients == 4 * p / 8 + bucket and of(2, 8).weights == of(0, 8).weights
+    assert of(3, 8).weights < of(2, 8).weights / 5
+    totals = [of(stage, 64).total for stage in range(4)]
+    assert totals[1] > totals[2] > totals[3]
+
+
+def test_checkpointing_keeps_the_inputs_of_layers():
+    sizes = find_sizes("package:smollm2")
+    kept = token_activations(sizes, is_checkpointed=True) - layer_activations(sizes)
+    assert kept == sizes.layers * sizes.hidden * 4
+    assert token_activations(sizes, 15) == token_activations(sizes) / 2
+
+
+def test_the_chunk_of_logits_is_the_loss_s():
+    assert memory.CHUNK_TOKENS == losses.CHUNK_TOKENS
