@@ -16,10 +16,24 @@ Noise = Literal["exact", "bernoulli"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
+NORMS_OF_RECIPE = ("token", "sequence", "batch")
+
+
 class Section(BaseModel):
     """A frozen group of options; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def _require(section: Section, name: str, reason: str, values: dict[str, Any]) -> None:
+    """Refuses values other than `values` (a tuple: any of them), naming all that are wrong."""
+    wrong = []
+    for key, wanted in values.items():
+        allowed = wanted if isinstance(wanted, tuple) else (wanted,)
+        if getattr(section, key) not in allowed:
+            wrong.append(f"{name}.{key}={allowed[0]}")
+    if wrong:
+        raise ValueError(f"{reason} needs {' '.join(wrong)}")
 
 
 class RunSection(Section):
@@ -90,6 +104,11 @@ class DataSection(Section):
 
 class ObjectiveSection(Section):
     name: Objective = Field(description="mdlm: global masked diffusion; bd3lm: block diffusion.")
+    preset: Literal["default", "reference"] = Field(
+        "default",
+        description="reference: the public recipe, for comparison: its EOS fill and BOS rule, one "
+        "document per row, the mask token's logit kept; the other options must agree.",
+    )
     block_size: int = Field(32, ge=1, le=4096, description="Tokens per block (bd3lm).")
     block_grid: BlockGrid = Field("segment", description="Where blocks start (bd3lm).")
     clean_attention: CleanAttention = Field(
@@ -104,9 +123,41 @@ class ObjectiveSection(Section):
     weight: Literal["nelbo", "uniform"] = Field(
         "nelbo", description="nelbo: the likelihood bound's weights; uniform: 1."
     )
+    norm: Literal["step", "token", "sequence", "batch"] = Field(
+        "step",
+        description="step: nats per target of the whole step, however it is cut up; token, "
+        "sequence, batch: the public recipe's means over each micro-batch.",
+    )
+    right_shift_logits: bool = Field(
+        False, description="The logit at i-1 predicts token i (bd3lm: not on grid segment)."
+    )
     corruption_warmup: float = Field(
         0.03, ge=0, le=1, description="Share of steps over which the corrupted share rises to 1."
     )
+
+    @model_validator(mode="after")
+    def _check_shift(self) -> Self:
+        if self.right_shift_logits and self.name == "bd3lm" and self.block_grid == "segment":
+            raise ValueError(
+                "objective.right_shift_logits=true needs objective.block_grid=absolute or "
+                "prompt_end: between segments an answer's EOS fill would be the predecessor"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_preset(self) -> Self:
+        recipe = {
+            "noise": "bernoulli",
+            "noise_per": "sequence",
+            "views": 1,
+            "norm": NORMS_OF_RECIPE,
+        }
+        recipe |= {"corruption_warmup": 0.0, "clean_attention": "block"}
+        if self.name == "bd3lm":
+            recipe["block_grid"] = "absolute"
+        if self.preset == "reference":
+            _require(self, "objective", "objective.preset=reference", recipe)
+        return self
 
 
 class BatchSection(Section):
@@ -183,6 +234,8 @@ def check_targets(data: DataSection, objective: ObjectiveSection) -> None:
     Raises:
         ValueError: names the keys and the fix.
     """
+    if objective.preset == "reference":
+        _require(data, "data", "objective.preset=reference", {"targets": "last"})
     is_blockwise = objective.name == "bd3lm"
     if is_blockwise and objective.block_grid != "segment" and data.targets == "all":
         raise ValueError(

@@ -220,6 +220,7 @@ def _recipe(
         block_size=objective.block_size,
         block_grid=objective.block_grid,
         views=objective.views,
+        right_shift=objective.right_shift_logits,
         eos_id=tokenizer.eos_token_id or 0,
     )
     return Recipe(

@@ -36,6 +36,8 @@ class LayoutSpec:
         eos_id: id that fills an answer's last block (bd3lm) or follows it (mdlm).
         pad_id: id of padding, never attended by a document.
         causal_clean: clean tokens see only earlier clean tokens (`clean_attention: causal`).
+        right_shift: the logit at i-1 predicts token i, so that noised blocks without a target are
+            needed too. Not with ``segment``, where an answer's EOS fill lies between.
     """
 
     objective: Literal["mdlm", "bd3lm"]
@@ -45,6 +47,11 @@ class LayoutSpec:
     eos_id: int = 0
     pad_id: int = 0
     causal_clean: bool = False
+    right_shift: bool = False
+
+    def __post_init__(self) -> None:
+        if self.right_shift and self.objective == "bd3lm" and self.block_grid == "segment":
+            raise ValueError("right_shift needs block_grid absolute or prompt_end")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +132,14 @@ def build_layout(
     tokens = _place_in_blocks(tokens, run_C, spec)
     ends, counts = _fill_plan(tokens, run_C, is_complete_D, eos_tail_D, spec)
     noisy = _join([tokens, _fill(tokens, ends, counts, spec.eos_id)])
-    block_holds_target = _any_per_group(noisy["block"], noisy["is_target"])
-    noisy = _pick(noisy, block_holds_target[noisy["block"]])
+    last_block_D = _last_target_block(noisy, doc_id_D.numel())
+    if spec.right_shift:
+        is_needed = noisy["block"] <= last_block_D[noisy["doc"]]
+    else:
+        is_needed = _any_per_group(noisy["block"], noisy["is_target"])[noisy["block"]]
+    noisy = _pick(noisy, is_needed)
     streams = [{**noisy, "stream": torch.full_like(noisy["doc"], v + 1)} for v in range(spec.views)]
     if spec.objective == "bd3lm":
-        last_block_D = _max_per_group(noisy["doc"], noisy["block"], doc_id_D.numel())
         clean = _pick(tokens, tokens["block"] < last_block_D[tokens["doc"]])
         clean["is_target"] = torch.zeros_like(clean["is_target"])
         streams.insert(0, clean)
@@ -265,6 +275,12 @@ def _pick(tokens: _Tokens, index: Tensor) -> _Tokens:
 
 def _join(parts: Sequence[_Tokens]) -> _Tokens:
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def _last_target_block(tokens: _Tokens, num_docs: int) -> Tensor:
+    """Index of the last block of each document that holds a target."""
+    is_target = tokens["is_target"]
+    return _max_per_group(tokens["doc"][is_target], tokens["block"][is_target], num_docs)
 
 
 def _any_per_group(group: Tensor, flag: Tensor) -> Tensor:

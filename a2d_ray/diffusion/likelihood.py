@@ -8,7 +8,7 @@ from torch import Tensor
 
 from a2d_ray.diffusion.layout import LayoutSpec, PackedRow, build_layout
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
-from a2d_ray.diffusion.objectives import Backbone, diffusion_loss
+from a2d_ray.diffusion.objectives import Backbone, LossSpec, diffusion_loss
 
 DRAW_SEED = 0x5EED
 
@@ -42,7 +42,8 @@ def nelbo_sums(
     Args:
         rows: R packed rows.
         spec: layout of the objective (its `views` are replaced by 2).
-        backbone, head_VH, mask_id: as for `diffusion_loss`.
+        backbone, head_VH: as for `diffusion_loss`.
+        mask_id: id of the mask token; never a candidate here.
         draw: index of the draw; the same index gives the same masks.
         device: where the model is.
 
@@ -56,7 +57,7 @@ def nelbo_sums(
         noise,
         backbone,
         head_VH,
-        mask_id=mask_id,
+        LossSpec(mask_id=mask_id, right_shift=spec.right_shift),
     )
     num_tokens = torch.stack([row.is_target_C.sum() for row in rows]).sum()
     return NelboSums(nats=sums.loss.double().cpu() / 2, num_tokens=num_tokens)

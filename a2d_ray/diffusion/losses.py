@@ -13,11 +13,11 @@ def masked_cross_entropy(
     head_VH: Tensor,
     labels_N: Tensor,
     weight_N: Tensor,
-    mask_id: int,
+    excluded_id: int | None,
     *,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of weight x -log p(label), with the mask token excluded from the vocabulary.
+    """Sum of weight x -log p(label), with one token excluded from the vocabulary.
 
     Logits exist for one chunk at a time; with several chunks they are computed again in the
     backward pass, so memory stays at chunk_tokens x V.
@@ -27,7 +27,7 @@ def masked_cross_entropy(
         head_VH: weight of the language-model head.
         labels_N: clean ids.
         weight_N: float32 weights.
-        mask_id: id whose logit is -inf.
+        excluded_id: id whose logit is -inf (the mask token); None: every logit counts.
         chunk_tokens: tokens per chunk.
 
     Returns:
@@ -39,7 +39,8 @@ def masked_cross_entropy(
 
     def chunk_loss(hidden: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         logits = linear(hidden, head_VH).float()
-        logits[:, mask_id] = -torch.inf
+        if excluded_id is not None:
+            logits[:, excluded_id] = -torch.inf
         loss = cross_entropy(logits, labels, reduction="none")
         return (loss * weight).sum(), loss.detach()
 

@@ -163,15 +163,32 @@ def _draw_bernoulli(
     targets: _Targets, spec: NoiseSpec, max_fraction: float
 ) -> tuple[Tensor, Tensor]:
     level = targets.block_level() if spec.per == "block" else targets.document_level()
+    is_first = targets.stream_N == 1
+    return mask_independently(targets.u_N, level, spec.schedule, is_first, max_fraction)
+
+
+def mask_independently(
+    u: Tensor, level: Tensor, schedule: ScheduleName, is_first: Tensor, max_fraction: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Bernoulli masks and NELBO weights at t = 1e-3 + (1 - 1e-3) level.
+
+    Args:
+        u: uniform numbers of the tokens.
+        level: uniform number of each token's document or block, of the same shape.
+        schedule: alpha(t); a token of view 1 is masked where u < 1 - alpha(t).
+        is_first: view 1; elsewhere the complement is masked.
+        max_fraction: scales the masked share.
+
+    Returns:
+        is_masked (bool) and weight, both of that shape.
+    """
     t = BERNOULLI_T_MIN + (1 - BERNOULLI_T_MIN) * level
-    masking = (1 - alpha(spec.schedule, t)) * max_fraction
+    masking = (1 - alpha(schedule, t)) * max_fraction
     limit = torch.ones_like(masking) if max_fraction >= 1 else 2 * masking
-    is_first, u = targets.stream_N == 1, targets.u_N
     is_masked = torch.where(is_first, u < masking, (u >= masking) & (u < limit))
-    weight = torch.where(
-        is_first, nelbo_weight(spec.schedule, t), complement_weight(spec.schedule, t)
+    return is_masked, torch.where(
+        is_first, nelbo_weight(schedule, t), complement_weight(schedule, t)
     )
-    return is_masked, weight
 
 
 def _rank_in_group(group: Tensor, value: Tensor) -> Tensor:

@@ -9,9 +9,26 @@ from torch import Tensor
 from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.losses import masked_cross_entropy
 from a2d_ray.diffusion.noise import Noise
+from a2d_ray.diffusion.runs import index_in_run, run_index
 
 Backbone = Callable[[Tensor, Layout], Tensor]
 """(ids [R, T], layout) -> final hidden states [R, T, H] under the attention predicate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSpec:
+    """What is read off the model and what it is compared with.
+
+    Attributes:
+        mask_id: id of the mask token.
+        keeps_mask_logit: whether the mask token competes with the others, as in the public recipe;
+            its logit is -inf otherwise.
+        right_shift: the logit at i-1 predicts token i (and the first one itself).
+    """
+
+    mask_id: int
+    keeps_mask_logit: bool = False
+    right_shift: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +54,7 @@ def diffusion_loss(
     noise: Noise,
     backbone: Backbone,
     head_VH: Tensor,
-    *,
-    mask_id: int,
+    spec: LossSpec,
 ) -> LossSums:
     """Weighted cross-entropy of x0 at the masked targets, given xt (and x0 for BD3LM).
 
@@ -49,17 +65,27 @@ def diffusion_loss(
         noise: masked targets and their weights.
         backbone: the model without its head, attending as `masks.may_attend` says.
         head_VH: weight of the language-model head.
-        mask_id: id of the mask token.
+        spec: which logits are read.
 
     Source: MDLM, arXiv 2406.07524; BD3LM, arXiv 2503.09573.
     """
-    hidden_RTH = backbone(noised_ids(layout, noise, mask_id), layout)
+    hidden_RTH = backbone(noised_ids(layout, noise, spec.mask_id), layout)
     picked = noise.is_masked_RT
     loss, _ = masked_cross_entropy(
-        hidden_RTH[picked],
+        hidden_RTH[predictors(layout, picked) if spec.right_shift else picked],
         head_VH,
         layout.ids_RT[picked],
         noise.weight_RT[picked],
-        mask_id,
+        None if spec.keeps_mask_logit else spec.mask_id,
     )
     return LossSums(loss=loss, num_targets=layout.num_targets)
+
+
+def predictors(layout: Layout, picked_RT: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of the token before each picked one in its stream; a first one is its own."""
+    row_N, column_N = picked_RT.nonzero(as_tuple=True)
+    row_RT = torch.arange(len(layout.ids_RT), device=row_N.device)[:, None].expand_as(picked_RT)
+    keys = (row_RT, layout.doc_RT, layout.stream_RT)
+    index_M = index_in_run(run_index(*(key.flatten() for key in keys)))
+    is_later_N = index_M.view_as(picked_RT)[row_N, column_N] > 0
+    return row_N, column_N - is_later_N.long()

@@ -83,8 +83,9 @@ def _build(run: TrainConfig, packed_path: str) -> tuple[Any, Any]:
     from a2d_ray.data.packed import PackedSet
     from a2d_ray.models.checkpoint import load_checkpoint
     from a2d_ray.models.device import resolve_dtype
-    from a2d_ray.training.batches import StepBuilder, layout_spec, noise_spec
+    from a2d_ray.training.batches import StepBuilder
     from a2d_ray.training.module import DiffusionModule
+    from a2d_ray.training.objective import loss_spec
     from a2d_ray.training.optim import freeze_below
 
     device = torch.device("cuda" if run.scaling.use_gpu is True else "cpu")
@@ -93,18 +94,15 @@ def _build(run: TrainConfig, packed_path: str) -> tuple[Any, Any]:
         freeze_below(checkpoint.model, run.model.trainable_layers)
     module = DiffusionModule(
         checkpoint.model.train(),
-        mask_id=checkpoint.contract.mask_token_id,
+        loss_spec(run.objective, mask_id=checkpoint.contract.mask_token_id),
         is_causal_clean=run.objective.clean_attention == "causal",
         compute_dtype=resolve_dtype(run.model.dtype, device),
     )
-    eos_id = checkpoint.tokenizer.eos_token_id
-    builder = StepBuilder(
-        spec=layout_spec(run, eos_id=eos_id, pad_id=eos_id),
-        noise=noise_spec(run),
-        seed=run.run.seed,
+    builder = StepBuilder.of(
+        run,
+        checkpoint.tokenizer,
         rows_per_epoch=PackedSet.open(packed_path).num_rows("train"),
         rows_per_micro=run.batch.rows_per_device or run.batch.rows // run.scaling.num_workers,
-        eos_tail=run.data.eos_tail,
     )
     return module, builder
 

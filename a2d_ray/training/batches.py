@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Self
 
 import pyarrow as pa
 import torch
@@ -9,47 +10,101 @@ from torch import Tensor
 
 from a2d_ray.config import TrainConfig
 from a2d_ray.data.packed import to_packed_rows
-from a2d_ray.diffusion.layout import Layout, LayoutSpec, PackedRow, build_layout
+from a2d_ray.diffusion.layout import PAD_DOC, Layout, LayoutSpec, PackedRow, build_layout
 from a2d_ray.diffusion.noise import Noise, NoiseSpec, draw_noise, eos_tail_lengths
+from a2d_ray.diffusion.normalisation import Norm, denominator, normalise
+from a2d_ray.diffusion.recipe import recipe_rows
+from a2d_ray.training.objective import layout_spec, noise_spec
+
+COUNTS = ("denominator", "targets", "tokens", "masked", "eos_targets")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepBuilder:
     """Builds the micro-batches of a step from its rows: a pure function of rows and step.
 
     Attributes:
         spec: layout of the objective.
         noise: noise distribution.
+        norm: what the loss is divided by.
         seed: of the noise.
         rows_per_epoch: packed rows of the training split.
         rows_per_micro: rows of one forward.
         eos_tail: mdlm: longest tail of EOS targets.
+        is_recipe: rows are filled as in the public recipe.
+        bos_id: id of BOS, where the tokenizer has one.
     """
 
     spec: LayoutSpec
     noise: NoiseSpec
+    norm: Norm
     seed: int
     rows_per_epoch: int
     rows_per_micro: int
     eos_tail: int
+    is_recipe: bool = False
+    bos_id: int | None = None
+
+    @classmethod
+    def of(
+        cls, config: TrainConfig, tokenizer: Any, *, rows_per_epoch: int, rows_per_micro: int
+    ) -> Self:
+        """The builder that a run's configuration asks for."""
+        return cls(
+            spec=layout_spec(config.objective, eos_id=tokenizer.eos_token_id),
+            noise=noise_spec(config.objective),
+            norm=config.objective.norm,
+            seed=config.run.seed,
+            rows_per_epoch=rows_per_epoch,
+            rows_per_micro=rows_per_micro,
+            eos_tail=config.data.eos_tail,
+            is_recipe=config.objective.preset == "reference",
+            bos_id=tokenizer.bos_token_id,
+        )
 
     def build(self, batch: pa.Table, max_fraction: float) -> list[tuple[Layout, Noise]]:
         """Micro-batches of this rank's rows (with their column `position`)."""
-        rows = to_packed_rows(batch)
         position_R = torch.tensor(batch.column("position").to_numpy())
-        epoch_R = position_R // self.rows_per_epoch
+        return self.micros(to_packed_rows(batch), position_R // self.rows_per_epoch, max_fraction)
+
+    def micros(
+        self, rows: list[PackedRow], epoch_R: Tensor, max_fraction: float = 1.0
+    ) -> list[tuple[Layout, Noise]]:
+        """Micro-batches of rows in given epochs (int64 [R])."""
         starts = range(0, len(rows), self.rows_per_micro)
         parts = [slice(start, start + self.rows_per_micro) for start in starts]
         return [self._micro(rows[part], epoch_R[part], max_fraction) for part in parts]
 
+    def counts(self, micros: list[tuple[Layout, Noise]]) -> Tensor:
+        """What a step's micro-batches hold, in the order of `COUNTS`; float64, adds up over ranks.
+
+        The loss of a step is the sum of its losses divided by the sum of its denominators.
+        Targets, their masked ones and EOS ones are summed over the views.
+        """
+        each = [
+            torch.stack(
+                [
+                    denominator(layout, self.norm),
+                    layout.num_targets,
+                    (layout.doc_RT != PAD_DOC).sum(),
+                    noise.is_masked_RT.sum(),
+                    (layout.is_target_RT & (layout.ids_RT == self.spec.eos_id)).sum(),
+                ]
+            )
+            for layout, noise in micros
+        ]
+        return torch.stack(each).sum(0).double()
+
     def _micro(
         self, rows: list[PackedRow], epoch_R: Tensor, max_fraction: float
     ) -> tuple[Layout, Noise]:
+        if self.is_recipe:
+            rows = recipe_rows(rows, self.spec, bos_id=self.bos_id)
         layout = build_layout(rows, self.spec, eos_tail_D=self._tails(rows, epoch_R))
         noise = draw_noise(
             layout, self.noise, seed=self.seed, epoch_R=epoch_R, max_fraction=max_fraction
         )
-        return layout, noise
+        return layout, normalise(noise, layout, self.norm)
 
     def _tails(self, rows: list[PackedRow], epoch_R: Tensor) -> Tensor | None:
         if self.spec.objective != "mdlm":
@@ -58,39 +113,6 @@ class StepBuilder:
         doc_id_D = torch.cat([row.doc_id_D for row in rows])
         epoch_D = torch.repeat_interleave(epoch_R, num_docs_R)
         return eos_tail_lengths(doc_id_D, seed=self.seed, epoch_D=epoch_D, longest=self.eos_tail)
-
-
-def layout_spec(config: TrainConfig, *, eos_id: int, pad_id: int) -> LayoutSpec:
-    """The layout that a configuration asks for."""
-    objective = config.objective
-    return LayoutSpec(
-        objective=objective.name,
-        block_size=objective.block_size,
-        block_grid=objective.block_grid,
-        views=objective.views,
-        eos_id=eos_id,
-        pad_id=pad_id,
-        causal_clean=objective.clean_attention == "causal",
-    )
-
-
-def noise_spec(config: TrainConfig) -> NoiseSpec:
-    """The noise that a configuration asks for."""
-    objective = config.objective
-    return NoiseSpec(
-        kind=objective.noise,
-        per=objective.noise_per,
-        schedule=objective.schedule,
-        is_weighted=objective.weight == "nelbo",
-    )
-
-
-def counts(micros: list[tuple[Layout, Noise]]) -> Tensor:
-    """[target tokens over all views, laid-out tokens, masked tokens] of a step's micro-batches."""
-    targets = sum(int(layout.num_targets) for layout, _ in micros)
-    tokens = sum(int((layout.doc_RT >= 0).sum()) for layout, _ in micros)
-    masked = sum(int(noise.is_masked_RT.sum()) for _, noise in micros)
-    return torch.tensor([targets, tokens, masked], dtype=torch.float64)
 
 
 def to_device(

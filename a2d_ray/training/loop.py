@@ -20,10 +20,10 @@ from a2d_ray.config import TrainConfig
 from a2d_ray.data.packed import PackedSet
 from a2d_ray.diffusion.likelihood import nelbo_sums
 from a2d_ray.models.checkpoint import load_checkpoint, save_checkpoint
-from a2d_ray.models.contract import Contract
 from a2d_ray.models.device import resolve_dtype
-from a2d_ray.training.batches import StepBuilder, counts, layout_spec, noise_spec, to_device
+from a2d_ray.training.batches import COUNTS, StepBuilder, to_device
 from a2d_ray.training.module import DiffusionModule
+from a2d_ray.training.objective import loss_spec, trained_contract
 from a2d_ray.training.optim import (
     corruption_limit,
     deepspeed_config,
@@ -133,23 +133,20 @@ class _Worker:
             freeze_below(loaded.model, config.model.trainable_layers)
         if config.model.gradient_checkpointing:
             loaded.model.gradient_checkpointing_enable()
-        eos_id = self.tokenizer.eos_token_id
-        self.spec = layout_spec(config, eos_id=eos_id, pad_id=eos_id)
-        module = DiffusionModule(
-            loaded.model.train(),
-            mask_id=self.contract.mask_token_id,
-            is_causal_clean=self.spec.causal_clean,
-            compute_dtype=resolve_dtype(config.model.dtype, self.device),
-        )
         rows = config.batch.rows // self.world
         rows_per_micro = config.batch.rows_per_device or rows
-        self.builder = StepBuilder(
-            spec=self.spec,
-            noise=noise_spec(config),
-            seed=config.run.seed,
+        self.builder = StepBuilder.of(
+            config,
+            self.tokenizer,
             rows_per_epoch=self.packed.num_rows("train"),
             rows_per_micro=rows_per_micro,
-            eos_tail=config.data.eos_tail,
+        )
+        self.spec = self.builder.spec
+        module = DiffusionModule(
+            loaded.model.train(),
+            loss_spec(config.objective, mask_id=self.contract.mask_token_id),
+            is_causal_clean=self.spec.causal_clean,
+            compute_dtype=resolve_dtype(config.model.dtype, self.device),
         )
         optimizer = make_optimizer(module, config.optim)
         settings = deepspeed_config(config, num_micro=rows // rows_per_micro)
@@ -161,8 +158,8 @@ class _Worker:
         config, num_steps = self.config, self.plan.num_steps
         limit = corruption_limit(self.step, num_steps, config.objective.corruption_warmup)
         micros = self.builder.build(batch, limit)
-        local = counts(micros)
-        num_targets, num_tokens, num_masked = self._sum(local).tolist()
+        local = self.builder.counts(micros)
+        total = dict(zip(COUNTS, self._sum(local).tolist(), strict=True))
         data_s = time.perf_counter() - started
         lr = learning_rate(self.step, num_steps, config.optim)
         for group in self.engine.optimizer.param_groups:
@@ -170,9 +167,10 @@ class _Worker:
         loss_sum = torch.zeros((), dtype=torch.float64)
         for layout, noise in to_device(micros, self.device):
             sums = self.engine(layout, noise)
-            # DeepSpeed averages gradients over ranks; the step's one denominator is the targets
-            # of all ranks, so undo the average here and divide by nothing else.
-            self.engine.backward(sums.loss * (self.world / num_targets), scale_wrt_gas=False)
+            # DeepSpeed averages gradients over ranks; the step's one denominator is that of all
+            # ranks, so undo the average here and divide by nothing else.
+            scale = self.world / total["denominator"]
+            self.engine.backward(sums.loss * scale, scale_wrt_gas=False)
             loss_sum += sums.loss.detach().double().cpu()
             compute_s = time.perf_counter() - started - data_s
             self.engine.step()
@@ -183,13 +181,14 @@ class _Worker:
             self.reporter.step(
                 {
                     "step": self.step,
-                    "loss": total_loss / num_targets,
+                    "loss": total_loss / total["denominator"],
                     "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
                     "lr": lr,
-                    "tokens_per_s": num_tokens / seconds,
-                    "target_tokens_per_s": num_targets / seconds,
-                    "masked_fraction": num_masked / num_targets,
-                    "utilisation": num_tokens / (config.batch.rows * config.data.tokens_per_row),
+                    "tokens_per_s": total["tokens"] / seconds,
+                    "target_tokens_per_s": total["targets"] / seconds,
+                    "masked_fraction": total["masked"] / total["targets"],
+                    "utilisation": total["tokens"]
+                    / (config.batch.rows * config.data.tokens_per_row),
                     "corruption_limit": limit,
                     "data_s": data_s,
                     "compute_s": compute_s,
@@ -268,21 +267,6 @@ class _Worker:
         storage = ray.train.get_context().get_storage()
         directory = RunDirectory(storage.storage_filesystem, storage.experiment_fs_path)
         return RunReporter(self.config, MetricsLog(directory, self.step))
-
-
-def trained_contract(contract: Contract, config: TrainConfig) -> Contract:
-    """The contract of the checkpoints that a run writes."""
-    objective = config.objective
-    is_blockwise = objective.name == "bd3lm"
-    return contract.model_copy(
-        update={
-            "objective": objective.name,
-            "block_size": objective.block_size,
-            "block_sizes": (objective.block_size,) if is_blockwise else (),
-            "block_grid": objective.block_grid if is_blockwise else "segment",
-            "clean_attention": objective.clean_attention,
-        }
-    )
 
 
 def is_due(step: int, every: float, num_steps: int) -> bool:

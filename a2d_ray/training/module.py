@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from a2d_ray.diffusion.layout import PAD_DOC, Layout
 from a2d_ray.diffusion.masks import dense_mask, document_masks
 from a2d_ray.diffusion.noise import Noise
-from a2d_ray.diffusion.objectives import LossSums, diffusion_loss
+from a2d_ray.diffusion.objectives import LossSpec, LossSums, diffusion_loss
 from a2d_ray.models.attention import NAME as RAGGED
 from a2d_ray.models.attention import RaggedSlice, ragged_hidden
 
@@ -18,17 +18,17 @@ class DiffusionModule(nn.Module):
 
     Args:
         model: A2D model with head.
-        mask_id: id of the mask token.
+        loss: which logits are read.
         is_causal_clean: `clean_attention: causal`.
         compute_dtype: float32, or bfloat16 through autocast.
     """
 
     def __init__(
-        self, model: Any, *, mask_id: int, is_causal_clean: bool, compute_dtype: torch.dtype
+        self, model: Any, loss: LossSpec, *, is_causal_clean: bool, compute_dtype: torch.dtype
     ) -> None:
         super().__init__()
         self.model = model
-        self.mask_id, self.is_causal_clean = mask_id, is_causal_clean
+        self.loss, self.is_causal_clean = loss, is_causal_clean
         self.compute_dtype = compute_dtype
         if self.head.device.type == "cpu":  # for good: recomputed layers run outside any context
             model.config._attn_implementation = RAGGED
@@ -70,4 +70,4 @@ class DiffusionModule(nn.Module):
     def forward(self, layout: Layout, noise: Noise) -> LossSums:
         """Sums of a micro-batch; see `diffusion_loss`."""
         with self.autocast():
-            return diffusion_loss(layout, noise, self.backbone, self.head, mask_id=self.mask_id)
+            return diffusion_loss(layout, noise, self.backbone, self.head, self.loss)

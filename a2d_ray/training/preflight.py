@@ -69,5 +69,9 @@ def _check_objective(config: TrainConfig, contract: Contract) -> None:
             f"model.path={config.model.path} was trained with objective {trained}, this job trains "
             f"{wanted}: use jobs/sft_{trained}.py, or set model.change_objective=true"
         )
-    if contract.right_shift_logits:
-        raise ValueError(f"model.path={config.model.path}: right_shift_logits=true is unsupported")
+    shift = contract.right_shift_logits
+    if trained is not None and shift != config.objective.right_shift_logits:
+        raise ValueError(
+            f"model.path={config.model.path} was trained with right_shift_logits={shift}: set "
+            f"objective.right_shift_logits={str(shift).lower()}"
+        )

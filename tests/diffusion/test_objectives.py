@@ -11,7 +11,7 @@ from a2d_ray.diffusion.likelihood import nelbo_sums
 from a2d_ray.diffusion.losses import masked_cross_entropy
 from a2d_ray.diffusion.masks import dense_mask
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
-from a2d_ray.diffusion.objectives import diffusion_loss
+from a2d_ray.diffusion.objectives import LossSpec, diffusion_loss
 from tests.rows import LAST_ONLY, MIXED, packed_row, split_documents
 from tests.tiny import tiny_a2d_model
 
@@ -47,7 +47,7 @@ def loss_of(model, rows, spec, *, epoch=3, max_fraction=1.0):
         noise,
         backbone_of(model, is_causal_clean=spec.causal_clean),
         model.lm_head.weight,
-        mask_id=MASK,
+        LossSpec(mask_id=MASK),
     )
 
 

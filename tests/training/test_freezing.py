@@ -6,6 +6,7 @@ import torch
 from a2d_ray.config import OptimSection
 from a2d_ray.diffusion.layout import build_layout
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
+from a2d_ray.diffusion.objectives import LossSpec
 from a2d_ray.training.module import DiffusionModule
 from a2d_ray.training.optim import freeze_below, make_optimizer
 from tests.diffusion.test_objectives import CASES, MASK
@@ -21,7 +22,7 @@ def test_gradient_of_the_trained_layers_is_that_of_full_training():
     freeze_below(models[1], 1)
     for model in models:
         module = DiffusionModule(
-            model, mask_id=MASK, is_causal_clean=False, compute_dtype=torch.float32
+            model, LossSpec(mask_id=MASK), is_causal_clean=False, compute_dtype=torch.float32
         )
         module(layout, noise).loss.backward()
     whole, part = (dict(model.named_parameters()) for model in models)

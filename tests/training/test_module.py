@@ -6,7 +6,7 @@ import torch
 from a2d_ray.diffusion.layout import build_layout
 from a2d_ray.diffusion.masks import dense_mask
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
-from a2d_ray.diffusion.objectives import diffusion_loss
+from a2d_ray.diffusion.objectives import LossSpec, diffusion_loss
 from a2d_ray.training.module import DiffusionModule
 from tests.diffusion.test_objectives import CASES, MASK, backbone_of, gradients
 from tests.rows import packed_row, split_documents
@@ -23,10 +23,10 @@ def test_ragged_equals_dense(architecture, spec, documents):
     )
     dense = tiny_a2d_model(architecture)
     backbone = backbone_of(dense, is_causal_clean=spec.causal_clean)
-    expected = diffusion_loss(layout, noise, backbone, dense.lm_head.weight, mask_id=MASK)
+    expected = diffusion_loss(layout, noise, backbone, dense.lm_head.weight, LossSpec(mask_id=MASK))
     module = DiffusionModule(
         tiny_a2d_model(architecture),
-        mask_id=MASK,
+        LossSpec(mask_id=MASK),
         is_causal_clean=spec.causal_clean,
         compute_dtype=torch.float32,
     )
@@ -48,7 +48,7 @@ def test_gradient_checkpointing_changes_nothing():
         if is_checkpointed:
             model.gradient_checkpointing_enable()
         module = DiffusionModule(
-            model, mask_id=MASK, is_causal_clean=False, compute_dtype=torch.float32
+            model, LossSpec(mask_id=MASK), is_causal_clean=False, compute_dtype=torch.float32
         )
         results.append(gradients(module, module(layout, noise).loss))
     torch.testing.assert_close(*results)
@@ -61,7 +61,10 @@ def test_bfloat16_is_close_and_keeps_masters_in_float32():
     losses = []
     for dtype in (torch.float32, torch.bfloat16):
         module = DiffusionModule(
-            tiny_a2d_model("llama"), mask_id=MASK, is_causal_clean=False, compute_dtype=dtype
+            tiny_a2d_model("llama"),
+            LossSpec(mask_id=MASK),
+            is_causal_clean=False,
+            compute_dtype=dtype,
         )
         losses.append(module(layout, noise).loss)
         assert losses[-1].dtype == torch.float32

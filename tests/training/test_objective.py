@@ -1,0 +1,34 @@
+"""What a configuration asks of the algorithm, and the contract it leads to."""
+
+import pytest
+
+from a2d_ray.config import DataSection, ModelSection, ObjectiveSection, RunSection, TrainConfig
+from a2d_ray.models.contract import Contract
+from a2d_ray.training.objective import loss_spec, trained_contract
+from tests.test_config import RECIPE
+
+
+@pytest.fixture
+def config():
+    return TrainConfig(
+        run=RunSection(name="x"),
+        model=ModelSection(path="x"),
+        data=DataSection(spec="x.jsonl", targets="last"),
+        objective=ObjectiveSection(name="bd3lm", block_size=8, **RECIPE),
+    )
+
+
+def test_contract_of_the_reference_preset_samples_from_the_prompts_end(config):
+    contract = trained_contract(Contract(mask_token_id=5), config)
+    assert (contract.objective, contract.block_grid) == ("bd3lm", "prompt_end")
+    assert (contract.block_size, contract.block_sizes) == (8, (8,))
+    plain = ObjectiveSection(name="bd3lm", block_grid="absolute", right_shift_logits=True)
+    contract = trained_contract(
+        Contract(mask_token_id=5), config.model_copy(update={"objective": plain})
+    )
+    assert (contract.block_grid, contract.right_shift_logits) == ("absolute", True)
+
+
+def test_only_the_preset_keeps_the_mask_logit(config):
+    assert loss_spec(config.objective, mask_id=3).keeps_mask_logit
+    assert not loss_spec(ObjectiveSection(name="mdlm"), mask_id=3).keeps_mask_logit
