@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from a2d_ray.data.chat import render_prompt
-from a2d_ray.generation.engine import Engine, Request, StepOutput
+from a2d_ray.generation.engine import Engine, EngineOptions, Request, StepOutput
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.models.checkpoint import load_checkpoint
 from a2d_ray.models.contract import Contract
@@ -86,7 +86,7 @@ class LanguageModel:
             self.contract,
             eos_ids=self.eos_token_ids,
             max_length=self.max_length,
-            max_running=max_running,
+            options=EngineOptions(max_running=max_running),
         )
 
     def encode(self, prompt: Prompt) -> tuple[tuple[int, ...], ...]:

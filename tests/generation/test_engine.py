@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from a2d_ray.generation.engine import Engine, Request
+from a2d_ray.generation.engine import Engine, EngineOptions, Request
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.generation.sampler import sample
 from a2d_ray.models.contract import Contract
@@ -78,7 +78,13 @@ def test_answer_does_not_depend_on_neighbours_or_arrival(objective):
         engine = Engine(model, contract(objective), eos_ids={EOS}, max_length=512)
         engine.add_request(Request(request_id=str(i), prompt=prompt, params=params))
         alone |= run(engine)[0]
-    engine = Engine(model, contract(objective), eos_ids={EOS}, max_length=512, max_running=2)
+    engine = Engine(
+        model,
+        contract(objective),
+        eos_ids={EOS},
+        max_length=512,
+        options=EngineOptions(max_running=2),
+    )
     together: dict[str, list[int]] = {}
     for i in reversed(range(len(PROMPTS))):  # one joins in every round
         engine.add_request(Request(request_id=str(i), prompt=PROMPTS[i], params=params))

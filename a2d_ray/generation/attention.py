@@ -1,0 +1,179 @@
+"""Attention of one round: the new tokens of every request against that request's own keys.
+
+The tokens of all requests lie in one row [N]. What a round needs besides tensors is a `Round`,
+which reaches every layer as the keyword argument `ragged` of the model's forward. A token sees a
+prefix of its request, so a mask is one number per token: how many keys it sees.
+
+H query heads, K key/value heads, G = H / K, d head width, n tokens of a slice, S its keys.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from a2d_ray.generation.cache import KVStore, Runs
+
+NAME = "a2d_engine"
+_CONTIGUOUS = torch.contiguous_format
+ROWS_PER_TILE = 128  # of a long slice: early rows are spared the keys that only late rows see
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """Rows of a slice that are computed together.
+
+    Attributes:
+        rows: (first, stop) within the slice.
+        num_keys: keys that any of them sees.
+        num_common: keys that all of them see.
+        hidden_RS: bool [rows, num_keys - num_common], True = not seen; None if nothing is hidden.
+    """
+
+    rows: tuple[int, int]
+    num_keys: int
+    num_common: int
+    hidden_RS: Tensor | None
+
+
+def make_tiles(num_visible: Sequence[int], device: torch.device) -> tuple[Tile, ...]:
+    """Tiles of a slice from the number of keys that each of its tokens sees (not decreasing)."""
+    tiles = []
+    for first in range(0, len(num_visible), ROWS_PER_TILE):
+        visible = num_visible[first : first + ROWS_PER_TILE]
+        common, most = visible[0], visible[-1]
+        hidden = None
+        if common < most:
+            hidden = torch.arange(common, most) >= torch.tensor(visible)[:, None]
+            hidden = hidden.to(device)
+        rows = (first, first + len(visible))
+        tiles.append(Tile(rows=rows, num_keys=most, num_common=common, hidden_RS=hidden))
+    return tuple(tiles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """New tokens of one request.
+
+    Attributes:
+        num_tokens: n.
+        new_runs: slots of the new tokens; None: nothing is stored (S = n).
+        all_runs: slots of all S keys, the new ones last.
+        tiles: see `make_tiles`.
+    """
+
+    num_tokens: int
+    new_runs: Runs | None
+    all_runs: Runs
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(eq=False, kw_only=True)
+class Round:
+    """What the layers need to know about one forward; `store` is None where nothing is stored."""
+
+    slices: Sequence[Slice]
+    store: KVStore | None
+    _signed_sin: Tensor | None = field(default=None, init=False)
+
+    def rotate(self, x_NHd: Tensor, cos_1Nd: Tensor, sin_1Nd: Tensor) -> Tensor:
+        """Rotary embedding: x cos + rotate_half(x) sin."""
+        half = x_NHd.shape[-1] // 2
+        if self._signed_sin is None:  # the same in every layer
+            sign = torch.ones_like(sin_1Nd[0, :1])
+            sign[..., :half] = -1
+            self._signed_sin = (sin_1Nd[0] * sign)[:, None]
+        return torch.addcmul(x_NHd * cos_1Nd[0, :, None], x_NHd.roll(half, -1), self._signed_sin)
+
+    def attend(
+        self, layer: int, query_NHd: Tensor, key_NKd: Tensor, value_NKd: Tensor, scale: float
+    ) -> Tensor:
+        """Attention output [N, H, d]; stores the new keys and values of every slice first.
+
+        All are stored before any are read, so requests may share pages that this round fills.
+        """
+        sizes = [part.num_tokens for part in self.slices]
+        keys = key_NKd.transpose(0, 1).split(sizes, dim=1)
+        values = value_NKd.transpose(0, 1).split(sizes, dim=1)
+        for part, new_key, new_value in zip(self.slices, keys, values, strict=True):
+            if part.new_runs is not None:
+                assert self.store is not None
+                self.store.write(layer, part.new_runs, new_key, new_value)
+        attend = _attend_cpu if query_NHd.device.type == "cpu" else _attend_sdpa
+        outputs = []
+        for i, (part, query) in enumerate(zip(self.slices, query_NHd.split(sizes), strict=True)):
+            if part.new_runs is None:
+                seen = keys[i], values[i]
+            else:
+                assert self.store is not None
+                seen = self.store.read(layer, part.all_runs)
+            outputs.append(attend(query, *seen, part.tiles, scale))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _attend_cpu(
+    query_nHd: Tensor, key_KSd: Tensor, value_KSd: Tensor, tiles: Sequence[Tile], scale: float
+) -> Tensor:
+    """Two matrix products per tile; the G query heads of a key head are rows of one product."""
+    (n, num_heads, dim), num_key_heads = query_nHd.shape, key_KSd.shape[0]
+    group = num_heads // num_key_heads
+    grouped = query_nHd.view(n, num_key_heads, group, dim).transpose(0, 1)
+    folded_KRd = torch.mul(grouped, scale, out=torch.empty_like(grouped, memory_format=_CONTIGUOUS))
+    folded_KRd = folded_KRd.view(num_key_heads, n * group, dim)
+    outputs = []
+    for tile in tiles:
+        first, stop = tile.rows
+        rows = folded_KRd[:, first * group : stop * group]
+        scores = torch.bmm(rows, key_KSd[:, : tile.num_keys].transpose(1, 2))
+        if tile.hidden_RS is not None:
+            by_token = scores.view(num_key_heads, stop - first, group, tile.num_keys)
+            by_token[..., tile.num_common :].masked_fill_(tile.hidden_RS[:, None], -torch.inf)
+        probabilities = torch.softmax(scores, -1)  # float32 inside, whatever the dtype
+        outputs.append(torch.bmm(probabilities, value_KSd[:, : tile.num_keys]))
+    output_KRd = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    return output_KRd.view(num_key_heads, n, group, dim).transpose(0, 1).reshape(n, num_heads, dim)
+
+
+def _attend_sdpa(
+    query_nHd: Tensor, key_KSd: Tensor, value_KSd: Tensor, tiles: Sequence[Tile], scale: float
+) -> Tensor:
+    """The same by torch's fused attention, for GPUs."""
+    outputs = []
+    for tile in tiles:
+        mask = None
+        if tile.hidden_RS is not None:
+            seen = tile.hidden_RS.new_ones(len(tile.hidden_RS), tile.num_common)
+            mask = torch.cat([seen, ~tile.hidden_RS], dim=1)
+        attended = scaled_dot_product_attention(
+            query_nHd[slice(*tile.rows)].transpose(0, 1)[None],
+            key_KSd[None, :, : tile.num_keys],
+            value_KSd[None, :, : tile.num_keys],
+            attn_mask=mask,
+            scale=scale,
+            enable_gqa=query_nHd.shape[1] != key_KSd.shape[0],
+        )
+        outputs.append(attended[0].transpose(0, 1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def engine_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    ragged: Round,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' form of `Round.attend`: query [1, H, N, d] -> [1, N, H, d]."""
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    return ragged.attend(module.layer_idx, query, key, value, scaling)[None], None
+
+
+AttentionInterface.register(NAME, engine_attention)

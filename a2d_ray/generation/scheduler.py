@@ -1,0 +1,100 @@
+"""Which requests run, and what each of them brings to the next round."""
+
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from a2d_ray.generation.canvas import make_canvas
+from a2d_ray.generation.pages import Page, PageTable
+from a2d_ray.generation.request import Request
+from a2d_ray.generation.sequence import Sequence, Work
+from a2d_ray.models.contract import Contract
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Limits and switches of an engine. None of them changes what a request answers.
+
+    Attributes:
+        max_running: requests in one round; others wait, first come first served.
+        max_tokens_per_round: prompts are stored in chunks, so that a round stays about this
+            small and a long prompt does not stall the answers beside it.
+        kv_tokens: tokens that the KV store holds, prompts and answers of all running requests
+            and the prefix cache; None: 32,768, or the model's positions if those are more.
+        prefix_cache: keep what was stored of prompts and answers, for later requests.
+        fused_commit: store a finished block in the forward that begins the next one.
+    """
+
+    max_running: int = 64
+    max_tokens_per_round: int = 512
+    kv_tokens: int | None = None
+    prefix_cache: bool = True
+    fused_commit: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_running", "max_tokens_per_round", "kv_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+class Scheduler:
+    """First come, first served: nobody is overtaken, so nobody waits for ever.
+
+    Args:
+        contract: of the model.
+        eos_ids: end-of-turn tokens.
+        table: of the KV store; None: nothing is stored (MDLM).
+        options: limits.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        eos_ids: Collection[int],
+        table: PageTable | None,
+        options: EngineOptions,
+    ) -> None:
+        self._contract, self._eos_ids = contract, eos_ids
+        self._table, self._options = table, options
+        self.waiting: deque[Request] = deque()
+        self.running: dict[str, Sequence] = {}
+
+    def plan_round(self) -> list[Work]:
+        """Lets requests in while there is room; the tokens that each running one brings.
+
+        Every request that denoises takes part in every round. What they leave of the round's
+        tokens goes to prompts, the oldest first, and at least one block of a prompt is stored.
+        """
+        self._admit()
+        denoising = [s for s in self.running.values() if not s.is_prefilling]
+        prefilling = [s for s in self.running.values() if s.is_prefilling]
+        works: list[Work] = []
+        in_flight: set[Page] = set()
+        budget = self._options.max_tokens_per_round
+        for index, sequence in enumerate(denoising + prefilling):
+            if budget <= 0 and index > len(denoising):
+                break
+            work = sequence.plan(budget, in_flight, is_fused=self._options.fused_commit)
+            in_flight.update(work.chunk.pages)
+            budget -= work.num_tokens
+            works.append(work)
+        return works
+
+    def remove(self, request_id: str) -> None:
+        """Forgets a request, wherever it is; unknown ids are fine."""
+        sequence = self.running.pop(request_id, None)
+        if sequence is not None:
+            sequence.release()
+        elif any(r.request_id == request_id for r in self.waiting):
+            self.waiting = deque(r for r in self.waiting if r.request_id != request_id)
+
+    def _admit(self) -> None:
+        while self.waiting and len(self.running) < self._options.max_running:
+            request = self.waiting[0]
+            canvas = make_canvas(request.prompt, request.params, self._contract)
+            sequence = Sequence(request, canvas, self._contract, self._eos_ids, self._table)
+            if not sequence.admit():
+                return
+            self.waiting.popleft()
+            self.running[request.request_id] = sequence
