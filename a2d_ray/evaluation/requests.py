@@ -1,0 +1,85 @@
+"""What an evaluation asks of a model, and what comes back. Plain values: no torch, no Ray."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from a2d_ray.generation.params import SamplingParams
+
+Segments = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateRequest:
+    """An answer that is asked for.
+
+    Attributes:
+        prompt: segments of token ids.
+        params: how to decode.
+    """
+
+    prompt: Segments
+    params: SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An answer.
+
+    Attributes:
+        text: cut before a stop text.
+        num_tokens: its tokens, without the end-of-turn token.
+        num_forwards: forwards that it took (None: the endpoint does not say).
+        finish_reason: ``stop`` or ``length``.
+    """
+
+    text: str
+    num_tokens: int
+    num_forwards: int | None
+    finish_reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """A continuation whose likelihood is asked for.
+
+    Attributes:
+        context: segments of token ids before it; () for none.
+        continuation: token ids, at least one.
+        is_complete: the continuation is a whole answer, so that stopping (BD3LM's EOS fill) counts.
+        num_draws: noise draws, each of two complementary views.
+    """
+
+    context: Segments
+    continuation: tuple[int, ...]
+    is_complete: bool = False
+    num_draws: int = 16
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of context and continuation."""
+        return sum(map(len, self.context)) + len(self.continuation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Estimate of the NELBO of a continuation.
+
+    Attributes:
+        nats: mean over the draws of the negative evidence lower bound.
+        stderr: standard error of `nats` over the draws; 0 where one draw is exact, None where one
+            draw was asked for.
+        num_tokens: tokens of the continuation.
+    """
+
+    nats: float
+    stderr: float | None
+    num_tokens: int
+
+
+Request = GenerateRequest | ScoreRequest
+Result = Answer | Score
+
+
+def to_values(request: Request) -> dict[str, Any]:
+    """A request as JSON values, with its kind."""
+    return {"kind": type(request).__name__, **asdict(request)}

@@ -1,0 +1,189 @@
+"""Laws of the likelihood estimator: enumeration, chain rule, log V, fixed draws."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from a2d_ray.evaluation.likelihood import Likelihood, plan_batches
+from a2d_ray.evaluation.requests import ScoreRequest
+from a2d_ray.models.contract import Contract
+from tests.tiny import tiny_a2d_model
+
+MASK, EOS = 300, 2
+CONTEXT = ((5, 6, 7, 8, 9), (11, 12, 13))
+CONTINUATION = (21, 22, 23, 24, 25, 26)
+LEFT_PAD = {"absolute": 0, "prompt_end": -8 % 4}
+
+
+def contract(objective="bd3lm", grid="segment", block_size=4, **more):
+    terms = {"mask_token_id": MASK, "block_size": block_size, "block_grid": grid, **more}
+    return Contract(objective=objective, **terms)
+
+
+def likelihood(terms, model=None):
+    return Likelihood(model or tiny_a2d_model(), terms, eos_id=EOS, max_length=512)
+
+
+def request(**options):
+    return ScoreRequest(**{"context": CONTEXT, "continuation": CONTINUATION} | options)
+
+
+def log_probs(model, ids, blocks):
+    """[T, V] under the staircase mask, without the mask token."""
+    block_T = torch.tensor(blocks)
+    allowed = (block_T[None, :] <= block_T[:, None])[None, None]
+    logits = model(input_ids=torch.tensor([ids]), attention_mask=allowed).logits[0].double()
+    logits[:, MASK] = -torch.inf
+    return logits.log_softmax(-1)
+
+
+def blocks_of(terms, context, continuation):
+    """Block index of every token, from the definitions of the grids."""
+    size, ids = terms.block_size, [*itertools.chain(*context), *continuation]
+    if terms.objective == "mdlm":
+        return [0] * len(ids)
+    if terms.block_grid == "segment":
+        blocks = []
+        for segment in (*context, continuation):
+            first = blocks[-1] + 1 if blocks else 0
+            blocks += [first + i // size for i in range(len(segment))]
+        return blocks
+    return [(i + LEFT_PAD[terms.block_grid]) // size for i in range(len(ids))]
+
+
+@torch.inference_mode()
+def enumerated(model, terms, context, continuation):
+    """The NELBO: every count with probability 1/m, every set of that count equally likely."""
+    ids, blocks = (
+        [*itertools.chain(*context), *continuation],
+        blocks_of(terms, context, continuation),
+    )
+    targets = range(len(ids) - len(continuation), len(ids))
+    nats = 0.0
+    for block in sorted({blocks[i] for i in targets}):
+        places = [i for i in targets if blocks[i] == block]
+        end = max(i for i, b in enumerate(blocks) if b == block) + 1
+        m = len(places)
+        for k in range(1, m + 1):
+            for masked in itertools.combinations(places, k):
+                xt = [MASK if i in masked else token for i, token in enumerate(ids[:end])]
+                logp = log_probs(model, xt, blocks[:end])
+                loss = -sum(float(logp[i, ids[i]]) for i in masked)
+                nats += loss * (m / k) / (m * math.comb(m, k))
+    return nats
+
+
+@pytest.mark.parametrize(
+    ("objective", "grid"),
+    [("mdlm", "segment"), ("bd3lm", "segment"), ("bd3lm", "absolute"), ("bd3lm", "prompt_end")],
+)
+def test_the_mean_over_draws_is_the_enumerated_nelbo(objective, grid):
+    model, terms = tiny_a2d_model("qwen3"), contract(objective, grid)
+    (score,) = likelihood(terms, model).score([request(num_draws=600)])
+    exact = enumerated(model, terms, CONTEXT, CONTINUATION)
+    assert 0 < score.stderr < 0.02 * exact
+    assert abs(score.nats - exact) < 3 * score.stderr
+    assert score.num_tokens == 6
+
+
+@pytest.mark.parametrize("objective", ["mdlm", "bd3lm"])
+def test_few_draws_are_honest_about_their_error(objective):
+    """Standardised errors of independent estimates have variance 1."""
+    model, terms = tiny_a2d_model(), contract(objective)
+    pairs = [request(continuation=tuple(range(21 + i, 26 + i)), num_draws=8) for i in range(16)]
+    errors = []
+    for pair, score in zip(pairs, likelihood(terms, model).score(pairs), strict=True):
+        exact = enumerated(model, terms, pair.context, pair.continuation)
+        errors.append((score.nats - exact) / score.stderr)
+    assert abs(sum(errors) / len(errors)) < 0.8
+    assert 0.4 < math.sqrt(sum(e * e for e in errors) / len(errors)) < 2
+
+
+@pytest.mark.parametrize("clean_attention", ["block", "causal"])
+def test_block_size_one_is_the_chain_rule_one_token_at_a_time(clean_attention):
+    model = tiny_a2d_model("llama", seed=3)
+    terms = contract(block_size=1, clean_attention=clean_attention)
+    (score,) = likelihood(terms, model).score([request(num_draws=5)])
+    nats, known = 0.0, list(itertools.chain(*CONTEXT))
+    for token in CONTINUATION:
+        with torch.inference_mode():
+            logp = log_probs(model, [*known, MASK], range(len(known) + 1))
+        nats -= float(logp[-1, token])
+        known.append(token)
+    assert score.stderr == 0
+    assert score.nats == pytest.approx(nats, abs=2e-5)
+
+
+@pytest.mark.parametrize("objective", ["mdlm", "bd3lm"])
+def test_a_uniform_model_scores_log_v(objective):
+    model = tiny_a2d_model(tie_word_embeddings=False)
+    model.lm_head.weight.data.zero_()
+    scores = likelihood(contract(objective), model).score(
+        [request(), request(context=()), request(context=((),), continuation=(9,))]
+    )
+    for score in scores:
+        assert score.nats == pytest.approx(score.num_tokens * math.log(319), rel=1e-6)
+    assert scores[0].stderr == pytest.approx(0, abs=1e-5)
+
+
+def test_a_whole_answer_pays_for_stopping():
+    """BD3LM: the fill of the last block is in the nats, not in the tokens."""
+    model = tiny_a2d_model(tie_word_embeddings=False)
+    model.lm_head.weight.data.zero_()
+    (score,) = likelihood(contract("bd3lm"), model).score([request(is_complete=True)])
+    assert score.nats == pytest.approx(8 * math.log(319), rel=1e-6)
+    assert score.num_tokens == 6
+
+
+@pytest.mark.parametrize("objective", ["mdlm", "bd3lm"])
+def test_two_evaluations_are_bit_identical_and_neighbours_do_not_matter(objective):
+    scorer = likelihood(contract(objective))
+    pairs = [request(continuation=tuple(range(20, 20 + n)), num_draws=6) for n in range(1, 9)]
+    first = scorer.score(pairs)
+    assert first == scorer.score(pairs)
+    alone = [scorer.score([pair])[0] for pair in pairs]
+    for a, b in zip(first, alone, strict=True):
+        assert a.nats == pytest.approx(b.nats, rel=1e-6)
+    few = scorer.score([request(num_draws=200)])[0]  # several forwards
+    assert few == scorer.score([request(num_draws=200)])[0]
+
+
+def test_a_shared_context_changes_nothing_about_other_draws():
+    """BD3LM's draws of one forward see the clean copy and not each other."""
+    scorer = likelihood(contract())
+    together = scorer.score([request(num_draws=4)])[0].nats
+    separate = [
+        scorer._nats(_row(scorer, request()), range(draw, draw + 1)).item() for draw in range(4)
+    ]
+    assert together == pytest.approx(sum(separate) / 4, rel=1e-6)
+
+
+def _row(scorer, pair):
+    from a2d_ray.evaluation.likelihood import _packed_row
+
+    return _packed_row([pair])
+
+
+def test_batches_hold_every_request_once_and_keep_to_the_limit():
+    pairs = [request(continuation=(9,) * (1 + 7 * i % 50), num_draws=2) for i in range(40)]
+    batches = list(plan_batches(pairs, max_tokens=600))
+    assert sorted(i for batch in batches for i in batch) == list(range(40))
+    costs = [sum(5 * pairs[i].num_tokens for i in batch) for batch in batches]
+    assert max(costs) <= 600 and len(batches) > 5
+    assert list(plan_batches([])) == []
+
+
+@pytest.mark.parametrize(
+    ("terms", "pair", "message"),
+    [
+        (contract(None), request(), "objective is unknown"),
+        (contract(right_shift_logits=True), request(), "right_shift_logits"),
+        (contract(), request(continuation=()), "holds no token"),
+        (contract(), request(context=((7,) * 510,)), "516 tokens, the model has 512"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(terms, pair, message):
+    with pytest.raises(ValueError, match=message):
+        likelihood(terms).score([pair])
