@@ -1,22 +1,24 @@
 """The HTTP application: OpenAI's endpoints over any `Server`s. FastAPI, no Ray."""
 
-import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from a2d_ray import __version__
+from a2d_ray.config import LimitsSection, SamplingSection
+from a2d_ray.generation.params import Rule
+from a2d_ray.serving.access import ANYBODY, ApiKeys, Caller, Gate, RateLimit
+from a2d_ray.serving.answering import answer
 from a2d_ray.serving.errors import RequestError, model_not_found
-from a2d_ray.serving.http import BodyLimit, EventStream, error_response, unless_disconnected
-from a2d_ray.serving.pieces import Piece, Server
+from a2d_ray.serving.http import BodyLimit, error_response
+from a2d_ray.serving.page import add_page
+from a2d_ray.serving.pieces import Server
 from a2d_ray.serving.problems import to_request_error
 from a2d_ray.serving.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from a2d_ray.serving.responses import (
@@ -25,35 +27,68 @@ from a2d_ray.serving.responses import (
     Completion,
     CompletionFormat,
     Format,
-    Usage,
 )
+from a2d_ray.serving.tracing import RequestLog
 
 logger = logging.getLogger(__name__)
 
 
-def create_app(servers: Mapping[str, Server], *, max_body_bytes: int = 4 * 2**20) -> FastAPI:
-    """OpenAI's endpoints over `servers`, which are named by the ids that clients use."""
+def create_app(
+    servers: Mapping[str, Server],
+    *,
+    keys: ApiKeys | None = None,
+    requests_per_minute: int | None = None,
+    limits: LimitsSection | None = None,
+    adds_request_id: bool = True,
+    defaults: Mapping[str, SamplingSection] | None = None,
+) -> FastAPI:
+    """OpenAI's endpoints over models, and the web chat.
+
+    Args:
+        servers: by the ids that clients use.
+        keys: that callers need; none: everybody may ask.
+        requests_per_minute: of each key; None: no limit.
+        limits: of bodies; the servers know the other ones.
+        adds_request_id: whether responses get ``x-request-id`` here.
+        defaults: what requests leave out, by model; the models' cards tell.
+    """
     app = FastAPI(title="a2d-ray", version=__version__, docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    limits = limits or LimitsSection()
+    # The last one that is added is the first that a request meets.
+    app.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s)
+    app.add_middleware(Gate, keys=keys or ApiKeys(), rate=RateLimit(requests_per_minute))
+    app.add_middleware(RequestLog, adds_header=adds_request_id)
     _add_error_handlers(app)
-    _add_model_routes(app, servers)
+    _add_model_routes(app, servers, defaults or {})
+    add_page(app)
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion)
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        return await _answer(servers, body, ChatFormat(body.model), request)
+        return await _generate(servers, body, ChatFormat(body.model), request)
 
     @app.post("/v1/completions", response_model=Completion)
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        return await _answer(servers, body, CompletionFormat(body.model), request)
+        return await _generate(servers, body, CompletionFormat(body.model), request)
 
     return app
 
 
-def _add_model_routes(app: FastAPI, servers: Mapping[str, Server]) -> None:
+def _add_model_routes(
+    app: FastAPI, servers: Mapping[str, Server], defaults: Mapping[str, SamplingSection]
+) -> None:
     created = int(time.time())
 
     def card(model: str) -> dict[str, Any]:
-        return {"id": model, "object": "model", "created": created, "owned_by": "a2d-ray"}
+        return {
+            "id": model,
+            "object": "model",
+            "created": created,
+            "owned_by": "a2d-ray",
+            "diffusion": {
+                "rules": list(get_args(Rule)),
+                "defaults": defaults.get(model, SamplingSection()).model_dump(),
+            },
+        }
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -72,64 +107,19 @@ def _add_model_routes(app: FastAPI, servers: Mapping[str, Server]) -> None:
         return {"status": "ok"}
 
 
-async def _answer(
+async def _generate(
     servers: Mapping[str, Server], body: GenerationRequest, form: Format, request: Request
 ) -> Response:
     if body.model not in servers:
         raise model_not_found(body.model)
-    pieces = servers[body.model].generate(body)
-    if not body.stream:
-        whole = await unless_disconnected(_whole(pieces, form), request)
-        return Response(whole.model_dump_json(), media_type="application/json")
-    # What goes wrong before the first piece still gets its own status.
-    first = await unless_disconnected(_first(pieces), request)
-    events = _events(first, pieces, form, with_usage=body.is_usage_streamed())
-    return EventStream(events, pieces)
-
-
-async def _whole(pieces: AsyncGenerator[Piece, None], form: Format) -> BaseModel:
-    texts: dict[int, list[str]] = {}
-    last: dict[int, Piece] = {}
-    async with aclosing(pieces):
-        async for piece in pieces:
-            texts.setdefault(piece.index, []).append(piece.text)
-            last[piece.index] = piece
-    order = sorted(last)
-    return form.whole(["".join(texts[i]) for i in order], [last[i] for i in order])
-
-
-async def _first(pieces: AsyncGenerator[Piece, None]) -> Piece:
-    return await anext(pieces)
-
-
-async def _events(
-    first: Piece, pieces: AsyncGenerator[Piece, None], form: Format, *, with_usage: bool
-) -> AsyncGenerator[str, None]:
-    """The answer as server-sent events."""
-    last: dict[int, Piece] = {}
-    try:
-        async for piece in _chain(first, pieces):
-            opening = [] if piece.index in last else form.opening(piece.index)
-            last[piece.index] = piece
-            for chunk in (*opening, *form.chunks(piece)):
-                yield _event(chunk.model_dump_json())
-    except RequestError as error:
-        yield _event(json.dumps(error.body()))
-        return
-    if with_usage:
-        usage = Usage.of(piece.counts for piece in last.values())
-        yield _event(form.usage(usage).model_dump_json())
-    yield _event("[DONE]")
-
-
-async def _chain(first: Piece, rest: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
-    yield first
-    async for piece in rest:
-        yield piece
-
-
-def _event(data: str) -> str:
-    return f"data: {data}\n\n"
+    caller: Caller = request.scope.get("caller", ANYBODY)
+    return await answer(
+        servers[body.model].generate(body, caller.cache_salt),
+        form,
+        request,
+        is_streamed=bool(body.stream),
+        with_usage=body.is_usage_streamed(),
+    )
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -1,8 +1,10 @@
 """The Ray Serve application: one deployment per model, one ingress before them."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,12 +15,20 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from a2d_ray.config import ServeConfig, ServedModel
+from a2d_ray.serving.access import ApiKeys
 from a2d_ray.serving.app import create_app
-from a2d_ray.serving.errors import RequestError, not_ready, overloaded
+from a2d_ray.serving.conversations import conversation_key
+from a2d_ray.serving.errors import ENGINE_DEAD, RequestError, not_ready, overloaded
 from a2d_ray.serving.pieces import Piece, Server
 from a2d_ray.serving.protocol import GenerationRequest
 
+logger = logging.getLogger(__name__)
+
 _HEALTH_CHECK_PERIOD_S = 2.0
+_MAX_ATTEMPTS = 3
+_RETRY_DELAY_S = 0.2
+_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+_MAX_FALLBACKS = 1000  # a conversation's replica that is full hands on to any other
 
 
 def build_openai_app(config: ServeConfig) -> serve.Application:
@@ -29,20 +39,23 @@ def build_openai_app(config: ServeConfig) -> serve.Application:
             own ``http_options`` decide.
     """
     config = ServeConfig.model_validate(config)
+    keys = ApiKeys.read(config.security)
     replicas = {
         model.id: _model_deployment(f"model-{index}-{_slug(model.id)}", config).bind(
-            _with_absolute_path(model).model_dump(), max(1, round(config.cpus_per_replica))
+            _with_absolute_path(model).model_dump(), config.model_dump()
         )
         for index, model in enumerate(config.models)
     }
     # The models push back, not the ingress: it must have room for what runs and waits in all.
-    per_model = config.num_replicas * config.max_ongoing_requests + config.max_queued_requests
+    most = config.autoscaling.max_replicas if config.autoscaling else config.num_replicas
+    per_model = most * config.max_ongoing_requests + config.max_queued_requests
     ingress = serve.deployment(
         name="ingress",
         max_ongoing_requests=2 * len(config.models) * per_model,
+        graceful_shutdown_timeout_s=config.drain_timeout_s,
         ray_actor_options={"num_cpus": 0},
     )(Ingress)
-    return ingress.bind(replicas)
+    return ingress.bind(replicas, config.model_dump(), keys)
 
 
 class ModelReplica:
@@ -50,27 +63,30 @@ class ModelReplica:
 
     Args:
         model: a `ServedModel` as plain values.
-        num_threads: torch threads.
+        config: the `ServeConfig` as plain values.
     """
 
-    def __init__(self, model: dict[str, Any], num_threads: int) -> None:
+    def __init__(self, model: dict[str, Any], config: dict[str, Any]) -> None:
         import torch
 
         from a2d_ray.api import load
         from a2d_ray.serving.server import ModelServer
 
-        torch.set_num_threads(num_threads)
-        served = ServedModel.model_validate(model)
+        served, common = ServedModel.model_validate(model), ServeConfig.model_validate(config)
+        torch.set_num_threads(max(1, round(common.cpus_per_replica)))
         self._server = ModelServer(
-            load(**served.load.model_dump(exclude_none=True)), served.sampling
+            load(**served.load.model_dump(exclude_none=True)),
+            served.sampling,
+            limits=common.limits,
+            round_timeout_s=common.round_timeout_s,
         )
 
     async def generate(
-        self, request: GenerationRequest
+        self, request: GenerationRequest, cache_salt: str
     ) -> AsyncGenerator[Piece | RequestError, None]:
         """The pieces of an answer; a refusal is the last item: it is no failure of the replica."""
         try:
-            async for piece in self._server.generate(request):
+            async for piece in self._server.generate(request, cache_salt):
                 yield piece
         except RequestError as error:
             yield error
@@ -86,16 +102,30 @@ class Ingress:
 
     Args:
         replicas: handle of each model's deployment, by the id that clients use.
+        config: the `ServeConfig` as plain values.
+        keys: that callers need.
     """
 
-    def __init__(self, replicas: Mapping[str, DeploymentHandle]) -> None:
-        self._replicas = replicas
+    def __init__(
+        self, replicas: Mapping[str, DeploymentHandle], config: dict[str, Any], keys: ApiKeys
+    ) -> None:
+        self._replicas, self._keys = replicas, keys
+        self._config = ServeConfig.model_validate(config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        is_prefix_aware = self._config.is_prefix_aware
         servers: dict[str, Server] = {
-            model: RemoteServer(handle) for model, handle in self._replicas.items()
+            model: RemoteServer(handle, is_prefix_aware=is_prefix_aware)
+            for model, handle in self._replicas.items()
         }
-        return create_app(servers)
+        return create_app(
+            servers,
+            keys=self._keys,
+            requests_per_minute=self._config.security.requests_per_minute,
+            limits=self._config.limits,
+            adds_request_id=False,  # Serve does
+            defaults={model.id: model.sampling for model in self._config.models},
+        )
 
 
 class RemoteServer:
@@ -103,24 +133,49 @@ class RemoteServer:
 
     Args:
         handle: the deployment of `ModelReplica`s.
+        is_prefix_aware: whether turns of one conversation go to one replica.
     """
 
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
+    def __init__(self, handle: DeploymentHandle, *, is_prefix_aware: bool = True) -> None:
+        self._handle, self._is_prefix_aware = handle, is_prefix_aware
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
+    async def generate(
+        self, request: GenerationRequest, cache_salt: str = ""
+    ) -> AsyncGenerator[Piece, None]:
         """Yields the pieces; closing the generator cancels the request in the replica.
+
+        A request whose replica dies is tried again, unless the client has seen a part already.
 
         Raises:
             RequestError: the replica's refusal, 429 if too many wait, 503 if it is gone.
         """
-        response = cast(
-            DeploymentResponseGenerator,
-            self._handle.options(stream=True).generate.remote(request),
-        )
+        for attempt in range(_MAX_ATTEMPTS):
+            num_given = 0
+            pieces = self._attempt(request, cache_salt, is_first=attempt == 0)
+            try:
+                async with aclosing(pieces if request.stream else _at_once(pieces)) as given:
+                    async for piece in given:
+                        num_given += 1
+                        yield piece
+                return
+            except _ReplicaLostError as error:
+                if num_given or attempt == _MAX_ATTEMPTS - 1:
+                    raise not_ready(str(error), code="replica_failed") from error
+                logger.warning("attempt %d: %s: trying again", attempt + 1, error)
+                await asyncio.sleep(_RETRY_DELAY_S * 2**attempt)
+
+    async def _attempt(
+        self, request: GenerationRequest, cache_salt: str, *, is_first: bool
+    ) -> AsyncGenerator[Piece, None]:
+        handle = self._handle.options(stream=True)
+        if self._is_prefix_aware and is_first:  # a retry goes anywhere
+            handle = handle.options(session_id=conversation_key(request, cache_salt))
+        response = cast(DeploymentResponseGenerator, handle.generate.remote(request, cache_salt))
         try:
             async for item in response:
                 if isinstance(item, RequestError):
+                    if item.code == ENGINE_DEAD:
+                        raise _ReplicaLostError(item.message)
                     raise item
                 yield item
         except (asyncio.CancelledError, GeneratorExit):
@@ -129,7 +184,9 @@ class RemoteServer:
         except BackPressureError as error:
             raise overloaded("too many requests wait already: try again later") from error
         except (RayActorError, RayTaskError, RayServeException) as error:
-            raise not_ready(f"the model's replica failed: {type(error).__name__}") from error
+            raise _ReplicaLostError(
+                f"the model's replica failed: {type(error).__name__}"
+            ) from error
 
     async def check_health(self) -> None:
         """Returns if a replica of the model runs, as Serve knows it.
@@ -145,10 +202,31 @@ class RemoteServer:
             raise not_ready(f"{name} is {deployment.status}: {deployment.message}")
 
 
+class _ReplicaLostError(Exception):
+    """A replica died, or its engine did."""
+
+
+async def _at_once(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
+    """The pieces, when all of them are there."""
+    async with aclosing(pieces):
+        whole = [piece async for piece in pieces]
+    for piece in whole:
+        yield piece
+
+
 def _model_deployment(name: str, config: ServeConfig) -> serve.Deployment:
+    size: dict[str, Any] = {"num_replicas": config.num_replicas}
+    if config.autoscaling is not None:
+        size = {"autoscaling_config": config.autoscaling.model_dump()}
+    if config.is_prefix_aware:
+        size["request_router_config"] = {
+            "request_router_class": _ROUTER,
+            "request_router_kwargs": {"num_fallback_replicas": _MAX_FALLBACKS},
+        }
     return serve.deployment(
         name=name,
-        num_replicas=config.num_replicas,
+        **size,
+        graceful_shutdown_timeout_s=config.drain_timeout_s,
         max_ongoing_requests=config.max_ongoing_requests,
         max_queued_requests=config.max_queued_requests,
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,10 +34,13 @@ class AsyncEngine:
 
     Args:
         engine: used by nobody else from now on.
+        round_timeout_s: a round that takes longer counts as a hang; `check_health` finds it.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, round_timeout_s: float = 120.0) -> None:
         self._engine = engine
+        self._round_timeout_s = round_timeout_s
+        self._round_since: float | None = None  # when the round that runs now began
         # Commands to the thread: a request to add, the id of one to abort, None to end.
         self._commands: queue.SimpleQueue[_Listener | str | None] = queue.SimpleQueue()
         self._listeners: dict[str, _Listener] = {}  # belongs to the thread
@@ -70,11 +74,20 @@ class AsyncEngine:
                 self._send(request.request_id)
 
     def check_health(self) -> None:
-        """Returns if the thread lives.
+        """Returns if the thread lives and its round is not overdue.
+
+        A thread that hangs cannot be ended; its requests fail here, and the process has to go.
 
         Raises:
             EngineDeadError: why it ended.
         """
+        since = self._round_since
+        if since is not None and time.monotonic() - since > self._round_timeout_s:
+            self._die(
+                EngineDeadError(
+                    f"the engine hangs: its round has not ended after {self._round_timeout_s:g} s"
+                )
+            )
         if self._death is not None:
             raise self._death
 
@@ -92,9 +105,12 @@ class AsyncEngine:
     def _run(self) -> None:
         reason = "the engine was closed"
         try:
-            while self._take_commands():
+            while self._death is None and self._take_commands():
                 if self._engine.has_unfinished():
-                    self._deliver(self._engine.step())
+                    self._round_since = time.monotonic()
+                    outputs = self._engine.step()
+                    self._round_since = None
+                    self._deliver(outputs)
         except Exception as error:  # whatever it is, those who wait must hear of it
             reason = f"the engine failed: {type(error).__name__}: {error}"
             logger.exception("the engine failed")
@@ -129,7 +145,9 @@ class AsyncEngine:
         """Hands over a round's outputs, waking each event loop once."""
         by_loop: dict[asyncio.AbstractEventLoop, list[Any]] = {}
         for output in outputs:
-            listener = self._listeners[output.request_id]
+            listener = self._listeners.get(output.request_id)
+            if listener is None:  # failed while the round hung
+                continue
             by_loop.setdefault(listener.loop, []).append((listener, output))
             if output.finish_reason is not None:
                 del self._listeners[output.request_id]
@@ -137,7 +155,10 @@ class AsyncEngine:
             _put_all(loop, pairs)
 
     def _die(self, death: EngineDeadError) -> None:
+        """Fails all who wait. Runs in the engine's thread, or beside one that hangs."""
         with self._lock:
+            if self._death is not None:
+                return
             self._death = death
         listeners = list(self._listeners.values())
         while not self._commands.empty():

@@ -2,6 +2,9 @@
 
 from typing import Any, Self
 
+ENGINE_DEAD = "engine_dead"
+"""Code of a 503 after which another replica may answer."""
+
 
 class RequestError(Exception):
     """An answer other than 200.
@@ -74,9 +77,9 @@ def model_not_found(model: str) -> RequestError:
     )
 
 
-def not_ready(reason: str) -> RequestError:
+def not_ready(reason: str, *, code: str = "not_ready") -> RequestError:
     """503: the model cannot answer now."""
-    return RequestError(reason, status=503, code="not_ready", retry_after_s=5)
+    return RequestError(reason, status=503, code=code, retry_after_s=5)
 
 
 def overloaded(reason: str) -> RequestError:

@@ -24,6 +24,19 @@ class Counts:
     num_denoise_steps: int = 0
 
 
+@dataclass(frozen=True)
+class CanvasToken:
+    """A token that the active block holds already.
+
+    Attributes:
+        text: its text alone.
+        confidence: when it was committed, in [0, 1].
+    """
+
+    text: str
+    confidence: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Piece:
     """The next part of one choice: final text, to be appended.
@@ -33,19 +46,29 @@ class Piece:
         text: may be empty.
         finish_reason: ``stop`` or ``length`` in the choice's last piece, else None.
         counts: so far.
+        canvas: what the active block holds behind the final text, None where it is masked; it
+            replaces the canvas before. None if it was not asked for.
     """
 
     index: int
     text: str
     finish_reason: str | None
     counts: Counts
+    canvas: tuple[CanvasToken | None, ...] | None = None
 
 
 class Server(Protocol):
     """What the HTTP application needs of a model, here or in another process."""
 
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
-        """Yields the pieces of all choices; raises `RequestError`."""
+    def generate(
+        self, request: GenerationRequest, cache_salt: str = ""
+    ) -> AsyncGenerator[Piece, None]:
+        """Yields the pieces of all choices; raises `RequestError`.
+
+        Args:
+            request: what was asked.
+            cache_salt: prompts are cached for requests of the same salt only.
+        """
 
     async def check_health(self) -> None:
         """Returns if the model can answer; raises `RequestError` (503) otherwise."""

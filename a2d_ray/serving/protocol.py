@@ -21,6 +21,8 @@ from a2d_ray.config import SamplingSection
 from a2d_ray.generation.params import Remasking, Rule, SamplingParams
 from a2d_ray.serving.errors import RequestError
 
+StreamMode = Literal["prefix", "block", "denoise"]
+
 Prompt = str | list[int] | list[dict[str, str]]
 """What `LanguageModel.encode` takes: plain text, token ids, or chat messages."""
 
@@ -54,7 +56,11 @@ class DiffusionOptions(_Strict):
     steps: int | None = Field(None, ge=1, description="Denoise steps in total (rule steps).")
     block_size: int | None = Field(None, ge=1, description="Tokens per block.")
     remasking: Remasking | None = Field(None, description="What rule steps commits first.")
-    stream_mode: Any = only("prefix")
+    stream_mode: StreamMode | None = Field(
+        None,
+        description="What a stream brings: tokens as soon as they are final (prefix, the default), "
+        "whole blocks, or besides the tokens the canvas of every denoise step.",
+    )
 
     @model_validator(mode="after")
     def _check_rule(self) -> Self:
@@ -124,6 +130,11 @@ class GenerationRequest(_Strict):
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream=true", param="stream_options")
         return self
+
+    def stream_mode(self) -> StreamMode:
+        """What the stream brings; a whole answer needs no more than its blocks."""
+        asked = self.diffusion.stream_mode if self.diffusion else None
+        return (asked or "prefix") if self.stream else "block"
 
     def is_usage_streamed(self) -> bool:
         """Whether a last chunk shall carry the usage."""
@@ -236,13 +247,6 @@ class CompletionRequest(GenerationRequest):
     suffix: Any = only()
     best_of: Any = only(1)
     logprobs: Any = only()
-
-    @field_validator("prompt")
-    @classmethod
-    def _check_prompt(cls, prompt: Any) -> Any:
-        if isinstance(prompt, list) and len(prompt) > 64 and not isinstance(prompt[0], int):
-            raise ValueError(f"holds {len(prompt)} prompts; at most 64 go into one request")
-        return prompt
 
     def prompts(self) -> list[Prompt]:
         """Every prompt, as text or token ids."""

@@ -56,6 +56,38 @@ class _Sparse(BaseModel):
         return {k: v for k, v in values.items() if v is not None or k not in self.sparse}
 
 
+class CanvasSlot(BaseModel):
+    """A token of the active block that is committed, though not final text yet."""
+
+    text: str
+    confidence: float
+
+
+class Canvas(BaseModel):
+    """State of denoising (stream mode ``denoise``): replaces the one before, never adds to it."""
+
+    replace: Literal[True] = True
+    canvas: list[CanvasSlot | None]  # behind the final text; null: masked
+    forwards: int
+    denoise_steps: int
+    completion_tokens: int
+
+    @classmethod
+    def of(cls, piece: Piece) -> "Canvas | None":
+        """The canvas that a piece carries."""
+        if piece.canvas is None:
+            return None
+        return cls(
+            canvas=[
+                token and CanvasSlot(text=token.text, confidence=round(token.confidence, 3))
+                for token in piece.canvas
+            ],
+            forwards=piece.counts.num_forwards,
+            denoise_steps=piece.counts.num_denoise_steps,
+            completion_tokens=piece.counts.num_tokens,
+        )
+
+
 class _Envelope(_Sparse):
     id: str
     created: int = Field(default_factory=lambda: int(time.time()))
@@ -97,13 +129,16 @@ class Delta(_Sparse):
     content: str | None = None
 
 
-class ChatChunkChoice(BaseModel):
+class ChatChunkChoice(_Sparse):
     """What a chunk adds to one answer."""
+
+    sparse = ("diffusion",)
 
     index: int
     delta: Delta
     logprobs: None = None
     finish_reason: str | None = None
+    diffusion: Canvas | None = None
 
 
 class ChatCompletionChunk(_Envelope):
@@ -114,13 +149,16 @@ class ChatCompletionChunk(_Envelope):
     usage: Usage | None = None
 
 
-class CompletionChoice(BaseModel):
+class CompletionChoice(_Sparse):
     """One continuation, or what a chunk adds to it."""
+
+    sparse = ("diffusion",)
 
     index: int
     text: str
     logprobs: None = None
     finish_reason: str | None = None
+    diffusion: Canvas | None = None
 
 
 class Completion(_Envelope):
@@ -172,7 +210,10 @@ class ChatFormat:
 
     def chunks(self, piece: Piece) -> list[BaseModel]:
         """One chunk for the text, one for the end."""
-        made = [self._chunk(piece.index, Delta(content=piece.text))] if piece.text else []
+        made = []
+        if piece.text or piece.canvas is not None:
+            delta = Delta(content=piece.text or None)
+            made.append(self._chunk(piece.index, delta, canvas=Canvas.of(piece)))
         if piece.finish_reason is not None:
             made.append(self._chunk(piece.index, Delta(), piece.finish_reason))
         return list(made)
@@ -181,8 +222,10 @@ class ChatFormat:
         """The chunk that carries the usage."""
         return ChatCompletionChunk(**self._envelope, choices=[], usage=usage)
 
-    def _chunk(self, index: int, delta: Delta, reason: str | None = None) -> BaseModel:
-        choice = ChatChunkChoice(index=index, delta=delta, finish_reason=reason)
+    def _chunk(
+        self, index: int, delta: Delta, reason: str | None = None, canvas: Canvas | None = None
+    ) -> BaseModel:
+        choice = ChatChunkChoice(index=index, delta=delta, finish_reason=reason, diffusion=canvas)
         return ChatCompletionChunk(**self._envelope, choices=[choice])
 
 
@@ -208,7 +251,10 @@ class CompletionFormat:
     def chunks(self, piece: Piece) -> list[BaseModel]:
         """One chunk."""
         choice = CompletionChoice(
-            index=piece.index, text=piece.text, finish_reason=piece.finish_reason
+            index=piece.index,
+            text=piece.text,
+            finish_reason=piece.finish_reason,
+            diffusion=Canvas.of(piece),
         )
         return [Completion(**self._envelope, choices=[choice])]
 

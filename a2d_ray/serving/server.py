@@ -10,14 +10,15 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from a2d_ray.config import SamplingSection
+from a2d_ray.config import LimitsSection, SamplingSection
 from a2d_ray.generation.engine import Request
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.serving.engine_loop import AsyncEngine, EngineDeadError
-from a2d_ray.serving.errors import RequestError, not_ready
-from a2d_ray.serving.pieces import Counts, Piece
+from a2d_ray.serving.errors import ENGINE_DEAD, RequestError, not_ready
+from a2d_ray.serving.pieces import Piece
 from a2d_ray.serving.protocol import ChatCompletionRequest, GenerationRequest, Prompt
-from a2d_ray.text import TextStream, decode
+from a2d_ray.serving.writing import CanvasReader, ChoiceWriter
+from a2d_ray.text import decode
 
 if TYPE_CHECKING:
     from a2d_ray.api import LanguageModel
@@ -29,12 +30,21 @@ class ModelServer:
     Args:
         lm: the model; needs a tokenizer. Its engine is made here.
         defaults: options that a request leaves out.
+        limits: of requests.
+        round_timeout_s: an engine whose round takes longer counts as dead.
 
     Raises:
         ValueError: the model has no tokenizer, or no objective.
     """
 
-    def __init__(self, lm: "LanguageModel", defaults: SamplingSection | None = None) -> None:
+    def __init__(
+        self,
+        lm: "LanguageModel",
+        defaults: SamplingSection | None = None,
+        *,
+        limits: LimitsSection | None = None,
+        round_timeout_s: float = 120.0,
+    ) -> None:
         if lm.tokenizer is None:
             raise ValueError("a model without a tokenizer cannot be served")
         if lm.contract.objective is None:
@@ -43,12 +53,16 @@ class ModelServer:
                 "load.objective to bd3lm (or mdlm)"
             )
         self._lm, self._defaults = lm, defaults or SamplingSection()
-        self._engine = AsyncEngine(lm.make_engine())
+        self._limits = limits or LimitsSection()
+        self._engine = AsyncEngine(lm.make_engine(), round_timeout_s=round_timeout_s)
+        self._canvas = CanvasReader(lm.tokenizer)
         self._seeds = random.Random(self._defaults.seed)
         # Fast tokenizers do not like two threads at once; one is enough beside a model.
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
+    async def generate(
+        self, request: GenerationRequest, cache_salt: str = ""
+    ) -> AsyncGenerator[Piece, None]:
         """Yields the pieces of all choices as they become final.
 
         Raises:
@@ -56,9 +70,15 @@ class ModelServer:
         """
         try:
             params = request.params(self._defaults, self._seeds.getrandbits(31))
+            prompts = request.prompts()
+            if len(prompts) > self._limits.max_choices:
+                raise RequestError(
+                    f"{len(prompts)} prompts exceed the {self._limits.max_choices} answers that "
+                    f"this server gives to one request",
+                    param="prompt",
+                )
             choices = [
-                self._choice(index, request, prompt, params)
-                for index, prompt in enumerate(request.prompts())
+                self._choice(index, request, prompt, params) for index, prompt in enumerate(prompts)
             ]
             async with aclosing(_merge(choices)) as pieces:
                 async for piece in pieces:
@@ -66,7 +86,7 @@ class ModelServer:
         except ValueError as error:
             raise _refusal(error, request) from error
         except EngineDeadError as error:
-            raise not_ready(str(error)) from error
+            raise not_ready(str(error), code=ENGINE_DEAD) from error
 
     async def check_health(self) -> None:
         """Returns if the engine lives.
@@ -77,7 +97,7 @@ class ModelServer:
         try:
             self._engine.check_health()
         except EngineDeadError as error:
-            raise not_ready(str(error)) from error
+            raise not_ready(str(error), code=ENGINE_DEAD) from error
 
     def close(self) -> None:
         """Ends the engine's thread; requests that wait fail."""
@@ -85,35 +105,61 @@ class ModelServer:
         self._tokenizer_thread.shutdown(wait=False)
 
     async def _choice(
-        self, index: int, request: GenerationRequest, prompt: Prompt, params: SamplingParams
+        self,
+        index: int,
+        request: GenerationRequest,
+        prompt: Prompt,
+        params: SamplingParams,
     ) -> AsyncGenerator[Piece, None]:
         """The pieces of one choice, its prompt first if it is to be echoed."""
         segments = await self._encode(request, prompt)
-        pending = await self._echo(prompt) if request.echoed() else ""
-        if request.max_new_tokens() is None:  # then as long as there is room
-            room = self._lm.max_length - sum(map(len, segments))
-            params = replace(params, max_new_tokens=max(1, min(params.max_new_tokens, room)))
-        text = TextStream(self._lm.tokenizer, tuple(params.stop))
+        num_prompt_tokens = sum(map(len, segments))
+        params = self._within_limits(request, params, num_prompt_tokens)
+        writer = ChoiceWriter(
+            self._lm.tokenizer,
+            self._canvas,
+            index=index,
+            num_prompt_tokens=num_prompt_tokens,
+            stop=tuple(params.stop),
+            mode=request.stream_mode(),
+            echo=await self._echo(prompt) if request.echoed() else "",
+        )
         engine_request = Request(request_id=uuid.uuid4().hex, prompt=segments, params=params)
-        reason = None
         async with aclosing(self._engine.generate(engine_request)) as outputs:
             async for output in outputs:
-                pending += text.push(output.token_ids)
-                if output.finish_reason is not None:
-                    pending += text.finish()
-                reason = "stop" if text.is_stopped else output.finish_reason
-                if not pending and reason is None:
+                piece = writer.push(output)
+                if piece is None:
                     continue
-                counts = Counts(
-                    num_prompt_tokens=sum(map(len, segments)),
-                    num_tokens=text.num_tokens,
-                    num_forwards=output.num_forwards,
-                    num_denoise_steps=output.num_denoise_steps,
-                )
-                yield Piece(index=index, text=pending, finish_reason=reason, counts=counts)
-                pending = ""
-                if reason is not None:
+                yield piece
+                if piece.finish_reason is not None:
                     return
+
+    def _within_limits(
+        self, request: GenerationRequest, params: SamplingParams, num_prompt_tokens: int
+    ) -> SamplingParams:
+        """Options with a length that fits, if the request leaves it open.
+
+        Raises:
+            RequestError: 400.
+        """
+        limits, asked = self._limits, request.max_new_tokens()
+        if num_prompt_tokens > (limits.max_prompt_tokens or num_prompt_tokens):
+            raise RequestError(
+                f"the prompt has {num_prompt_tokens} tokens; this server takes at most "
+                f"{limits.max_prompt_tokens}: shorten it",
+                param=_prompt_field(request),
+                code="context_length_exceeded",
+            )
+        most = limits.max_new_tokens or self._lm.max_length
+        if asked is not None:
+            if asked > most:
+                raise RequestError(
+                    f"max_tokens ({asked}) exceeds the {most} of this server: lower it",
+                    param="max_tokens",
+                )
+            return params
+        room = max(1, min(params.max_new_tokens, most, self._lm.max_length - num_prompt_tokens))
+        return replace(params, max_new_tokens=room)
 
     async def _encode(
         self, request: GenerationRequest, prompt: Prompt

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from a2d_ray import SamplingParams, load
+from a2d_ray.config import LimitsSection
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.server import ModelServer
 from a2d_ray.text import decode
@@ -196,8 +197,8 @@ def test_an_answer_of_unnamed_length_takes_the_room_there_is(client):
 
 
 def test_a_large_body_is_refused(server):
-    client = Client(create_app({"tiny": server}, max_body_bytes=1000))
-    assert error_of(client.post(TEXT, prompt="x" * 1000), 413)["code"] == "body_too_large"
+    client = Client(create_app({"tiny": server}, limits=LimitsSection(max_body_bytes=1024)))
+    assert error_of(client.post(TEXT, prompt="x" * 1024), 413)["code"] == "body_too_large"
     assert client.post(TEXT, prompt="x" * 100).status_code == 200
 
 

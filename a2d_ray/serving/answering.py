@@ -1,0 +1,84 @@
+"""Pieces of an answer as an HTTP response: whole, or as server-sent events."""
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from fastapi import Request, Response
+from pydantic import BaseModel
+
+from a2d_ray.serving.errors import RequestError
+from a2d_ray.serving.http import EventStream, unless_disconnected
+from a2d_ray.serving.pieces import Piece
+from a2d_ray.serving.responses import Format, Usage
+
+
+async def answer(
+    pieces: AsyncGenerator[Piece, None],
+    form: Format,
+    request: Request,
+    *,
+    is_streamed: bool,
+    with_usage: bool,
+) -> Response:
+    """The response to a request.
+
+    Args:
+        pieces: of all choices.
+        form: of the endpoint.
+        request: whose client may go away.
+        is_streamed: as server-sent events.
+        with_usage: whether a last event carries the usage.
+
+    Raises:
+        RequestError: what went wrong before the first piece: it still gets its own status.
+    """
+    if not is_streamed:
+        whole = await unless_disconnected(_whole(pieces, form), request)
+        return Response(whole.model_dump_json(), media_type="application/json")
+    first = await unless_disconnected(_first(pieces), request)
+    return EventStream(_events(first, pieces, form, with_usage=with_usage), pieces)
+
+
+async def _whole(pieces: AsyncGenerator[Piece, None], form: Format) -> BaseModel:
+    texts: dict[int, list[str]] = {}
+    last: dict[int, Piece] = {}
+    async with aclosing(pieces):
+        async for piece in pieces:
+            texts.setdefault(piece.index, []).append(piece.text)
+            last[piece.index] = piece
+    order = sorted(last)
+    return form.whole(["".join(texts[i]) for i in order], [last[i] for i in order])
+
+
+async def _first(pieces: AsyncGenerator[Piece, None]) -> Piece:
+    return await anext(pieces)
+
+
+async def _events(
+    first: Piece, pieces: AsyncGenerator[Piece, None], form: Format, *, with_usage: bool
+) -> AsyncGenerator[str, None]:
+    last: dict[int, Piece] = {}
+    try:
+        async for piece in _chain(first, pieces):
+            opening = [] if piece.index in last else form.opening(piece.index)
+            last[piece.index] = piece
+            for chunk in (*opening, *form.chunks(piece)):
+                yield _event(chunk.model_dump_json())
+    except RequestError as error:
+        yield _event(json.dumps(error.body()))
+        return
+    if with_usage:
+        usage = Usage.of(piece.counts for piece in last.values())
+        yield _event(form.usage(usage).model_dump_json())
+    yield _event("[DONE]")
+
+
+async def _chain(first: Piece, rest: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
+    yield first
+    async for piece in rest:
+        yield piece
+
+
+def _event(data: str) -> str:
+    return f"data: {data}\n\n"

@@ -1,0 +1,100 @@
+"""One answer being written: the engine's outputs in, pieces of text out."""
+
+from functools import lru_cache
+from typing import Any
+
+from a2d_ray.generation.engine import StepOutput
+from a2d_ray.serving.pieces import CanvasToken, Counts, Piece
+from a2d_ray.serving.protocol import StreamMode
+from a2d_ray.text import TextStream, decode
+
+
+class CanvasReader:
+    """Texts of single tokens, for canvases.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer; used by one thread.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._text = lru_cache(maxsize=65536)(lambda token_id: _token_text(tokenizer, token_id))
+
+    def read(self, output: StepOutput) -> tuple[CanvasToken | None, ...]:
+        """What the active block holds from its first mask on; before it, all is final."""
+        if None not in output.canvas:
+            return ()
+        first = output.canvas.index(None)
+        pairs = zip(output.canvas[first:], output.canvas_confidence[first:], strict=True)
+        return tuple(
+            None
+            if token_id is None or confidence is None
+            else CanvasToken(self._text(token_id), confidence)
+            for token_id, confidence in pairs
+        )
+
+
+class ChoiceWriter:
+    """Turns the outputs of one request to the engine into the pieces of one choice.
+
+    Args:
+        tokenizer: of the model.
+        canvas: reads canvases for mode ``denoise``.
+        index: the choice.
+        num_prompt_tokens: of its prompt.
+        stop: texts that end the answer.
+        mode: when pieces are given: as soon as a token is final, per block, or per denoise step.
+        echo: text that comes before the answer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        canvas: CanvasReader,
+        *,
+        index: int,
+        num_prompt_tokens: int,
+        stop: tuple[str, ...],
+        mode: StreamMode,
+        echo: str = "",
+    ) -> None:
+        self._text, self._canvas = TextStream(tokenizer, stop), canvas
+        self._index, self._num_prompt_tokens, self._mode = index, num_prompt_tokens, mode
+        self._pending = echo
+
+    def push(self, output: StepOutput) -> Piece | None:
+        """Takes a round's output; the piece that is due, its last one with a finish reason."""
+        self._pending += self._text.push(output.token_ids)
+        if output.finish_reason is not None:
+            self._pending += self._text.finish()
+        reason = "stop" if self._text.is_stopped else output.finish_reason
+        if reason is None and not self._is_due(output):
+            return None
+        text, self._pending = self._pending, ""
+        return Piece(
+            index=self._index,
+            text=text,
+            finish_reason=reason,
+            counts=self._counts(output),
+            canvas=self._canvas.read(output) if self._mode == "denoise" and not reason else None,
+        )
+
+    def _is_due(self, output: StepOutput) -> bool:
+        if self._mode == "denoise":
+            return True
+        is_block_whole = None not in output.canvas
+        return bool(self._pending) and (self._mode == "prefix" or is_block_whole)
+
+    def _counts(self, output: StepOutput) -> Counts:
+        return Counts(
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_tokens=self._text.num_tokens,
+            num_forwards=output.num_forwards,
+            num_denoise_steps=output.num_denoise_steps,
+        )
+
+
+def _token_text(tokenizer: Any, token_id: int) -> str:
+    """The text of one token; decoders drop the space that begins a SentencePiece token."""
+    text = decode(tokenizer, [token_id])
+    piece = tokenizer.convert_ids_to_tokens(token_id) or ""
+    return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text
