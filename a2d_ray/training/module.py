@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from a2d_ray.diffusion.layout import PAD_DOC, Layout
-from a2d_ray.diffusion.masks import dense_mask, document_masks
+from a2d_ray.diffusion.masks import dense_mask
 from a2d_ray.diffusion.noise import Noise
 from a2d_ray.diffusion.objectives import LossSpec, LossSums, diffusion_loss
-from a2d_ray.models.attention import NAME as RAGGED
-from a2d_ray.models.attention import RaggedSlice, ragged_hidden
+from a2d_ray.diffusion.tiles import attention_tiles
+from a2d_ray.models.block_attention import NAME as BLOCK_SPARSE
 
 
 class DiffusionModule(nn.Module):
@@ -31,7 +31,7 @@ class DiffusionModule(nn.Module):
         self.loss, self.is_causal_clean = loss, is_causal_clean
         self.compute_dtype = compute_dtype
         if self.head.device.type == "cpu":  # for good: recomputed layers run outside any context
-            model.config._attn_implementation = RAGGED
+            model.config._attn_implementation = BLOCK_SPARSE
 
     @property
     def head(self) -> Tensor:
@@ -45,9 +45,9 @@ class DiffusionModule(nn.Module):
         return torch.autocast(kind, dtype=self.compute_dtype, enabled=is_on)
 
     def backbone(self, ids_RT: Tensor, layout: Layout) -> Tensor:
-        """Final hidden states [R, T, H]: document by document on CPUs, a dense mask elsewhere."""
+        """Final hidden states [R, T, H]: tile by tile on CPUs, a dense mask elsewhere."""
         if ids_RT.device.type == "cpu":
-            return self._ragged_backbone(ids_RT, layout)
+            return self._tiled_backbone(ids_RT, layout)
         return self.model.model(
             input_ids=ids_RT,
             position_ids=layout.position_RT,
@@ -55,15 +55,15 @@ class DiffusionModule(nn.Module):
             use_cache=False,
         ).last_hidden_state
 
-    def _ragged_backbone(self, ids_RT: Tensor, layout: Layout) -> Tensor:
+    def _tiled_backbone(self, ids_RT: Tensor, layout: Layout) -> Tensor:
         is_real = layout.doc_RT != PAD_DOC
-        masks = document_masks(layout, is_causal_clean=self.is_causal_clean)
-        hidden_NH = ragged_hidden(
-            self.model.model,
-            ids_RT[is_real],
-            layout.position_RT[is_real],
-            [RaggedSlice(num_tokens=len(mask), mask=mask) for mask in masks],
-        )
+        hidden_NH = self.model.model(
+            input_ids=ids_RT[is_real][None],
+            position_ids=layout.position_RT[is_real][None],
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids_RT.device),
+            use_cache=False,
+            tiles=attention_tiles(layout, is_causal_clean=self.is_causal_clean),
+        ).last_hidden_state[0]
         padded = hidden_NH.new_zeros(*ids_RT.shape, hidden_NH.shape[-1])
         return padded.index_put((is_real,), hidden_NH)
 
