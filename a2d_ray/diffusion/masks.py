@@ -8,10 +8,9 @@ A query may see a key when both are of the same document and
 MDLM is the same predicate: one noisy block, no clean stream. Source: BD3LM, arXiv 2503.09573.
 """
 
-import torch
 from torch import Tensor
 
-from a2d_ray.diffusion.layout import PAD_DOC, Layout
+from a2d_ray.diffusion.layout import Layout
 
 
 def may_attend(
@@ -51,32 +50,3 @@ def dense_mask(layout: Layout, *, is_causal_clean: bool = False) -> Tensor:
         pairs(layout.position_RT),
         is_causal_clean=is_causal_clean,
     )
-
-
-def document_masks(layout: Layout, *, is_causal_clean: bool = False) -> list[Tensor]:
-    """The predicate within each document: bool [n, n], row after row, document after document.
-
-    A document's tokens follow each other in a layout, so these are the diagonal blocks of
-    `dense_mask` without padding; everything outside them is forbidden.
-    """
-    is_real = layout.doc_RT != PAD_DOC
-    row = is_real.nonzero()[:, 0]
-    document = row * (layout.doc_RT.max() + 1) + layout.doc_RT[is_real]
-    sizes = torch.unique_consecutive(document, return_counts=True)[1].tolist()
-    columns = [
-        values[is_real].split(sizes)
-        for values in (layout.stream_RT, layout.block_RT, layout.position_RT)
-    ]
-    masks = []
-    for stream, block, position in zip(*columns, strict=True):
-        same = torch.zeros((), dtype=torch.int64, device=stream.device)
-        masks.append(
-            may_attend(
-                (same, same),
-                (stream[:, None], stream[None, :]),
-                (block[:, None], block[None, :]),
-                (position[:, None], position[None, :]),
-                is_causal_clean=is_causal_clean,
-            )
-        )
-    return masks

@@ -23,9 +23,9 @@ from a2d_ray.diffusion.likelihood import DRAW_SEED
 from a2d_ray.diffusion.losses import masked_cross_entropy
 from a2d_ray.diffusion.noise import Noise, NoiseSpec, draw_noise
 from a2d_ray.diffusion.objectives import noised_ids
-from a2d_ray.evaluation.layout_hidden import layout_hidden
 from a2d_ray.evaluation.requests import Score, ScoreRequest
 from a2d_ray.models.contract import Contract
+from a2d_ray.models.layout_hidden import layout_hidden
 
 MAX_TOKENS = 2048  # of all streams of one forward
 

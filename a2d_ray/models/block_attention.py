@@ -32,7 +32,7 @@ def block_sparse_attention(
 
     Products are in the dtype of autocast where it is on, softmax and sums in float32.
     """
-    _, num_heads, num_tokens, dim = query.shape
+    num_heads, num_tokens, dim = query.shape[1:]
     num_key_heads = key.shape[1]
     dtype = query.dtype
     if torch.is_autocast_enabled(query.device.type):

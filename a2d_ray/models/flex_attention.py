@@ -1,0 +1,64 @@
+"""FlexAttention over a layout, for CUDA devices: blocks of the mask that are empty are skipped.
+
+Compiled on CUDA; on a CPU the same function runs uncompiled, which is how it is tested without one.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from transformers import AttentionInterface
+
+from a2d_ray.diffusion.layout import Layout
+from a2d_ray.diffusion.masks import may_attend
+
+NAME = "a2d_flex"
+
+
+def block_mask(layout: Layout, *, is_causal_clean: bool = False) -> BlockMask:
+    """`masks.may_attend` over the R rows of a layout. Padding sees padding only."""
+
+    def predicate(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        columns = (layout.doc_RT, layout.stream_RT, layout.block_RT, layout.position_RT)
+        pairs = [(values[row, query], values[row, key]) for values in columns]
+        return may_attend(*pairs, is_causal_clean=is_causal_clean)
+
+    num_rows, length = layout.ids_RT.shape
+    return create_block_mask(
+        predicate, num_rows, None, length, length, device=layout.ids_RT.device.type
+    )
+
+
+def layout_flex_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    block_mask: BlockMask,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention [R, H, T, d] over keys [R, K, T, d] -> [R, T, H, d]."""
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    attended = _kernel(device)(
+        query.to(dtype),
+        key.to(dtype),
+        value.to(dtype),
+        block_mask=block_mask,
+        scale=scaling,
+        enable_gqa=True,
+    )
+    return attended.transpose(1, 2), None
+
+
+@lru_cache
+def _kernel(device: str) -> Any:
+    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
+
+
+AttentionInterface.register(NAME, layout_flex_attention)

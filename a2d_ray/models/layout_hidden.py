@@ -1,0 +1,65 @@
+"""A forward over a layout, with the attention that suits the device.
+
+CPUs attend tile by tile (`block_attention`), CUDA devices by FlexAttention (`flex_attention`). Both
+give what `masks.dense_mask` gives.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from a2d_ray.diffusion.layout import PAD_DOC, Layout
+from a2d_ray.diffusion.tiles import attention_tiles
+from a2d_ray.models import block_attention, flex_attention
+
+
+def layout_hidden(model: Any, ids_RT: Tensor, layout: Layout, is_causal_clean: bool) -> Tensor:
+    """Final hidden states [R, T, H]; zero at padding on CPUs, meaningless there elsewhere.
+
+    Args:
+        model: A2D model with head.
+        ids_RT: ids of the layout's tokens, masked where they are masked.
+        layout: streams and blocks.
+        is_causal_clean: `clean_attention: causal`.
+    """
+    device = ids_RT.device
+    unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+    with layout_attention(model, device):
+        if device.type != "cpu":
+            return model.model(
+                input_ids=ids_RT,
+                position_ids=layout.position_RT,
+                attention_mask=unread,
+                use_cache=False,
+                block_mask=flex_attention.block_mask(layout, is_causal_clean=is_causal_clean),
+            ).last_hidden_state
+        is_real = layout.doc_RT != PAD_DOC
+        hidden_NH = model.model(
+            input_ids=ids_RT[is_real][None],
+            position_ids=layout.position_RT[is_real][None],
+            attention_mask=unread,
+            use_cache=False,
+            tiles=attention_tiles(layout, is_causal_clean=is_causal_clean),
+        ).last_hidden_state[0]
+    padded = hidden_NH.new_zeros(*ids_RT.shape, hidden_NH.shape[-1])
+    return padded.index_put((is_real,), hidden_NH)
+
+
+def set_layout_attention(model: Any, device: torch.device) -> None:
+    """For good: layers that gradient checkpointing computes again run outside any context."""
+    is_cpu = device.type == "cpu"
+    model.config._attn_implementation = block_attention.NAME if is_cpu else flex_attention.NAME
+
+
+@contextmanager
+def layout_attention(model: Any, device: torch.device) -> Iterator[None]:
+    """Within it, the model's layers attend over a layout."""
+    before = model.config._attn_implementation
+    set_layout_attention(model, device)
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before

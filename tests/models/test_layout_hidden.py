@@ -1,0 +1,80 @@
+"""Every attention backend gives the hidden states and gradients of the dense mask."""
+
+import pytest
+import torch
+
+from a2d_ray.diffusion.layout import PAD_DOC, build_layout
+from a2d_ray.diffusion.masks import dense_mask
+from a2d_ray.models import flex_attention
+from a2d_ray.models.layout_hidden import layout_hidden
+from tests.diffusion.test_objectives import CASES, backbone_of
+from tests.rows import packed_row, split_documents
+from tests.tiny import tiny_a2d_model
+
+
+def case_layout(spec, documents):
+    rows = [packed_row(documents), *split_documents(packed_row(documents, seed=1))[:2]]
+    return build_layout(rows, spec)
+
+
+def flex_hidden(model, ids, layout, is_causal_clean):
+    model.config._attn_implementation = flex_attention.NAME
+    return model.model(
+        input_ids=ids,
+        position_ids=layout.position_RT,
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
+        use_cache=False,
+        block_mask=flex_attention.block_mask(layout, is_causal_clean=is_causal_clean),
+    ).last_hidden_state
+
+
+@pytest.mark.parametrize(("spec", "documents"), CASES)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_equals_the_dense_mask(spec, documents):
+    """The CPU twin of what CUDA runs compiled (forward; its CPU version has no backward)."""
+    layout = case_layout(spec, documents)
+    is_real = layout.doc_RT != PAD_DOC
+    model = tiny_a2d_model("qwen3")
+    with torch.no_grad():
+        dense = backbone_of(model, is_causal_clean=spec.causal_clean)(layout.ids_RT, layout)
+        ours = flex_hidden(model, layout.ids_RT, layout, spec.causal_clean)
+    torch.testing.assert_close(ours[is_real], dense[is_real], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("spec", "documents"), CASES)
+def test_block_mask_is_the_predicate(spec, documents):
+    layout = case_layout(spec, documents)
+    mask = flex_attention.block_mask(layout, is_causal_clean=spec.causal_clean)
+    num_rows, length = layout.ids_RT.shape
+    index = torch.arange(length)
+    for row in range(num_rows):
+        seen = mask.mask_mod(torch.tensor(row), torch.tensor(0), index[:, None], index[None, :])
+        expected = dense_mask(layout, is_causal_clean=spec.causal_clean)[row, 0]
+        assert torch.equal(seen, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("spec", "documents"), CASES)
+def test_cuda_equals_cpu(spec, documents):
+    layout = case_layout(spec, documents)
+    is_real = layout.doc_RT != PAD_DOC
+    results = []
+    for device in ("cpu", "cuda"):
+        model = tiny_a2d_model("llama", hidden_size=64).to(device)
+        here = layout.to(device)
+        hidden = layout_hidden(model, here.ids_RT, here, spec.causal_clean)
+        (hidden[here.doc_RT != PAD_DOC] ** 2).sum().backward()
+        grads = torch.cat([p.grad.flatten() for p in model.model.parameters()])
+        results.append((hidden[here.doc_RT != PAD_DOC].cpu(), grads.cpu()))
+    assert is_real.any()
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_a_model_is_left_as_it_was():
+    spec, documents = CASES[0]
+    model, layout = tiny_a2d_model("llama"), case_layout(spec, documents)
+    before = model.config._attn_implementation
+    layout_hidden(model, layout.ids_RT, layout, False)
+    assert model.config._attn_implementation == before
