@@ -79,14 +79,14 @@ class LanguageModel:
         ids = [i for f in found for i in (f if isinstance(f, list | tuple) else [f])]
         return frozenset(i for i in ids if i is not None)
 
-    def make_engine(self, *, max_running: int = 64) -> Engine:
+    def make_engine(self, options: EngineOptions | None = None) -> Engine:
         """An engine on this model; see `Engine`."""
         return Engine(
             self.model,
             self.contract,
             eos_ids=self.eos_token_ids,
             max_length=self.max_length,
-            options=EngineOptions(max_running=max_running),
+            options=options,
         )
 
     def encode(self, prompt: Prompt) -> tuple[tuple[int, ...], ...]:

@@ -401,6 +401,17 @@ class ServedModel(Section):
     sampling: SamplingSection = SamplingSection()
 
 
+class EngineSection(Section):
+    max_running: int = Field(64, ge=1, description="Answers in one round; others wait.")
+    max_tokens_per_round: int = Field(
+        512, ge=1, description="Long prompts are read in chunks of about so much."
+    )
+    kv_tokens: int | None = Field(
+        None, ge=1, description="Tokens in the KV store; null: 32,768, or the model's positions."
+    )
+    prefix_cache: bool = Field(True, description="Keep prompts and answers for later requests.")
+
+
 class SecuritySection(Section):
     api_keys_env: str = Field(
         "A2D_API_KEYS", min_length=1, description="Variable with bearer keys, comma-separated."
@@ -469,6 +480,7 @@ class ServeConfig(Section):
     drain_timeout_s: float = Field(
         30.0, ge=0, description="A replica that stops first finishes its requests, at most so long."
     )
+    engine: EngineSection = EngineSection()
     security: SecuritySection = SecuritySection()
     limits: LimitsSection = LimitsSection()
 

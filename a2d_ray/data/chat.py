@@ -18,6 +18,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from a2d_ray.data.literals import LiteralSpecials
+
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ message['role'] | capitalize + ':\\n' + message['content'] }}"
@@ -158,6 +160,8 @@ def render_prompt(
 ) -> list[list[int]]:
     """Segments of a prompt, ready for generation: the last one ends with the generation prompt.
 
+    Special tokens that a message spells out are encoded as ordinary text.
+
     Args:
         messages: ``{"role": "system" | "user" | "assistant", "content": text}``, at least one.
         tokenizer: a tokenizer; without a chat template, `DEFAULT_TEMPLATE` is used.
@@ -169,5 +173,6 @@ def render_prompt(
     Raises:
         ValueError: no messages, an answer first, or turns that the template refuses.
     """
-    pieces = ChatRenderer(tokenizer).render_prompt(messages)
-    return encode_pieces(pieces, tokenizer)
+    literals = LiteralSpecials(tokenizer)
+    pieces = ChatRenderer(tokenizer).render_prompt(literals.hide(messages))
+    return [literals.encode(piece.text) for piece in pieces]

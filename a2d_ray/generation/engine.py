@@ -50,6 +50,7 @@ class Engine:
         if contract.objective != "mdlm":
             self._kv_tokens = options.kv_tokens or max(_KV_TOKENS, max_length)
             self._table = PageTable(self._kv_tokens, is_caching=options.prefix_cache)
+        self.num_rounds = self.num_positions = 0  # forwards, and tokens in them
         self._scheduler = Scheduler(contract, frozenset(eos_ids), self._table, options)
         self._runner = ModelRunner(
             model, kv_tokens=self._kv_tokens, is_shifted=contract.right_shift_logits
@@ -84,6 +85,21 @@ class Engine:
         return bool(self._scheduler.running or self._scheduler.waiting)
 
     @property
+    def num_running(self) -> int:
+        """Requests that take part in rounds."""
+        return len(self._scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a place or for room."""
+        return len(self._scheduler.waiting)
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the KV store that running requests hold, 0 to 1."""
+        return self.num_used_kv_tokens / self._kv_tokens if self._kv_tokens else 0.0
+
+    @property
     def num_used_kv_tokens(self) -> int:
         """Slots that running requests hold; cached pages that nobody uses do not count."""
         return 0 if self._table is None else self._table.capacity - self._table.num_free
@@ -94,6 +110,8 @@ class Engine:
         works = self._scheduler.plan_round()
         if not works:
             return []
+        self.num_rounds += 1
+        self.num_positions += sum(work.num_tokens for work in works)
         outputs = []
         for work, logits_NV in zip(works, self._runner.logits(works), strict=True):
             sequence = work.sequence

@@ -1,5 +1,6 @@
 """The HTTP application: OpenAI's endpoints over any `Server`s. FastAPI, no Ray."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from typing import Any, get_args
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -17,6 +19,7 @@ from a2d_ray.serving.access import ANYBODY, ApiKeys, Caller, Gate, RateLimit
 from a2d_ray.serving.answering import answer
 from a2d_ray.serving.errors import RequestError, model_not_found
 from a2d_ray.serving.http import BodyLimit, error_response
+from a2d_ray.serving.metrics import HttpMetrics, merge
 from a2d_ray.serving.page import add_page
 from a2d_ray.serving.pieces import Server
 from a2d_ray.serving.problems import to_request_error
@@ -28,6 +31,7 @@ from a2d_ray.serving.responses import (
     CompletionFormat,
     Format,
 )
+from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 from a2d_ray.serving.tracing import RequestLog
 
 logger = logging.getLogger(__name__)
@@ -57,9 +61,12 @@ def create_app(
     # The last one that is added is the first that a request meets.
     app.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s)
     app.add_middleware(Gate, keys=keys or ApiKeys(), rate=RateLimit(requests_per_minute))
-    app.add_middleware(RequestLog, adds_header=adds_request_id)
+    http = HttpMetrics()
+    app.add_middleware(RequestLog, adds_header=adds_request_id, metrics=http)
     _add_error_handlers(app)
     _add_model_routes(app, servers, defaults or {})
+    _add_token_routes(app, servers)
+    _add_operator_routes(app, servers, http)
     add_page(app)
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion)
@@ -96,25 +103,47 @@ def _add_model_routes(
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> dict[str, Any]:
-        if model not in servers:
-            raise model_not_found(model)
+        _find(servers, model)
         return card(model)
 
+
+def _add_operator_routes(app: FastAPI, servers: Mapping[str, Server], http: HttpMetrics) -> None:
     @app.get("/health")
     async def health() -> dict[str, str]:
         for server in servers.values():
             await server.check_health()
         return {"status": "ok"}
 
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        texts = await asyncio.gather(*(server.metrics() for server in servers.values()))
+        page = merge([http.text(), *(text for each in texts for text in each)])
+        return Response(page, media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_token_routes(app: FastAPI, servers: Mapping[str, Server]) -> None:
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> Tokens:
+        return await _find(servers, body.model).tokenize(body)
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> Detokenized:
+        return await _find(servers, body.model).detokenize(body)
+
+
+def _find(servers: Mapping[str, Server], model: str) -> Server:
+    if model not in servers:
+        raise model_not_found(model)
+    return servers[model]
+
 
 async def _generate(
     servers: Mapping[str, Server], body: GenerationRequest, form: Format, request: Request
 ) -> Response:
-    if body.model not in servers:
-        raise model_not_found(body.model)
+    server = _find(servers, body.model)
     caller: Caller = request.scope.get("caller", ANYBODY)
     return await answer(
-        servers[body.model].generate(body, caller.cache_salt),
+        server.generate(body, caller.cache_salt),
         form,
         request,
         is_streamed=bool(body.stream),

@@ -21,10 +21,12 @@ from a2d_ray.serving.conversations import conversation_key
 from a2d_ray.serving.errors import ENGINE_DEAD, RequestError, not_ready, overloaded
 from a2d_ray.serving.pieces import Piece, Server
 from a2d_ray.serving.protocol import GenerationRequest
+from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 
 logger = logging.getLogger(__name__)
 
 _HEALTH_CHECK_PERIOD_S = 2.0
+_METRICS_TIMEOUT_S = 5.0
 _MAX_ATTEMPTS = 3
 _RETRY_DELAY_S = 0.2
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
@@ -78,6 +80,9 @@ class ModelReplica:
             load(**served.load.model_dump(exclude_none=True)),
             served.sampling,
             limits=common.limits,
+            engine=common.engine,
+            name=served.id,
+            replica=serve.get_replica_context().replica_id.unique_id,
             round_timeout_s=common.round_timeout_s,
         )
 
@@ -90,6 +95,24 @@ class ModelReplica:
                 yield piece
         except RequestError as error:
             yield error
+
+    async def tokenize(self, request: TokenizeRequest) -> Tokens | RequestError:
+        """Token ids of a prompt, or the refusal."""
+        try:
+            return await self._server.tokenize(request)
+        except RequestError as error:
+            return error
+
+    async def detokenize(self, request: DetokenizeRequest) -> Detokenized | RequestError:
+        """Text of token ids, or the refusal."""
+        try:
+            return await self._server.detokenize(request)
+        except RequestError as error:
+            return error
+
+    async def metrics(self) -> str:
+        """What this replica counted."""
+        return "".join(await self._server.metrics())
 
     async def check_health(self) -> None:
         """Raises if the engine died, so that Serve replaces this replica."""
@@ -187,6 +210,34 @@ class RemoteServer:
             raise _ReplicaLostError(
                 f"the model's replica failed: {type(error).__name__}"
             ) from error
+
+    async def tokenize(self, request: TokenizeRequest) -> Tokens:
+        """Token ids of a prompt; raises as `generate` does."""
+        return await self._ask("tokenize", request)
+
+    async def detokenize(self, request: DetokenizeRequest) -> Detokenized:
+        """Text of token ids; raises as `generate` does."""
+        return await self._ask("detokenize", request)
+
+    async def _ask(self, method: str, request: Any) -> Any:
+        try:
+            answer = await getattr(self._handle, method).remote(request)
+        except BackPressureError as error:
+            raise overloaded("too many requests wait already: try again later") from error
+        except (RayActorError, RayTaskError, RayServeException) as error:
+            raise not_ready(f"the model's replica failed: {type(error).__name__}") from error
+        if isinstance(answer, RequestError):
+            raise answer
+        return answer
+
+    async def metrics(self) -> list[str]:
+        """What the replicas counted; nothing of those that do not answer within seconds."""
+        response = self._handle.broadcast("metrics")
+        try:
+            return await asyncio.to_thread(response.results, timeout_s=_METRICS_TIMEOUT_S)
+        except (RayActorError, RayTaskError, RayServeException, TimeoutError) as error:
+            logger.warning("no metrics of %s: %s", self._handle.deployment_name, error)
+            return []
 
     async def check_health(self) -> None:
         """Returns if a replica of the model runs, as Serve knows it.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from a2d_ray.serving.protocol import GenerationRequest
+from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,12 +17,14 @@ class Counts:
         num_tokens: emitted tokens; those behind a stop string or end of turn do not count.
         num_forwards: model forwards that it took part in.
         num_denoise_steps: those of them in which tokens of it were committed.
+        num_cached_tokens: prompt tokens whose keys and values were found stored.
     """
 
     num_prompt_tokens: int
     num_tokens: int = 0
     num_forwards: int = 0
     num_denoise_steps: int = 0
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,5 +73,14 @@ class Server(Protocol):
             cache_salt: prompts are cached for requests of the same salt only.
         """
 
+    async def tokenize(self, request: TokenizeRequest) -> Tokens:
+        """Token ids of a prompt; raises `RequestError`."""
+
+    async def detokenize(self, request: DetokenizeRequest) -> Detokenized:
+        """Text of token ids; raises `RequestError`."""
+
     async def check_health(self) -> None:
         """Returns if the model can answer; raises `RequestError` (503) otherwise."""
+
+    async def metrics(self) -> list[str]:
+        """What its replicas count, in Prometheus' text format."""

@@ -12,6 +12,7 @@ from a2d_ray.serving.protocol import (
     StreamOptions,
     TextPart,
 )
+from a2d_ray.serving.tokens import DetokenizeRequest, TokenizeRequest
 
 _MODELS = (
     ChatCompletionRequest,
@@ -20,6 +21,8 @@ _MODELS = (
     StreamOptions,
     Message,
     TextPart,
+    TokenizeRequest,
+    DetokenizeRequest,
 )
 _FIELDS = {name for model in _MODELS for name in model.model_fields}
 

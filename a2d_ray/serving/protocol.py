@@ -32,7 +32,9 @@ def only(*neutral: Any) -> Any:
     return Field(None, json_schema_extra={"enum": [None, *neutral]})
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Types as they are, no unknown fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @field_validator("*", mode="before")
@@ -48,7 +50,7 @@ class _Strict(BaseModel):
         return value
 
 
-class DiffusionOptions(_Strict):
+class DiffusionOptions(Strict):
     """How the answer is denoised; what is left out is the served model's default."""
 
     rule: Rule | None = Field(None, description="Decoding rule.")
@@ -79,14 +81,14 @@ class DiffusionOptions(_Strict):
         return "steps" if self.rule is None and self.steps is not None else self.rule
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """Options of a streamed answer."""
 
     include_usage: bool = False
     include_obfuscation: Any = only(False)
 
 
-class GenerationRequest(_Strict):
+class GenerationRequest(Strict):
     """What both endpoints take."""
 
     model: str
@@ -176,14 +178,14 @@ class GenerationRequest(_Strict):
         )
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     """A piece of a message's content."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(_Strict):
+class Message(Strict):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]

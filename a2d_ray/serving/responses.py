@@ -18,12 +18,19 @@ class DiffusionUsage(BaseModel):
     tokens_per_forward: float
 
 
+class PromptTokensDetails(BaseModel):
+    """Of the prompts' tokens."""
+
+    cached_tokens: int
+
+
 class Usage(BaseModel):
     """Tokens of all prompts and answers; those that were not emitted do not count."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
     diffusion: DiffusionUsage
 
     @classmethod
@@ -37,6 +44,9 @@ class Usage(BaseModel):
             prompt_tokens=num_prompt,
             completion_tokens=num_tokens,
             total_tokens=num_prompt + num_tokens,
+            prompt_tokens_details=PromptTokensDetails(
+                cached_tokens=sum(part.num_cached_tokens for part in parts)
+            ),
             diffusion=DiffusionUsage(
                 forwards=num_forwards,
                 denoise_steps=sum(part.num_denoise_steps for part in parts),

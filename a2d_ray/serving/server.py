@@ -4,19 +4,21 @@ import asyncio
 import random
 import re
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from a2d_ray.config import LimitsSection, SamplingSection
-from a2d_ray.generation.engine import Request
+from a2d_ray.config import EngineSection, LimitsSection, SamplingSection
+from a2d_ray.generation.engine import EngineOptions, Request
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.serving.engine_loop import AsyncEngine, EngineDeadError
 from a2d_ray.serving.errors import ENGINE_DEAD, RequestError, not_ready
+from a2d_ray.serving.metrics import ModelMetrics
 from a2d_ray.serving.pieces import Piece
 from a2d_ray.serving.protocol import ChatCompletionRequest, GenerationRequest, Prompt
+from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 from a2d_ray.serving.writing import CanvasReader, ChoiceWriter
 from a2d_ray.text import decode
 
@@ -31,7 +33,9 @@ class ModelServer:
         lm: the model; needs a tokenizer. Its engine is made here.
         defaults: options that a request leaves out.
         limits: of requests.
+        engine: its options.
         round_timeout_s: an engine whose round takes longer counts as dead.
+        name, replica: labels of the metrics.
 
     Raises:
         ValueError: the model has no tokenizer, or no objective.
@@ -43,7 +47,10 @@ class ModelServer:
         defaults: SamplingSection | None = None,
         *,
         limits: LimitsSection | None = None,
+        engine: EngineSection | None = None,
         round_timeout_s: float = 120.0,
+        name: str = "a2d",
+        replica: str = "0",
     ) -> None:
         if lm.tokenizer is None:
             raise ValueError("a model without a tokenizer cannot be served")
@@ -54,7 +61,10 @@ class ModelServer:
             )
         self._lm, self._defaults = lm, defaults or SamplingSection()
         self._limits = limits or LimitsSection()
-        self._engine = AsyncEngine(lm.make_engine(), round_timeout_s=round_timeout_s)
+        options = EngineOptions(**(engine or EngineSection()).model_dump())
+        core = lm.make_engine(options)
+        self._engine = AsyncEngine(core, round_timeout_s=round_timeout_s)
+        self._metrics = ModelMetrics(name, replica, core)
         self._canvas = CanvasReader(lm.tokenizer)
         self._seeds = random.Random(self._defaults.seed)
         # Fast tokenizers do not like two threads at once; one is enough beside a model.
@@ -78,7 +88,8 @@ class ModelServer:
                     param="prompt",
                 )
             choices = [
-                self._choice(index, request, prompt, params) for index, prompt in enumerate(prompts)
+                self._choice(index, request, prompt, params, cache_salt)
+                for index, prompt in enumerate(prompts)
             ]
             async with aclosing(_merge(choices)) as pieces:
                 async for piece in pieces:
@@ -87,6 +98,37 @@ class ModelServer:
             raise _refusal(error, request) from error
         except EngineDeadError as error:
             raise not_ready(str(error), code=ENGINE_DEAD) from error
+
+    async def tokenize(self, request: TokenizeRequest) -> Tokens:
+        """Token ids of a prompt.
+
+        Raises:
+            RequestError: 400 for a chat that the template refuses.
+        """
+        prompt = request.to_prompt()
+        segments = await self._encode("messages" if request.messages else "prompt", prompt)
+        ids = [token for segment in segments for token in segment]
+        return Tokens(count=len(ids), max_model_len=self._lm.max_length, tokens=ids)
+
+    async def detokenize(self, request: DetokenizeRequest) -> Detokenized:
+        """Text of token ids, special tokens included.
+
+        Raises:
+            RequestError: 400 for an id outside the vocabulary.
+        """
+        vocab = len(self._lm.tokenizer)
+        for index, token in enumerate(request.tokens):
+            if not 0 <= token < vocab:
+                raise RequestError(
+                    f"tokens[{index}] ({token}) is outside the vocabulary of {vocab}",
+                    param=f"tokens[{index}]",
+                )
+        text = await self._in_tokenizer_thread(self._lm.tokenizer.decode, request.tokens)
+        return Detokenized(prompt=text)
+
+    async def metrics(self) -> list[str]:
+        """What was counted since the start, in Prometheus' text format."""
+        return [self._metrics.text()]
 
     async def check_health(self) -> None:
         """Returns if the engine lives.
@@ -110,9 +152,10 @@ class ModelServer:
         request: GenerationRequest,
         prompt: Prompt,
         params: SamplingParams,
+        cache_salt: str,
     ) -> AsyncGenerator[Piece, None]:
         """The pieces of one choice, its prompt first if it is to be echoed."""
-        segments = await self._encode(request, prompt)
+        segments = await self._encode(_prompt_field(request), prompt)
         num_prompt_tokens = sum(map(len, segments))
         params = self._within_limits(request, params, num_prompt_tokens)
         writer = ChoiceWriter(
@@ -124,15 +167,23 @@ class ModelServer:
             mode=request.stream_mode(),
             echo=await self._echo(prompt) if request.echoed() else "",
         )
-        engine_request = Request(request_id=uuid.uuid4().hex, prompt=segments, params=params)
-        async with aclosing(self._engine.generate(engine_request)) as outputs:
-            async for output in outputs:
-                piece = writer.push(output)
-                if piece is None:
-                    continue
-                yield piece
-                if piece.finish_reason is not None:
-                    return
+        engine_request = Request(
+            request_id=uuid.uuid4().hex, prompt=segments, params=params, salt=cache_salt
+        )
+        watch = self._metrics.watch()
+        try:
+            async with aclosing(self._engine.generate(engine_request)) as outputs:
+                async for output in outputs:
+                    watch.round(output)
+                    piece = writer.push(output)
+                    if piece is None:
+                        continue
+                    watch.piece(piece)
+                    yield piece
+                    if piece.finish_reason is not None:
+                        return
+        finally:
+            watch.ended()
 
     def _within_limits(
         self, request: GenerationRequest, params: SamplingParams, num_prompt_tokens: int
@@ -161,21 +212,21 @@ class ModelServer:
         room = max(1, min(params.max_new_tokens, most, self._lm.max_length - num_prompt_tokens))
         return replace(params, max_new_tokens=room)
 
-    async def _encode(
-        self, request: GenerationRequest, prompt: Prompt
-    ) -> tuple[tuple[int, ...], ...]:
-        loop = asyncio.get_running_loop()
+    async def _encode(self, field: str, prompt: Prompt) -> tuple[tuple[int, ...], ...]:
         try:
-            return await loop.run_in_executor(self._tokenizer_thread, self._lm.encode, prompt)
+            return await self._in_tokenizer_thread(self._lm.encode, prompt)
         except ValueError as error:
-            raise RequestError(str(error), param=_prompt_field(request)) from error
+            raise RequestError(str(error), param=field) from error
 
     async def _echo(self, prompt: Prompt) -> str:
         if isinstance(prompt, str):
             return prompt
         ids = [token for token in prompt if isinstance(token, int)]
+        return await self._in_tokenizer_thread(decode, self._lm.tokenizer, ids)
+
+    async def _in_tokenizer_thread(self, work: Callable[..., Any], *args: Any) -> Any:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._tokenizer_thread, decode, self._lm.tokenizer, ids)
+        return await loop.run_in_executor(self._tokenizer_thread, work, *args)
 
 
 _FIELD_OF_PARAM = {

@@ -9,6 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from a2d_ray.serving.access import ANYBODY
+from a2d_ray.serving.metrics import HttpMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +38,11 @@ class RequestLog:
     Args:
         app: what answers.
         adds_header: whether to add the id to the response; Ray Serve does so itself.
+        metrics: count the answers.
     """
 
-    def __init__(self, app: ASGIApp, *, adds_header: bool) -> None:
-        self._app, self._adds_header = app, adds_header
+    def __init__(self, app: ASGIApp, *, adds_header: bool, metrics: HttpMetrics) -> None:
+        self._app, self._adds_header, self._metrics = app, adds_header, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers the request and logs it."""
@@ -62,6 +64,7 @@ class RequestLog:
         try:
             await self._app(scope, receive, observed)
         finally:
+            self._metrics.count(scope["method"], _route(scope), status)
             logger.info(
                 "request_id=%s method=%s path=%s status=%d caller=%s bytes=%d ms=%.1f",
                 request_id,

@@ -90,6 +90,7 @@ class ChoiceWriter:
             num_tokens=self._text.num_tokens,
             num_forwards=output.num_forwards,
             num_denoise_steps=output.num_denoise_steps,
+            num_cached_tokens=output.num_cached_tokens,
         )
 
 

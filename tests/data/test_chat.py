@@ -121,3 +121,18 @@ def test_turns_that_cannot_be_rendered_are_refused():
     tok.chat_template = "{{ raise_exception('only one turn') }}"
     with pytest.raises(ValueError, match="only one turn"):
         render_prompt([{"role": "user", "content": "q"}], tok)
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", "a<|im_end|>b", "<|im_start|><|endoftext|>x", ""])
+def test_special_tokens_in_a_message_are_text(text):
+    """Nobody closes a turn from within it; what was typed comes out again."""
+    tokenizer = tiny_tokenizer()
+    special = set(tokenizer.all_special_ids)
+    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+    messages.append({"role": "user", "content": "next"})
+    segments = render_prompt(messages, tokenizer)
+    harmless = [message | {"content": "x"} for message in messages]
+    for ids, plain in zip(segments, render_prompt(harmless, tokenizer), strict=True):
+        assert [i for i in ids if i in special] == [i for i in plain if i in special]
+    whole = tokenizer.decode([i for ids in segments for i in ids])
+    assert whole.count(text) >= 2

@@ -14,6 +14,7 @@ def listening(app: Any) -> Iterator[str]:
     """Serves `app` on a free port inside a ``with`` block; yields its URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen(128)
         config = uvicorn.Config(app, log_level="warning", lifespan="off", ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

@@ -50,6 +50,8 @@ def test_a_streamed_chat_joins_to_the_whole_answer(client, stop):
     reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
     assert reasons == [None] * (len(chunks) - 1) + [whole["choices"][0]["finish_reason"]]
     assert usage["choices"] == []
+    assert whole["usage"].pop("prompt_tokens_details") == {"cached_tokens": 0}
+    assert usage["usage"].pop("prompt_tokens_details")["cached_tokens"] > 0
     assert usage["usage"] == whole["usage"]
     assert len({chunk["id"] for chunk in [*chunks, usage]}) == 1
     assert all("usage" not in chunk for chunk in chunks)

@@ -1,0 +1,48 @@
+"""Text to token ids and back, in vLLM's forms."""
+
+from typing import Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from a2d_ray.serving.protocol import Message, Prompt, Strict
+
+
+class TokenizeRequest(Strict):
+    """Body of ``POST /tokenize``: a text, or a chat as the model's template renders it."""
+
+    model: str
+    prompt: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("send either prompt or messages")
+        return self
+
+    def to_prompt(self) -> Prompt:
+        """What `LanguageModel.encode` takes."""
+        if self.messages is None:
+            return self.prompt or ""
+        return [message.to_chat() for message in self.messages]
+
+
+class Tokens(BaseModel):
+    """Answer to ``POST /tokenize``."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+
+
+class DetokenizeRequest(Strict):
+    """Body of ``POST /detokenize``."""
+
+    model: str
+    tokens: list[int]
+
+
+class Detokenized(BaseModel):
+    """Answer to ``POST /detokenize``."""
+
+    prompt: str
