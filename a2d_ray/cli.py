@@ -8,7 +8,8 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -169,8 +170,10 @@ def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def _submodel(field: FieldInfo) -> type[BaseModel] | None:
-    kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    """The section that a field holds, or may hold."""
+    is_union = isinstance(field.annotation, UnionType)
+    kinds = get_args(field.annotation) if is_union else (field.annotation,)
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
 
 
 def _inside_free_section(model: type[BaseModel], path: list[str]) -> bool:
@@ -235,7 +238,8 @@ def _help_lines(model: type[BaseModel], prefix: str = "") -> list[str]:
     lines = []
     for name, field in _fields(model).items():
         if (inner := _submodel(field)) is not None:
-            lines += ["", f"{prefix}{name}:", *_help_lines(inner, f"{prefix}{name}.")]
+            title = f"{prefix}{name}: {field.description or ''}".rstrip()
+            lines += ["", title, *_help_lines(inner, f"{prefix}{name}.")]
             continue
         default = (
             "required"

@@ -5,9 +5,18 @@ YAML file per command lies in ``jobs/configs/``; `a2d_ray.cli` reads it and the 
 Fields are documented where they are defined; ``python jobs/X.py --help`` prints these texts.
 """
 
-from typing import Any, Literal, Self
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from annotated_types import Len
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    model_validator,
+)
 
 Objective = Literal["mdlm", "bd3lm"]
 BlockGrid = Literal["segment", "absolute", "prompt_end"]
@@ -17,6 +26,26 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 NORMS_OF_RECIPE = ("token", "sequence", "batch")
+
+
+def _seconds(value: Any) -> Any:
+    """Seconds of a duration such as 30m; numbers are seconds already."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def _one_or_two(value: Any) -> Any:
+    """The command line makes a list of a single number."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+WorkerRange = Annotated[
+    PositiveInt | Annotated[list[PositiveInt], Len(2, 2)], BeforeValidator(_one_or_two)
+]
+Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+"""Seconds; written as a number or as 90s, 30m, 2h, 1d."""
 
 
 class Section(BaseModel):
@@ -31,7 +60,7 @@ def _require(section: Section, name: str, reason: str, values: dict[str, Any]) -
     for key, wanted in values.items():
         allowed = wanted if isinstance(wanted, tuple) else (wanted,)
         if getattr(section, key) not in allowed:
-            wrong.append(f"{name}.{key}={allowed[0]}")
+            wrong.append(f"{name}.{key}={str(allowed[0]).lower()}")
     if wrong:
         raise ValueError(f"{reason} needs {' '.join(wrong)}")
 
@@ -52,6 +81,17 @@ class RunSection(Section):
     )
 
 
+class LoraSection(Section):
+    r: int = Field(16, ge=1, description="Rank of the adapters.")
+    alpha: float = Field(32.0, gt=0, description="Adapters are scaled by alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters.")
+    targets: Literal["all-linear"] | list[str] = Field(
+        "all-linear",
+        description="Names of the layers that get adapters, e.g. [q_proj, v_proj]; all-linear: "
+        "every linear layer but the head.",
+    )
+
+
 class ModelSection(Section):
     path: str = Field(min_length=1, description="A2D checkpoint (local directory or Hub id).")
     change_objective: bool = Field(
@@ -62,11 +102,31 @@ class ModelSection(Section):
         description="Compute precision; masters stay fp32. auto: bfloat16 where the device has it.",
     )
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
+    compile: bool = Field(False, description="Compile the layers with torch.compile.")
+    lora: LoraSection | None = Field(
+        None, description="Train low-rank adapters and the mask token's row; null: the weights."
+    )
+    load_in_4bit: bool = Field(
+        False, description="Keep the frozen base in 4 bits (needs model.lora and bitsandbytes)."
+    )
     trainable_layers: int | None = Field(
         None,
         ge=1,
         description="Train only the last so many layers and the final norm; null: everything.",
     )
+
+    @model_validator(mode="after")
+    def _check_lora(self) -> Self:
+        if self.load_in_4bit and self.lora is None:
+            raise ValueError(
+                "model.load_in_4bit=true freezes the weights: set model.lora (model.lora.r=16)"
+            )
+        if self.lora is not None and self.trainable_layers is not None:
+            raise ValueError(
+                f"model.trainable_layers ({self.trainable_layers}) and model.lora exclude each "
+                "other: set one of them to null"
+            )
+        return self
 
 
 class DataSection(Section):
@@ -81,6 +141,9 @@ class DataSection(Section):
     max_length: int = Field(512, ge=8, description="Longest document in tokens.")
     tokens_per_row: int = Field(
         2048, ge=16, description="Capacity of a packed row: tokens over all streams."
+    )
+    packing: bool = Field(
+        True, description="Several documents per row; false: one each, padded (batch.sequences)."
     )
     truncation: Literal["right", "filter"] = Field(
         "right", description="right: cut the last answer at a block edge; filter: drop the row."
@@ -161,10 +224,38 @@ class ObjectiveSection(Section):
 
 
 class BatchSection(Section):
-    rows: int = Field(8, ge=1, description="Packed rows per optimizer step, over all workers.")
+    rows: int | None = Field(
+        None, ge=1, description="Packed rows per optimizer step, over all workers."
+    )
+    sequences: int | None = Field(
+        None,
+        ge=1,
+        description="Instead of rows, with data.packing=false: right-padded sequences per step.",
+    )
     rows_per_device: int | None = Field(
         None, ge=1, description="Rows per forward on one worker; default: its whole share."
     )
+
+    @property
+    def key(self) -> str:
+        """Which of the two sizes is given."""
+        return "batch.rows" if self.sequences is None else "batch.sequences"
+
+    @property
+    def size(self) -> int:
+        """Rows per optimizer step, packed or not."""
+        size = self.rows or self.sequences
+        assert size is not None
+        return size
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.rows is None) == (self.sequences is None):
+            raise ValueError(
+                f"batch.rows ({self.rows}) and batch.sequences ({self.sequences}): give one of "
+                "them, rows with data.packing=true, sequences with data.packing=false"
+            )
+        return self
 
 
 class OptimSection(Section):
@@ -173,11 +264,21 @@ class OptimSection(Section):
     eps: float = Field(1e-8, gt=0, description="AdamW epsilon.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay (matrices only).")
     clip_norm: float = Field(1.0, gt=0, description="Largest global gradient norm.")
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="Decay after warm-up."
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
+        "cosine", description="After warm-up; wsd: constant, then linear decay at the end."
     )
     warmup: float = Field(0.04, ge=0, lt=1, description="Warm-up as a share of all steps.")
+    decay: float = Field(0.2, ge=0, le=1, description="wsd: share of all steps that decay.")
     min_lr_fraction: float = Field(0.1, ge=0, le=1, description="Final lr as a share of the peak.")
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> Self:
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError(
+                f"optim.warmup ({self.warmup}) + optim.decay ({self.decay}) exceed the run: lower "
+                "one of them"
+            )
+        return self
 
 
 class ScheduleSection(Section):
@@ -191,14 +292,45 @@ class ScheduleSection(Section):
     )
     eval_rows: int = Field(64, ge=1, description="Held-out packed rows per evaluation.")
     eval_draws: int = Field(1, ge=1, description="Noise draws per held-out row (fixed).")
+    eval_samples: int = Field(
+        2, ge=0, description="Held-out prompts that are answered at each evaluation."
+    )
     keep_last: int = Field(2, ge=1, description="Checkpoints kept.")
+    keep_best: bool = Field(
+        False,
+        description="Keep the weights with the lowest held-out NELBO as checkpoint-best "
+        "(of those evaluated and saved at the same step).",
+    )
+    max_duration: Duration | None = Field(
+        None,
+        description="Wall time of this command (seconds, or 90s, 30m, 2h, 1d): the run saves and "
+        "stops before it; run.resume=true goes on.",
+    )
 
 
 class ScalingSection(Section):
-    num_workers: int = Field(1, ge=1, description="Ray Train workers.")
+    num_workers: WorkerRange = Field(
+        1, description="Ray Train workers; [min, max]: as many as the cluster has room for."
+    )
     use_gpu: bool | Literal["auto"] = Field("auto", description="One GPU per worker.")
     cpus_per_worker: int = Field(1, ge=1, description="CPUs (and torch threads) per worker.")
     max_failures: int = Field(2, ge=0, description="Worker-group restarts before giving up.")
+
+    @property
+    def world_sizes(self) -> range:
+        """The numbers of workers that a run may have."""
+        low, high = (
+            self.num_workers if isinstance(self.num_workers, list) else [self.num_workers] * 2
+        )
+        return range(low, high + 1)
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if not self.world_sizes:
+            raise ValueError(
+                f"scaling.num_workers ({self.num_workers}) must be [min, max] with min <= max"
+            )
+        return self
 
 
 class WandbSection(Section):
@@ -235,7 +367,7 @@ def check_targets(data: DataSection, objective: ObjectiveSection) -> None:
         ValueError: names the keys and the fix.
     """
     if objective.preset == "reference":
-        _require(data, "data", "objective.preset=reference", {"targets": "last"})
+        _require(data, "data", "objective.preset=reference", {"targets": "last", "packing": False})
     is_blockwise = objective.name == "bd3lm"
     if is_blockwise and objective.block_grid != "segment" and data.targets == "all":
         raise ValueError(
@@ -251,7 +383,7 @@ class TrainConfig(Section):
     model: ModelSection
     data: DataSection
     objective: ObjectiveSection
-    batch: BatchSection = BatchSection()
+    batch: BatchSection = BatchSection(rows=8)
     optim: OptimSection = OptimSection()
     schedule: ScheduleSection = ScheduleSection()
     scaling: ScalingSection = ScalingSection()
@@ -263,19 +395,28 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check_batch(self) -> Self:
-        rows, workers, micro = (
-            self.batch.rows,
-            self.scaling.num_workers,
-            self.batch.rows_per_device,
-        )
-        if rows % workers:
+        size, micro = self.batch.size, self.batch.rows_per_device
+        for workers in self.scaling.world_sizes:
+            if size % workers:
+                raise ValueError(
+                    f"{self.batch.key} ({size}) must be a multiple of scaling.num_workers "
+                    f"({workers})"
+                )
+            if micro is not None and (size // workers) % micro:
+                raise ValueError(
+                    f"batch.rows_per_device ({micro}) must divide {self.batch.key} / "
+                    f"scaling.num_workers ({size // workers})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_packing(self) -> Self:
+        if self.data.packing != (self.batch.sequences is None):
+            other = "sequences" if self.batch.sequences is None else "rows"
             raise ValueError(
-                f"batch.rows ({rows}) must be a multiple of scaling.num_workers ({workers})"
-            )
-        if micro is not None and (rows // workers) % micro:
-            raise ValueError(
-                f"batch.rows_per_device ({micro}) must divide batch.rows / scaling.num_workers "
-                f"({rows // workers})"
+                f"{self.batch.key} ({self.batch.size}) does not go with data.packing="
+                f"{str(self.data.packing).lower()}: set batch.{other}={self.batch.size} "
+                f"{self.batch.key}=null, or data.packing={str(not self.data.packing).lower()}"
             )
         return self
 
@@ -304,9 +445,9 @@ class TrainConfig(Section):
                     f"deepspeed.{key}.enabled: precision is model.dtype (masters stay float32)"
                 )
         stage = self.deepspeed.get("zero_optimization", {}).get("stage", 0)
-        if stage not in (0, 1, 2):
+        if stage not in (0, 1, 2, 3):
             raise ValueError(
-                f"deepspeed.zero_optimization.stage ({stage}) is not supported: use 0, 1 or 2"
+                f"deepspeed.zero_optimization.stage ({stage}) does not exist: use 0, 1, 2 or 3"
             )
         return self
 

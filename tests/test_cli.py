@@ -49,6 +49,16 @@ def test_overrides_win_over_the_file(tmp_path):
     assert config.objective.block_size == 4  # from the file
 
 
+def test_durations_ranges_and_sections_that_may_be_absent():
+    assert parse("schedule.max_duration=2h").schedule.max_duration == 7200
+    assert parse("schedule.max_duration=90").schedule.max_duration == 90
+    assert list(parse("scaling.num_workers=[1,2]").scaling.world_sizes) == [1, 2]
+    assert list(parse("scaling.num_workers=2").scaling.world_sizes) == [2]
+    assert parse().model.lora is None and parse("model.lora.r=4").model.lora.r == 4
+    batch = parse("data.packing=false", "batch.rows=null", "batch.sequences=16").batch
+    assert (batch.size, batch.key) == (16, "batch.sequences")
+
+
 @pytest.mark.parametrize("name", JOBS)
 def test_shipped_files_resolve_and_round_trip(name):
     config = parse_config(JOBS[name], name, [])
@@ -83,6 +93,16 @@ def test_training_files_are_complete(name):
         (["data.max_length=500", "objective.block_size=32"], ["data.max_length (500)", "multiple"]),
         (["data.tokens_per_row=64"], ["data.tokens_per_row (64)", "raise it to"]),
         (["batch.rows=3", "scaling.num_workers=2"], ["batch.rows (3)", "scaling.num_workers (2)"]),
+        (["scaling.num_workers=[1,3]"], ["batch.rows (8)", "scaling.num_workers (3)"]),
+        (["scaling.num_workers=[2,1]"], ["scaling.num_workers ([2, 1])", "min <= max"]),
+        (["batch.sequences=16"], ["batch.rows (8)", "batch.sequences (16)", "give one"]),
+        (["data.packing=false"], ["batch.rows (8)", "data.packing=false", "batch.sequences=8"]),
+        (["schedule.max_duration=2x"], ["schedule.max_duration='2x'"]),
+        (["optim.schedule=wsd", "optim.decay=0.99"], ["optim.warmup (0.04)", "optim.decay (0.99)"]),
+        (["model.load_in_4bit=true"], ["model.lora"]),
+        (["model.lora.r=0"], ["model.lora.r='0'"]),
+        (["model.lora.r=4", "model.trainable_layers=2"], ["model.trainable_layers (2)"]),
+        (["deepspeed.zero_optimization.stage=4"], ["stage (4)", "0, 1, 2 or 3"]),
         (["objective.block_grid=absolute"], ["data.targets=last"]),
         (["deepspeed.gradient_clipping=2"], ["optim.clip_norm"]),
         (["run.name=../x"], ["run.name='../x'"]),

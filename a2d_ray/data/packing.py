@@ -62,13 +62,14 @@ def utilisation(costs: Sequence[int], capacity: int, num_packs: int) -> float:
     return sum(costs) / (capacity * num_packs) if num_packs else 0.0
 
 
-def pack_window(documents: pa.Table, capacity: int, seed: int) -> pa.Table:
+def pack_window(documents: pa.Table, capacity: int, seed: int, is_packed: bool = True) -> pa.Table:
     """Packs of one window of documents, and one entry of counts.
 
     Args:
         documents: `tokenizing.DOCUMENTS_SCHEMA`.
         capacity: tokens that a pack can hold over all streams.
         seed: of the order.
+        is_packed: False: each document is a pack of its own.
 
     Returns:
         `PACKS_SCHEMA`: the counts under `STATS_KEY`, then packs, each under a random key that
@@ -76,7 +77,7 @@ def pack_window(documents: pa.Table, capacity: int, seed: int) -> pa.Table:
     """
     kept = documents.filter(pc.is_null(documents["reason"])).combine_chunks()
     costs = kept["cost"].to_pylist()
-    packs = pack(costs, capacity)
+    packs = pack(costs, capacity) if is_packed else [[i] for i in range(len(costs))]
     stats = json.dumps(_window_stats(documents, sum(costs)), sort_keys=True)
     order = np.fromiter(chain.from_iterable(packs), np.int64)
     table = kept.take(order).combine_chunks()

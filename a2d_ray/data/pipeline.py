@@ -175,7 +175,12 @@ class _Job:
         )
         windows = documents.repartition(target_num_rows_per_block=WINDOW_DOCUMENTS, strict=True)
         packs = windows.map_batches(
-            partial(pack_window, capacity=self.recipe.tokens_per_row, seed=self.recipe.seed),
+            partial(
+                pack_window,
+                capacity=self.recipe.tokens_per_row,
+                seed=self.recipe.seed,
+                is_packed=self.data.packing,
+            ),
             batch_size=None,
             batch_format="pyarrow",
         )
@@ -256,6 +261,7 @@ def _options(
         "sources": [{**asdict(source.spec), "identity": source.identity} for source in sources],
         "recipe": asdict(recipe),
         "text_field": data.text_field,
+        "packing": data.packing,
         "test_fraction": data.test_fraction,
         "tokenizer": hashlib.sha256(text.encode()).hexdigest(),
     }

@@ -36,7 +36,7 @@ def choose_steps(config: TrainConfig, packed_path: Path, minutes: float) -> dict
     timings = ray.get(
         [
             time_step.remote(config.model_dump(mode="json"), str(packed_path))
-            for _ in range(config.scaling.num_workers)
+            for _ in range(config.scaling.world_sizes[-1])
         ]
     )
     seconds = UNMEASURED * max(timing["seconds"] for timing in timings)
@@ -60,7 +60,7 @@ def time_worker_step(config: dict[str, Any], packed_path: str) -> dict[str, Any]
     torch.set_num_threads(run.scaling.cpus_per_worker)
     torch.set_flush_denormal(True)
     module, builder = _build(run, packed_path)
-    optimizer = _optimizer_of_share(module, run.scaling.num_workers)
+    optimizer = _optimizer_of_share(module, run.scaling.world_sizes[-1])
     seconds = []
     for number in range(REPEATS + 1):  # the first one warms up
         micros = builder.build(_read(run, packed_path, number), max_fraction=1.0)
@@ -102,7 +102,7 @@ def _build(run: TrainConfig, packed_path: str) -> tuple[Any, Any]:
         run,
         checkpoint.tokenizer,
         rows_per_epoch=PackedSet.open(packed_path).num_rows("train"),
-        rows_per_micro=run.batch.rows_per_device or run.batch.rows // run.scaling.num_workers,
+        rows_per_micro=run.batch.rows_per_device or run.batch.size // run.scaling.world_sizes[-1],
     )
     return module, builder
 
@@ -115,7 +115,7 @@ def _read(run: TrainConfig, packed_path: str, number: int) -> Any:
     from a2d_ray.data.packed import PackedSet
 
     packed = PackedSet.open(packed_path)
-    share = run.batch.rows // run.scaling.num_workers
+    share = run.batch.size // run.scaling.world_sizes[-1]
     positions = np.arange(number * share, (number + 1) * share)
     table = packed.table("train", positions % packed.num_rows("train"))
     return table.append_column("position", pa.array(positions))

@@ -42,19 +42,20 @@ def check_resources(scaling: ScalingSection, *, use_gpu: bool) -> None:
         ValueError: says how many there are.
     """
     place, cpus, gpus = _available()
+    num_workers = scaling.world_sizes[0]
     # A cluster's CPUs are counted: one must be left for Ray Data. A Ray of our own gets more.
     spare = 1 if place == CLUSTER else 0
-    needed_cpus = scaling.num_workers * scaling.cpus_per_worker + spare
+    needed_cpus = num_workers * scaling.cpus_per_worker + spare
     if needed_cpus > cpus:
         extra = " and one for Ray Data" if spare else ""
         raise ValueError(
-            f"scaling.num_workers ({scaling.num_workers}) x scaling.cpus_per_worker "
+            f"scaling.num_workers ({num_workers}) x scaling.cpus_per_worker "
             f"({scaling.cpus_per_worker}){extra} ask for {needed_cpus} CPUs, but {place} has "
             f"{cpus}: lower scaling.num_workers"
         )
-    if use_gpu and scaling.num_workers > gpus:
+    if use_gpu and num_workers > gpus:
         raise ValueError(
-            f"scaling.num_workers ({scaling.num_workers}) with scaling.use_gpu asks for as many "
+            f"scaling.num_workers ({num_workers}) with scaling.use_gpu asks for as many "
             f"GPUs, but {place} has {gpus}: lower scaling.num_workers or set scaling.use_gpu=false"
         )
 

@@ -22,23 +22,17 @@ from a2d_ray.diffusion.likelihood import nelbo_sums
 from a2d_ray.models.checkpoint import load_checkpoint, save_checkpoint
 from a2d_ray.models.device import resolve_dtype
 from a2d_ray.training.batches import COUNTS, StepBuilder, to_device
+from a2d_ray.training.engine import deepspeed_config, make_engine, take_step, whole_weights
 from a2d_ray.training.module import DiffusionModule
 from a2d_ray.training.objective import loss_spec, trained_contract
 from a2d_ray.training.optim import (
     corruption_limit,
-    deepspeed_config,
     freeze_below,
     learning_rate,
     make_optimizer,
 )
 from a2d_ray.training.reporting import MetricsLog, RunReporter
-from a2d_ray.training.state import (
-    STATE_DIRECTORY,
-    Progress,
-    make_engine,
-    restore_state,
-    save_state,
-)
+from a2d_ray.training.state import STATE_DIRECTORY, Progress, restore_state, save_state
 from a2d_ray.training.storage import RunDirectory
 
 FINAL_NAME = "checkpoint-final"
@@ -106,7 +100,7 @@ class _Worker:
     def _train(self) -> None:
         if self.step == 0:
             self._evaluate()
-        rows_per_rank = self.config.batch.rows // self.world
+        rows_per_rank = self.config.batch.size // self.world
         batches = ray.train.get_dataset_shard("train").iter_batches(
             batch_size=rows_per_rank, batch_format="pyarrow", prefetch_batches=2, drop_last=True
         )
@@ -133,7 +127,7 @@ class _Worker:
             freeze_below(loaded.model, config.model.trainable_layers)
         if config.model.gradient_checkpointing:
             loaded.model.gradient_checkpointing_enable()
-        rows = config.batch.rows // self.world
+        rows = config.batch.size // self.world
         rows_per_micro = config.batch.rows_per_device or rows
         self.builder = StepBuilder.of(
             config,
@@ -149,7 +143,7 @@ class _Worker:
             compute_dtype=resolve_dtype(config.model.dtype, self.device),
         )
         optimizer = make_optimizer(module, config.optim)
-        settings = deepspeed_config(config, num_micro=rows // rows_per_micro)
+        settings = deepspeed_config(config, world=self.world, num_micro=rows // rows_per_micro)
         self.engine = make_engine(module, optimizer, settings)
         if resumed is not None:
             restore_state(self.engine, resumed)
@@ -173,7 +167,7 @@ class _Worker:
             self.engine.backward(sums.loss * scale, scale_wrt_gas=False)
             loss_sum += sums.loss.detach().double().cpu()
             compute_s = time.perf_counter() - started - data_s
-            self.engine.step()
+            grad_norm = take_step(self.engine)
         self.step += 1
         total_loss = self._sum(loss_sum[None])[0].item()
         seconds = time.perf_counter() - started
@@ -182,13 +176,13 @@ class _Worker:
                 {
                     "step": self.step,
                     "loss": total_loss / total["denominator"],
-                    "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+                    "grad_norm": grad_norm,
                     "lr": lr,
                     "tokens_per_s": total["tokens"] / seconds,
                     "target_tokens_per_s": total["targets"] / seconds,
                     "masked_fraction": total["masked"] / total["targets"],
                     "utilisation": total["tokens"]
-                    / (config.batch.rows * config.data.tokens_per_row),
+                    / (config.batch.size * config.data.tokens_per_row),
                     "corruption_limit": limit,
                     "data_s": data_s,
                     "compute_s": compute_s,
@@ -230,16 +224,18 @@ class _Worker:
         """Registers a checkpoint with Ray Train and waits until it can be resumed from."""
         is_last = self.step == self.plan.num_steps
         name = FINAL_NAME if is_last else f"checkpoint_{self.step:08d}"
-        progress = Progress(step=self.step, rows=self.step * self.config.batch.rows)
+        progress = Progress(step=self.step, rows=self.step * self.config.batch.size)
         metrics = {"step": self.step, "rows": progress.rows}
         if hasattr(self, "nelbo"):
             metrics["nelbo"] = self.nelbo
         with tempfile.TemporaryDirectory(prefix="a2d-checkpoint-") as directory:
             path = Path(directory)
             save_state(self.engine, path, progress, is_writer=self.rank == 0)
+            weights = whole_weights(self.engine, is_kept=self.rank == 0)
             if self.rank == 0:
                 save_checkpoint(
                     path,
+                    state_dict=weights,
                     model=self.engine.module.model,
                     tokenizer=self.tokenizer,
                     contract=self.contract,

@@ -1,4 +1,4 @@
-"""AdamW groups, the learning-rate schedule, and the DeepSpeed configuration."""
+"""AdamW groups, the learning-rate schedule, corruption warm-up, frozen layers."""
 
 import math
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from a2d_ray.config import OptimSection, TrainConfig
+from a2d_ray.config import OptimSection
 
 
 def freeze_below(model: Any, num_layers: int) -> None:
@@ -57,37 +57,29 @@ def make_optimizer(model: nn.Module, optim: OptimSection) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, num_steps: int, optim: OptimSection) -> float:
-    """Learning rate of step 0..num_steps-1: linear warm-up, then the schedule."""
+    """Learning rate of step 0..num_steps-1: linear warm-up, then the schedule.
+
+    Source: WSD (warm-up, stable, decay) after MiniCPM, arXiv 2404.06395.
+    """
     num_warmup = math.ceil(optim.warmup * num_steps)
     if step < num_warmup:
         return optim.lr * (step + 1) / num_warmup
-    progress = (step - num_warmup) / max(1, num_steps - num_warmup)
     floor = optim.min_lr_fraction
-    shape = {
-        "constant": 1.0,
-        "linear": 1 - progress,
-        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-    }[optim.schedule]
+    return optim.lr * (floor + (1 - floor) * _shape(step, num_warmup, num_steps, optim))
+
+
+def _shape(step: int, num_warmup: int, num_steps: int, optim: OptimSection) -> float:
+    """What is left of the way from the peak to the floor, 1..0, behind the warm-up."""
     if optim.schedule == "constant":
-        floor = 0.0
-    return optim.lr * (floor + (1 - floor) * shape)
+        return 1.0
+    num_decay = num_steps - num_warmup
+    if optim.schedule == "wsd":
+        num_decay = min(num_decay, math.ceil(optim.decay * num_steps))
+    progress = max(0.0, (step - (num_steps - num_decay)) / max(1, num_decay))
+    return 0.5 * (1 + math.cos(math.pi * progress)) if optim.schedule == "cosine" else 1 - progress
 
 
 def corruption_limit(step: int, num_steps: int, warmup: float) -> float:
     """Largest corrupted share of a block in this step: rises linearly to 1 over the warm-up."""
     num_warmup = math.ceil(warmup * num_steps)
     return min(1.0, (step + 1) / (num_warmup + 1))
-
-
-def deepspeed_config(config: TrainConfig, *, num_micro: int) -> dict[str, Any]:
-    """DeepSpeed's own configuration: what we derive, and the user's `deepspeed:` section on top."""
-    rows = config.batch.rows // config.scaling.num_workers
-    derived: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": rows // num_micro,
-        "gradient_accumulation_steps": num_micro,
-        "gradient_clipping": config.optim.clip_norm,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-    }
-    return derived | config.deepspeed

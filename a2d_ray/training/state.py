@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from a2d_ray.training.engine import is_partitioned, zero_stage
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE_DIRECTORY = "state"
@@ -59,12 +60,11 @@ def restore_state(engine: Any, checkpoint: Path) -> None:
     """Puts the moments and the step count of a checkpoint into a fresh engine's optimizer."""
     step = Progress.read(checkpoint).step
     optimizer = _base_optimizer(engine)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(step), device=parameter.device),
-                **{key: torch.zeros_like(parameter) for key in MOMENTS},
-            }
+    for parameter in _stepped(engine, optimizer):
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(step), device=parameter.device),
+            **{key: torch.zeros_like(parameter) for key in MOMENTS},
+        }
     _link_moments(engine)
     for key in MOMENTS:
         moments = load_file(checkpoint / STATE_DIRECTORY / f"{key}.safetensors")
@@ -84,6 +84,13 @@ def _base_optimizer(engine: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
+def _stepped(engine: Any, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The tensors that the optimizer steps: ZeRO-3 hands them over only while it steps."""
+    if is_partitioned(engine):
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
 def _link_moments(engine: Any) -> None:
     """Tells each parameter where ZeRO 1/2 keeps its moments.
 
@@ -97,7 +104,7 @@ def _link_moments(engine: Any) -> None:
 
 
 def _is_sharded(engine: Any) -> bool:
-    return bool(engine.zero_optimization_stage() > 0)
+    return zero_stage(engine) > 0
 
 
 def _gather(engine: Any, key: str, *, is_kept: bool) -> dict[str, Tensor]:
@@ -118,11 +125,3 @@ def _put(engine: Any, parameter: Tensor, key: str, value: Tensor) -> None:
         safe_set_full_optimizer_state(parameter, value, key)
     else:
         _base_optimizer(engine).state[parameter][key].copy_(value)
-
-
-def make_engine(module: Any, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
-    """A DeepSpeed engine on the process group that Ray Train has set up."""
-    # Its shared-memory all-reduce would be compiled at first use (35 s, a C++ compiler); gloo does.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
-    return engine

@@ -20,7 +20,7 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from a2d_ray.cli import to_yaml
-from a2d_ray.config import TrainConfig
+from a2d_ray.config import ScalingSection, TrainConfig
 from a2d_ray.data.packed import PackedSet
 from a2d_ray.data.pipeline import prepare, training_dataset
 from a2d_ray.training.cluster import WORKER_ENV, ensure_ray, wants_gpu
@@ -64,16 +64,16 @@ def build_trainer(config: TrainConfig) -> DiffusionTrainer:
     directory = RunDirectory.of(storage_path, config.run.name)
     _check_resumed(config, directory)
     scaling = config.scaling
-    ensure_ray(scaling.num_workers * scaling.cpus_per_worker + 2)
+    ensure_ray(scaling.world_sizes[-1] * scaling.cpus_per_worker + 2)
     packed = prepare(config.data, config.objective, config.model.path)
     plan = Plan(_with_absolute_model(config), str(packed.path), num_steps(config, packed))
     _settle(config, plan, directory)
-    log.info("%s: %d steps of %d rows", config.run.name, plan.num_steps, config.batch.rows)
+    log.info("%s: %d steps of %d rows", config.run.name, plan.num_steps, config.batch.size)
     trainer = DiffusionTrainer(
         train_loop,
         train_loop_config=plan.to_dict(),
         scaling_config=ScalingConfig(
-            num_workers=scaling.num_workers,
+            num_workers=_worker_range(scaling),  # type: ignore[arg-type]  # mypy sees V1's
             use_gpu=wants_gpu(scaling),
             resources_per_worker={"CPU": scaling.cpus_per_worker},
         ),
@@ -105,13 +105,14 @@ def num_steps(config: TrainConfig, packed: PackedSet) -> int:
     if config.schedule.max_steps is not None:
         return config.schedule.max_steps
     rows = packed.num_rows("train") * config.schedule.epochs
-    if rows < config.batch.rows:
+    if rows < config.batch.size:
+        key = config.batch.key
         raise ValueError(
-            f"batch.rows ({config.batch.rows}) exceeds the {rows:g} packed rows of "
-            f"schedule.epochs={config.schedule.epochs}: lower batch.rows, raise schedule.epochs or "
+            f"{key} ({config.batch.size}) exceeds the {rows:g} rows of "
+            f"schedule.epochs={config.schedule.epochs}: lower {key}, raise schedule.epochs or "
             "set schedule.max_steps"
         )
-    return math.floor(rows / config.batch.rows)
+    return math.floor(rows / config.batch.size)
 
 
 def _remaining_rows(plan: dict[str, Any], storage_path: str) -> Dataset:
@@ -119,14 +120,21 @@ def _remaining_rows(plan: dict[str, Any], storage_path: str) -> Dataset:
     whole = Plan.from_dict(plan)
     config = whole.config
     start = _rows_consumed(f"{storage_path}/{config.run.name}")
-    stop = whole.num_steps * config.batch.rows
+    stop = whole.num_steps * config.batch.size
     return training_dataset(
         PackedSet.open(whole.packed_path),
-        start_row=min(start, stop - config.batch.rows),
+        start_row=min(start, stop - config.batch.size),
         stop_row=stop,
-        rows_per_block=config.batch.rows // config.scaling.num_workers,
+        # Blocks are dealt to the ranks in turn: whole ones make up a rank's share at any size.
+        rows_per_block=math.gcd(*(config.batch.size // w for w in config.scaling.world_sizes)),
         seed=config.run.seed,
     )
+
+
+def _worker_range(scaling: ScalingSection) -> int | tuple[int, int]:
+    """The number of workers in Ray Train's form."""
+    low, high = scaling.world_sizes[0], scaling.world_sizes[-1]
+    return low if low == high else (low, high)
 
 
 def _rows_consumed(run_path: str) -> int:
@@ -143,6 +151,8 @@ def _check_resumed(config: TrainConfig, directory: RunDirectory) -> None:
     if stored is None:
         return
     ours, theirs = config.model_dump(mode="json"), yaml.safe_load(stored)
+    for values in (ours, theirs):  # how long one command may take is no part of what a run is
+        values["schedule"].pop("max_duration", None)
     changed = [key for key in ours if key not in _FREE_TO_CHANGE and ours[key] != theirs.get(key)]
     if ours["run"]["seed"] != theirs["run"]["seed"]:
         changed.append("run")

@@ -91,19 +91,21 @@ def plan_run(config: PlanConfig) -> RunPlan:
     load = _with_manifest(config.workload)
     cost = _mean_cost(load, train)
     row_documents = load.utilisation * train.data.tokens_per_row / cost.tokens
-    step_documents = row_documents * train.batch.rows
+    if not train.data.packing:
+        row_documents = 1.0
+    step_documents = row_documents * train.batch.size
     steps = train.schedule.max_steps or max(
         1, math.floor(load.documents * train.schedule.epochs / step_documents)
     )
-    workers = train.scaling.num_workers
+    workers = train.scaling.world_sizes[-1]
     flops = step_documents * _train_flops(cost, sizes, train)
-    micro_rows = train.batch.rows_per_device or train.batch.rows // workers
+    micro_rows = train.batch.rows_per_device or train.batch.size // workers
     stage = zero_stage(train)
     sent = network_bytes(
         sizes.trained_parameters(train.model.trainable_layers),
         zero_stage=stage,
         num_workers=workers,
-        num_micro=train.batch.rows // workers // micro_rows,
+        num_micro=train.batch.size // workers // micro_rows,
     )
     compute_s = flops / (workers * device.peak_tflops * 1e12 * cluster.mfu)
     network_s = sent / _slowest_link(cluster, device, workers)
@@ -221,7 +223,7 @@ def _memory(sizes: ModelSizes, train: TrainConfig, stage: int, micro_rows: int) 
     return worker_memory(
         sizes,
         zero_stage=stage,
-        num_workers=train.scaling.num_workers,
+        num_workers=train.scaling.world_sizes[-1],
         micro_tokens=micro_rows * train.data.tokens_per_row,
         trainable_layers=train.model.trainable_layers,
         is_checkpointed=train.model.gradient_checkpointing,

@@ -62,6 +62,15 @@ def test_learning_rate_warms_up_and_ends_at_its_floor(schedule):
     assert all(a >= b - 1e-12 for a, b in pairwise(rates[10:]))
 
 
+def test_wsd_is_constant_until_its_decay():
+    from a2d_ray.config import OptimSection
+
+    optim = OptimSection(lr=1.0, warmup=0.1, schedule="wsd", decay=0.2, min_lr_fraction=0.0)
+    rates = [learning_rate(step, 100, optim) for step in range(101)]
+    assert rates[9:81] == [1.0] * 72
+    assert rates[80:] == pytest.approx([1 - i / 20 for i in range(21)])
+
+
 def test_corruption_limit_rises_to_one():
     limits = [corruption_limit(step, 100, 0.04) for step in range(10)]
     assert limits[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and limits[5:] == [1.0] * 5

@@ -1,0 +1,107 @@
+"""DeepSpeed around the module: ZeRO 0 to 3 on the process group that Ray Train has set up."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor
+
+from a2d_ray.config import TrainConfig
+
+
+def deepspeed_config(config: TrainConfig, *, world: int, num_micro: int) -> dict[str, Any]:
+    """DeepSpeed's own configuration: what we derive, and the user's `deepspeed:` section on top.
+
+    Args:
+        config: of the run.
+        world: ranks.
+        num_micro: micro-batches of one rank in one step.
+    """
+    derived: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": config.batch.size // world // num_micro,
+        "gradient_accumulation_steps": num_micro,
+        "gradient_clipping": config.optim.clip_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    settings = derived | config.deepspeed
+    zero = settings.get("zero_optimization", {})
+    if world == 1 and zero.get("stage") == 3:
+        # One rank has nothing to partition, and DeepSpeed 0.19 then fails to gather persistent
+        # weights after a step (they stay "in flight"). Checkpoints know no stage.
+        settings["zero_optimization"] = zero | {"stage": 2}
+    return settings
+
+
+def make_engine(module: Any, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+    """A DeepSpeed engine for a module with a `head` weight, by which its loss reads logits."""
+    # Its shared-memory all-reduce would be compiled at first use (35 s, a C++ compiler); gloo does.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    if is_partitioned(engine):
+        _keep_whole(engine, module.head)
+    return engine
+
+
+def take_step(engine: Any) -> float:
+    """Steps after a micro-batch's backward; returns the gradient's norm before it was clipped.
+
+    Before the last micro-batch of a step DeepSpeed only counts, and the norm is 0.
+    """
+    if not engine.is_gradient_accumulation_boundary():
+        engine.step()
+        return 0.0
+    # ZeRO 1 to 3 know the norm after the step; plain DDP does not keep it.
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients) if zero_stage(engine) == 0 else None
+    engine.step()
+    return float(engine.get_global_grad_norm() if norm is None else norm)
+
+
+def zero_stage(engine: Any) -> int:
+    """The ZeRO stage of an engine."""
+    return int(engine.zero_optimization_stage())
+
+
+def is_partitioned(engine: Any) -> bool:
+    """Whether the weights themselves are spread over the ranks (ZeRO-3)."""
+    return zero_stage(engine) == 3
+
+
+def _keep_whole(engine: Any, weight: Tensor) -> None:
+    """Keeps one weight gathered under ZeRO-3, its optimizer state still partitioned.
+
+    The loss multiplies by the head in chunks outside the head's own module, and tied embeddings
+    share it, so the hooks that release weights after a module's forward would take it away.
+    """
+    weight.ds_persist = weight.is_external_param = True  # type: ignore[attr-defined]
+    engine.optimizer.persistent_parameters.append(weight)
+
+
+def whole_weights(engine: Any, *, is_kept: bool) -> dict[str, Tensor]:
+    """The model's weights by the plain model's names, on the CPU. Collective under ZeRO-3.
+
+    Args:
+        engine: of the run.
+        is_kept: whether this rank wants them; others get an empty mapping.
+    """
+    model = engine.module.model
+    if not is_partitioned(engine):
+        return dict(model.state_dict()) if is_kept else {}
+    weights = dict(model.named_buffers()) if is_kept else {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        with gathered([parameter]):
+            if is_kept:
+                weights[name] = parameter.detach().cpu().clone()
+    return {name: weights[name] for name in model.state_dict()} if is_kept else {}
+
+
+@contextmanager
+def gathered(parameters: list[Tensor]) -> Iterator[None]:
+    """Within it, parameters that ZeRO-3 partitions are whole."""
+    partitioned = [p for p in parameters if hasattr(p, "ds_id")]
+    with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
+        yield
