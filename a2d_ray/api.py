@@ -1,6 +1,6 @@
 """The Python API: load a checkpoint and generate with it, in this process."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,16 +127,33 @@ class LanguageModel:
             ValueError: see `encode` and `Engine.add_request`.
         """
         params = params or SamplingParams()
-        engine, writers = self.make_engine(), []
-        for index, prompt in enumerate(_as_list(prompts)):
+        asked = [(prompt, params) for prompt in _as_list(prompts)]
+        answers = dict(self.answer_each(asked))
+        return [answers[index] for index in range(len(asked))]
+
+    def answer_each(
+        self, requests: Iterable[tuple[Prompt, SamplingParams]], *, max_running: int = 64
+    ) -> Iterator[tuple[int, Generation]]:
+        """Index and answer of each request, as they finish: first done, first out.
+
+        Args:
+            requests: prompts with their own options; all are checked before the first forward.
+            max_running: requests in one forward; the others wait.
+
+        Raises:
+            ValueError: see `encode` and `Engine.add_request`.
+        """
+        engine, writers = self.make_engine(max_running=max_running), []
+        for index, (prompt, params) in enumerate(requests):
             request = Request(request_id=str(index), prompt=self.encode(prompt), params=params)
             engine.add_request(request)
             writers.append(_Writer(self.tokenizer, params))
         while engine.has_unfinished():
             for output in engine.step():
-                if writers[int(output.request_id)].push(output).finish_reason is not None:
+                index = int(output.request_id)
+                if writers[index].push(output).finish_reason is not None:
                     engine.abort(output.request_id)
-        return [writer.result() for writer in writers]
+                    yield index, writers[index].result()
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
         """One answer while it is written, a chunk per forward.

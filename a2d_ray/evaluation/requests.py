@@ -1,11 +1,12 @@
 """What an evaluation asks of a model, and what comes back. Plain values: no torch, no Ray."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from a2d_ray.generation.params import SamplingParams
 
 Segments = tuple[tuple[int, ...], ...]
+Prompt = str | Segments | list[dict[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,11 +14,11 @@ class GenerateRequest:
     """An answer that is asked for.
 
     Attributes:
-        prompt: segments of token ids.
+        prompt: text, messages of a chat, or segments of token ids; see `LanguageModel.encode`.
         params: how to decode.
     """
 
-    prompt: Segments
+    prompt: Prompt
     params: SamplingParams
 
 
@@ -82,4 +83,7 @@ Result = Answer | Score
 
 def to_values(request: Request) -> dict[str, Any]:
     """A request as JSON values, with its kind."""
-    return {"kind": type(request).__name__, **asdict(request)}
+    values = {"kind": type(request).__name__, **vars(request)}
+    if isinstance(request, GenerateRequest):
+        values["params"] = vars(request.params)
+    return values

@@ -1,0 +1,88 @@
+"""Requests sharded over Ray actors, each with the model and an engine of its own."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.util import ActorPool
+
+from a2d_ray.evaluation.backends import Description, load_backend
+from a2d_ray.evaluation.requests import Answer, GenerateRequest, Score, ScoreRequest
+
+
+class Evaluator:
+    """One actor: a backend whose results are sent back piece by piece."""
+
+    def __init__(self, model: dict[str, Any], objective: str | None, batch_size: int) -> None:
+        self._backend = load_backend(model, objective, batch_size=batch_size)
+
+    def describe(self) -> Description:
+        """The model."""
+        return self._backend.describe()
+
+    def generate(self, start: int, requests: Sequence[GenerateRequest]) -> list[tuple[int, Answer]]:
+        """Answers of a piece that begins at index `start`."""
+        return [(start + index, answer) for index, answer in self._backend.generate(requests)]
+
+    def score(self, index: int, batch: Sequence[ScoreRequest]) -> tuple[int, list[Score]]:
+        """Scores of one batch."""
+        ((_, scores),) = self._backend.score([batch])
+        return index, scores
+
+
+class RayBackend:
+    """Shards requests over actors of the Ray that runs, or of a local one.
+
+    Pieces go to whoever is free. What a piece is depends on the requests alone, so results are
+    those of one process; a piece whose actor dies is done again by the restarted actor.
+
+    Args:
+        model: keywords of `a2d_ray.load`; a path must be readable on every node.
+        objective: how to use a directory that carries no contract.
+        num_workers: actors.
+        batch_size: requests that share a forward of one actor.
+        cpus_per_worker, gpus_per_worker: resources of one.
+    """
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        objective: str | None = None,
+        *,
+        num_workers: int,
+        batch_size: int,
+        cpus_per_worker: float = 1,
+        gpus_per_worker: float = 0,
+    ) -> None:
+        self._batch_size = batch_size
+        actor = ray.remote(Evaluator).options(
+            num_cpus=cpus_per_worker,
+            num_gpus=gpus_per_worker,
+            max_restarts=3,
+            max_task_retries=3,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(max(1, int(cpus_per_worker)))}},
+        )
+        self._actors: list[Any] = [
+            actor.remote(model, objective, batch_size) for _ in range(num_workers)
+        ]
+
+    def describe(self) -> Description:
+        """The model, as the first actor sees it."""
+        return ray.get(self._actors[0].describe.remote())
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Answer]]:
+        """Answers, a piece of requests at a time."""
+        size = self._batch_size
+        pieces = [
+            (start, requests[start : start + size]) for start in range(0, len(requests), size)
+        ]
+        pool = ActorPool(self._actors)
+        for answers in pool.map_unordered(lambda a, piece: a.generate.remote(*piece), pieces):
+            yield from answers
+
+    def score(self, batches: Sequence[Sequence[ScoreRequest]]) -> Iterator[tuple[int, list[Score]]]:
+        """Scores, batch by batch."""
+        pool = ActorPool(self._actors)
+        yield from pool.map_unordered(
+            lambda a, item: a.score.remote(*item), list(enumerate(batches))
+        )

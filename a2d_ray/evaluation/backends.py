@@ -1,0 +1,136 @@
+"""Who answers requests: a model in this process, Ray actors, or a running endpoint.
+
+Every backend yields results as they are ready, with the index of what was asked, so that a caller
+can keep them at once: a killed evaluation loses only what was running.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from a2d_ray.api import LanguageModel, load
+from a2d_ray.evaluation.likelihood import Likelihood
+from a2d_ray.evaluation.requests import Answer, GenerateRequest, Score, ScoreRequest
+from a2d_ray.models.contract import Contract
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What is known of a model without its weights.
+
+    Attributes:
+        tokenizer: its tokenizer; None behind an endpoint.
+        contract: how it is to be used; None behind an endpoint.
+        max_length: positions; None behind an endpoint.
+        fingerprint: what tells it from every other model: weights, contract and tokenizer.
+    """
+
+    tokenizer: Any
+    contract: Contract | None
+    max_length: int | None
+    fingerprint: dict[str, Any]
+
+
+class Backend(Protocol):
+    """Answers requests."""
+
+    def describe(self) -> Description:
+        """The model."""
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Answer]]:
+        """Index and answer of each request, in any order."""
+
+    def score(self, batches: Sequence[Sequence[ScoreRequest]]) -> Iterator[tuple[int, list[Score]]]:
+        """Index and scores of each batch, in any order."""
+
+
+class LocalBackend:
+    """A model in this process: continuous batching, and batches of likelihoods.
+
+    Args:
+        lm: the model.
+        batch_size: requests that share a forward.
+    """
+
+    def __init__(self, lm: LanguageModel, *, batch_size: int = 32) -> None:
+        self._lm, self._batch_size = lm, batch_size
+
+    def describe(self) -> Description:
+        """The model, with a hash over every weight."""
+        lm = self._lm
+        return Description(
+            tokenizer=lm.tokenizer,
+            contract=lm.contract,
+            max_length=lm.max_length,
+            fingerprint={
+                "weights": weights_hash(lm.model),
+                "contract": lm.contract.model_dump(mode="json"),
+                "tokenizer": _tokenizer_hash(lm.tokenizer),
+            },
+        )
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Answer]]:
+        """Answers as they finish; requests join the running ones as others leave."""
+        asked = [(request.prompt, request.params) for request in requests]
+        for index, answer in self._lm.answer_each(asked, max_running=self._batch_size):
+            yield (
+                index,
+                Answer(
+                    text=answer.text,
+                    num_tokens=len(answer.token_ids),
+                    num_forwards=answer.num_forwards,
+                    finish_reason=answer.finish_reason,
+                ),
+            )
+
+    def score(self, batches: Sequence[Sequence[ScoreRequest]]) -> Iterator[tuple[int, list[Score]]]:
+        """The batches one after the other."""
+        likelihood = Likelihood(
+            self._lm.model,
+            self._lm.contract,
+            eos_id=min(self._lm.eos_token_ids, default=0),
+            max_length=self._lm.max_length,
+        )
+        for index, batch in enumerate(batches):
+            yield index, likelihood.score(batch)
+
+
+def load_backend(
+    model: dict[str, Any], objective: str | None = None, *, batch_size: int
+) -> LocalBackend:
+    """A backend on a checkpoint.
+
+    Args:
+        model: keywords of `a2d_ray.load`.
+        objective: how to use a directory that carries no contract.
+        batch_size: requests that share a forward.
+    """
+    lm = load(**model)
+    if objective and lm.contract.a2d_ray_version is None:
+        contract = lm.contract.model_copy(update={"objective": objective})
+        lm = LanguageModel(lm.model, lm.tokenizer, contract)
+    return LocalBackend(lm, batch_size=batch_size)
+
+
+def weights_hash(model: Any) -> str:
+    """SHA-256 over names, types and bytes of all weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(memoryview(flat.view(dtype=torch.uint8).numpy()) if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def _tokenizer_hash(tokenizer: Any) -> str | None:
+    if tokenizer is None:
+        return None
+    text = (
+        tokenizer.backend_tokenizer.to_str()
+        if tokenizer.is_fast
+        else repr(sorted(tokenizer.get_vocab().items()))
+    )
+    return hashlib.sha256((text + str(tokenizer.chat_template)).encode()).hexdigest()

@@ -1,0 +1,102 @@
+"""Requests sent to a running endpoint of `jobs/serve.py`, or any OpenAI-compatible one."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+from a2d_ray.evaluation.backends import Description
+from a2d_ray.evaluation.requests import Answer, GenerateRequest, Score, ScoreRequest
+from a2d_ray.generation.params import SamplingParams
+from a2d_ray.text import cut_at_stop
+
+# Options with a name of their own in the API; the others go into `diffusion`.
+OPENAI_NAMES = {"max_new_tokens": "max_tokens", "temperature": "temperature", "seed": "seed"}
+TOP_LEVEL = {"ignore_eos", "stop_token_ids", "top_k", "min_p", "repetition_penalty", "min_tokens"}
+TOP_LEVEL |= {"top_p", "presence_penalty", "frequency_penalty", "logit_bias"}
+MAX_STOP = 4  # texts that the API takes; with more, answers are cut here
+
+
+class EndpointBackend:
+    """Generates through HTTP, with many requests under way at a time.
+
+    Args:
+        base_url: such as ``http://127.0.0.1:8000/v1``.
+        model: id of the served model; None: the only one.
+        concurrency: requests under way.
+
+    Raises:
+        ValueError: several models are served and none was named.
+    """
+
+    def __init__(self, base_url: str, model: str | None = None, *, concurrency: int = 32) -> None:
+        from openai import OpenAI
+
+        key = os.environ.get("OPENAI_API_KEY", "none")
+        self._client = OpenAI(base_url=base_url, api_key=key, max_retries=5, timeout=600)
+        served = [found.id for found in self._client.models.list()]
+        if model is None and len(served) == 1:
+            model = served[0]
+        if model not in served:
+            raise ValueError(f"served_model={model}: {base_url} serves {served}")
+        self._base_url, self._model, self._concurrency = base_url, model, concurrency
+
+    def describe(self) -> Description:
+        """The address and name; the weights are not known."""
+        return Description(
+            tokenizer=None,
+            contract=None,
+            max_length=None,
+            fingerprint={"base_url": self._base_url, "served_model": self._model},
+        )
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Answer]]:
+        """Answers as they come back."""
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            asked = {pool.submit(self._ask, request): i for i, request in enumerate(requests)}
+            for done in as_completed(asked):
+                yield asked[done], done.result()
+
+    def score(self, batches: Sequence[Sequence[ScoreRequest]]) -> Iterator[tuple[int, list[Score]]]:
+        """Refuses: an endpoint gives no likelihoods.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("an endpoint gives no likelihoods: use pretrained=CHECKPOINT")
+
+    def _ask(self, request: GenerateRequest) -> Answer:
+        options = request_body(request)
+        if isinstance(request.prompt, list):
+            reply: Any = self._client.chat.completions.create(
+                model=self._model,
+                messages=request.prompt,  # type: ignore[arg-type]
+                **options,
+            )
+            text = reply.choices[0].message.content or ""
+        else:
+            prompt = request.prompt
+            if not isinstance(prompt, str):
+                prompt = [token for segment in prompt for token in segment]  # type: ignore[assignment]
+            reply = self._client.completions.create(model=self._model, prompt=prompt, **options)
+            text = reply.choices[0].text
+        usage = reply.usage
+        diffusion = getattr(usage, "diffusion", None) or {}
+        return Answer(
+            text=cut_at_stop(text, request.params.stop),
+            num_tokens=usage.completion_tokens,
+            num_forwards=dict(diffusion).get("forwards"),
+            finish_reason=reply.choices[0].finish_reason,
+        )
+
+
+def request_body(request: GenerateRequest) -> dict[str, Any]:
+    """Options of a request in the names of the HTTP API."""
+    values, defaults = dict(vars(request.params)), vars(SamplingParams())
+    body: dict[str, Any] = {name: values.pop(key) for key, name in OPENAI_NAMES.items()}
+    stop = list(values.pop("stop"))
+    body["stop"] = stop if 0 < len(stop) <= MAX_STOP else None
+    own = {k: v for k, v in values.items() if k == "rule" or v != defaults[k]}
+    top_level = {key: own.pop(key) for key in TOP_LEVEL & own.keys()}
+    body["extra_body"] = {"diffusion": own, **top_level}
+    return {key: value for key, value in body.items() if value is not None}

@@ -1,0 +1,297 @@
+"""lm-evaluation-harness models on our engine: `a2d_mdlm` and `a2d_bd3lm`.
+
+`model_args` carry the names that users of the public A2D recipe know. The harness renders chats to
+text; the model remembers which messages a text came from, so that a prompt keeps its segments and
+with them the block grid of training.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise, takewhile
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+
+from a2d_ray.data.chat import ChatRenderer
+from a2d_ray.evaluation.backends import Backend, Description, load_backend
+from a2d_ray.evaluation.options import Options, read_options
+from a2d_ray.evaluation.requests import GenerateRequest, Prompt, ScoreRequest, Segments
+from a2d_ray.evaluation.responses import Responder, ResponseCache
+from a2d_ray.generation.params import SamplingParams
+
+
+class A2DHarnessModel(LM):
+    """A diffusion language model as the harness sees it.
+
+    Args:
+        backend: who answers; None: a model in this process, from `pretrained`.
+        options: see `a2d_ray.evaluation.options`.
+
+    Raises:
+        ValueError: an unknown or unsupported option, or a checkpoint of the other objective.
+    """
+
+    objective: str | None = None
+
+    def __init__(self, *, backend: Backend | None = None, **options: Any) -> None:
+        super().__init__()
+        self.options = read_options(options)
+        self._backend = backend or self._make_backend(self.options)
+        self.described: Description = self._backend.describe()
+        self._check_objective()
+        cache = None
+        if path := self.options.others["cache"]:
+            cache = ResponseCache(path, self.described.fingerprint)
+        self.responder = Responder(self._backend, cache)
+        self._chats: dict[str, list[dict[str, str]]] = {}
+
+    def _make_backend(self, options: Options) -> Backend:
+        others = options.others
+        if others["base_url"]:
+            from a2d_ray.evaluation.endpoint import EndpointBackend
+
+            return EndpointBackend(others["base_url"], others["served_model"])
+        batch_size, num_workers = int(others["batch_size"]), int(others["num_workers"])
+        if num_workers:
+            from a2d_ray.evaluation.actors import RayBackend
+
+            return RayBackend(
+                options.model, self.objective, num_workers=num_workers, batch_size=batch_size
+            )
+        return load_backend(options.model, self.objective, batch_size=batch_size)
+
+    def _check_objective(self) -> None:
+        contract = self.described.contract
+        if self.objective and contract and contract.objective != self.objective:
+            raise ValueError(
+                f"--model a2d_{self.objective} was given a checkpoint of objective "
+                f"{contract.objective}: use --model a2d_{contract.objective or 'mdlm'}"
+            )
+
+    # Text and tokens
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer and template in the harness's request cache."""
+        return str(self.described.fingerprint.get("tokenizer") or "endpoint")
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The tokenizer's own template; the harness records it."""
+        tokenizer = self.described.tokenizer
+        return "" if tokenizer is None else tokenizer.chat_template
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The chat as text; its messages are remembered for the request that quotes it."""
+        messages = [{"role": m["role"], "content": m["content"]} for m in chat_history]
+        text = repr(messages)
+        if self.described.tokenizer is not None:
+            asked = messages if add_generation_prompt else messages[:-1]
+            pieces = ChatRenderer(self.described.tokenizer).render_prompt(asked)
+            text = "".join(piece.text for piece in pieces)
+            text += "" if add_generation_prompt else messages[-1]["content"]
+        self._chats[text] = messages
+        return text
+
+    def _prompt(self, context: str) -> Prompt:
+        messages = self._chats.get(context)
+        if messages is None:
+            return context
+        return messages if messages[-1]["role"] != "assistant" else self._segments(context)
+
+    def _segments(self, context: str) -> Segments:
+        """The context as segments; what an answer begins with is a segment of its own."""
+        from a2d_ray.data.chat import render_prompt
+
+        tokenizer = self._require_tokenizer()
+        messages = self._chats.get(context)
+        if messages is None:
+            ids = tokenizer(context).input_ids
+            return (tuple(ids),) if ids else ()
+        begun = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+        segments = render_prompt(messages[:-1] if begun else messages, tokenizer)
+        if begun:
+            segments.append(tokenizer(begun, add_special_tokens=False).input_ids)
+        return tuple(map(tuple, segments))
+
+    def _require_tokenizer(self) -> Any:
+        if self.described.tokenizer is None:
+            raise ValueError(
+                "this task needs tokens or likelihoods, which an endpoint does not give: use "
+                "pretrained=CHECKPOINT instead of base_url"
+            )
+        return self.described.tokenizer
+
+    # Requests of the harness
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Answers, cut at the first `until`; equal requests of one call differ in their seed."""
+        seen: Counter[str] = Counter()
+        asked = []
+        for instance in requests:
+            context, task_options = instance.args
+            repeat = seen[repr(instance.args)]
+            seen[repr(instance.args)] += 1
+            params = self.params(task_options, repeat=repeat)
+            asked.append(GenerateRequest(prompt=self._prompt(context), params=params))
+        return [answer.text for answer in self.responder.generate(asked)]
+
+    def params(self, task_options: dict[str, Any], *, repeat: int = 0) -> SamplingParams:
+        """Options of the model first, then of the task."""
+        until = task_options.get("until") or []
+        own: dict[str, Any] = {
+            "max_new_tokens": task_options.get("max_gen_toks")
+            or task_options.get("max_new_tokens")
+            or 256,
+            "temperature": task_options.get("temperature", 0.0)
+            if task_options.get("do_sample")
+            else 0.0,
+            "stop": [until] if isinstance(until, str) else [text for text in until if text],
+        }
+        values = own | self.options.sampling
+        if values["temperature"] > 0:
+            values["seed"] = values.get("seed", 0) + repeat
+        return SamplingParams(**values)
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """-NELBO of each continuation in nats, and whether greedy decoding gives it.
+
+        The second is False unless `is_check_greedy`: it costs an answer per request.
+        """
+        asked = [self.score_request(*instance.args) for instance in requests]
+        scores = self.responder.score(asked)
+        greedy = [False] * len(asked)
+        if self.options.others["is_check_greedy"]:
+            greedy = self._greedy(asked)
+        return [(-score.nats, flag) for score, flag in zip(scores, greedy, strict=True)]
+
+    def score_request(self, context: str, continuation: str) -> ScoreRequest:
+        """The pair as tokens, split by token prefix.
+
+        Context and continuation are encoded together; the context is what its own encoding and
+        the whole begin with alike, so no token spans the border unseen. Behind a chat's generation
+        prompt the border is a token border already.
+        """
+        tokenizer = self._require_tokenizer()
+        if context in self._chats:
+            segments = self._segments(context)
+            tail = tokenizer(continuation, add_special_tokens=False).input_ids
+        else:
+            whole = tokenizer(context + continuation).input_ids
+            pairs = zip(tokenizer(context).input_ids, whole, strict=False)
+            num_context = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            num_context = min(num_context, len(whole) - 1)
+            segments = (tuple(whole[:num_context]),) if num_context > 0 else ()
+            tail = whole[max(num_context, 0) :]
+        if not tail:
+            raise ValueError(f"the continuation {continuation!r} has no token")
+        request = ScoreRequest(
+            context=segments, continuation=tuple(tail), num_draws=self._num_draws
+        )
+        return _fit(request, self._max_length)
+
+    def _greedy(self, asked: Sequence[ScoreRequest]) -> list[bool]:
+        tokenizer = self._require_tokenizer()
+        options = self.options.sampling | {"temperature": 0.0, "ignore_eos": True}
+        prompts = [
+            GenerateRequest(
+                prompt=request.context,
+                params=SamplingParams(**options | {"max_new_tokens": len(request.continuation)}),
+            )
+            for request in asked
+        ]
+        answers = self.responder.generate(prompts)
+        from a2d_ray.text import decode
+
+        return [
+            answer.text == decode(tokenizer, request.continuation)
+            for answer, request in zip(answers, asked, strict=True)
+        ]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """-NELBO of whole texts in nats; long ones in windows, each behind half a window."""
+        asked: list[ScoreRequest] = []
+        owner: list[int] = []
+        for index, instance in enumerate(requests):
+            ids = tuple(self._require_tokenizer()(instance.args[0]).input_ids)
+            parts = rolling_windows(ids, self._max_length, self._num_draws)
+            asked += parts
+            owner += [index] * len(parts)
+        totals = [0.0] * len(requests)
+        for index, score in zip(owner, self.responder.score(asked), strict=True):
+            totals[index] -= score.nats
+        return totals
+
+    @property
+    def _num_draws(self) -> int:
+        return max(1, -(-int(self.options.others["mc_num"]) // 2))  # a draw has two views
+
+    @property
+    def _max_length(self) -> int:
+        longest = self.described.max_length
+        wanted = self.options.others["max_length"]
+        assert longest is not None
+        return min(longest, int(wanted)) if wanted else longest
+
+
+@register_model("a2d_mdlm")
+class A2DMdlm(A2DHarnessModel):
+    """Global masked diffusion."""
+
+    objective = "mdlm"
+
+
+@register_model("a2d_bd3lm")
+class A2DBd3lm(A2DHarnessModel):
+    """Block diffusion."""
+
+    objective = "bd3lm"
+
+
+def rolling_windows(ids: tuple[int, ...], max_length: int, num_draws: int) -> list[ScoreRequest]:
+    """A text as requests that predict each token once: the first `max_length` tokens, then half
+    a window at a time behind the half window before it."""
+    stride = max(1, max_length // 2)
+    edges = [0, *range(max_length, len(ids), stride), len(ids)]
+    windows = []
+    for start, stop in pairwise(edges):
+        before = ids[max(0, start - (max_length - stride)) : start]
+        if ids[start:stop]:
+            windows.append(
+                ScoreRequest(
+                    context=(before,) if before else (),
+                    continuation=ids[start:stop],
+                    num_draws=num_draws,
+                )
+            )
+    return windows
+
+
+def _fit(request: ScoreRequest, max_length: int) -> ScoreRequest:
+    """The request with its context cut on the left, as the harness's own models do.
+
+    Raises:
+        ValueError: a continuation that is longer than the model alone.
+    """
+    surplus = request.num_tokens - max_length
+    if surplus <= 0:
+        return request
+    if len(request.continuation) > max_length:
+        raise ValueError(
+            f"a continuation of {len(request.continuation)} tokens does not fit max_length "
+            f"({max_length})"
+        )
+    segments: list[tuple[int, ...]] = []
+    for segment in request.context:
+        dropped = min(surplus, len(segment))
+        surplus -= dropped
+        if segment[dropped:]:
+            segments.append(segment[dropped:])
+    return ScoreRequest(
+        context=tuple(segments),
+        continuation=request.continuation,
+        num_draws=request.num_draws,
+    )

@@ -1,0 +1,146 @@
+"""Requests to results: what was answered before comes from the cache, the rest from a backend."""
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from a2d_ray.evaluation.backends import Backend
+from a2d_ray.evaluation.likelihood import plan_batches
+from a2d_ray.evaluation.requests import (
+    Answer,
+    GenerateRequest,
+    Request,
+    Result,
+    Score,
+    ScoreRequest,
+    to_values,
+)
+
+
+class ResponseCache:
+    """Results on disk, keyed by model, contract, sampling and prompt.
+
+    One SQLite file, written result by result, so an evaluation that was killed goes on where it
+    was. Several models share a file.
+
+    Args:
+        path: the file; made if it is missing.
+        fingerprint: of the model (`Description.fingerprint`).
+    """
+
+    def __init__(self, path: str | Path, fingerprint: dict[str, Any]) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, value TEXT)")
+        self._prefix = json.dumps(fingerprint, sort_keys=True)
+
+    def get(self, request: Request) -> Result | None:
+        """The result, if it is there."""
+        row = self._db.execute(
+            "SELECT value FROM results WHERE key = ?", (self._key(request),)
+        ).fetchone()
+        if row is None:
+            return None
+        kind = Answer if isinstance(request, GenerateRequest) else Score
+        return kind(**json.loads(row[0]))
+
+    def put(self, request: Request, result: Result) -> None:
+        """Keeps a result."""
+        values = (self._key(request), json.dumps(asdict(result)))
+        self._db.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", values)
+
+    def _key(self, request: Request) -> str:
+        text = self._prefix + json.dumps(to_values(request), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass
+class Speed:
+    """Sums over the answers that were generated, not read from the cache.
+
+    Attributes:
+        num_answers, num_tokens, num_forwards: of these answers.
+        seconds: wall time.
+    """
+
+    num_answers: int = 0
+    num_tokens: int = 0
+    num_forwards: int = 0
+    seconds: float = 0.0
+
+
+class Responder:
+    """Answers requests through a cache.
+
+    Args:
+        backend: who answers.
+        cache: of results; None: nothing is kept.
+        is_quiet: no progress bar.
+    """
+
+    def __init__(
+        self, backend: Backend, cache: ResponseCache | None = None, *, is_quiet: bool = False
+    ) -> None:
+        self._backend, self._cache, self._is_quiet = backend, cache, is_quiet
+        self.speed = Speed()
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Answer]:
+        """An answer for each request, in their order."""
+        known = {i: found for i, r in enumerate(requests) if (found := self._cached(r))}
+        missing = [i for i in range(len(requests)) if i not in known]
+        started = time.perf_counter()
+        with self._bar("generate", len(requests), len(known)) as bar:
+            asked = [requests[i] for i in missing]
+            for place, answer in self._backend.generate(asked) if asked else ():
+                known[missing[place]] = answer
+                self._keep(asked[place], answer)
+                self._count(answer)
+                bar.update()
+        self.speed.seconds += time.perf_counter() - started
+        return [known[i] for i in range(len(requests))]
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        """A score for each request, in their order.
+
+        Batches are planned over all requests, and one that is known in part is computed again as
+        a whole: so an evaluation that goes on gives the bits of one that was never interrupted.
+        """
+        known = {i: found for i, r in enumerate(requests) if (found := self._cached(r))}
+        batches = [b for b in plan_batches(requests) if not all(i in known for i in b)]
+        with self._bar("score", len(requests), len(requests) - sum(map(len, batches))) as bar:
+            asked = [[requests[i] for i in batch] for batch in batches]
+            for place, scores in self._backend.score(asked) if asked else ():
+                for i, score in zip(batches[place], scores, strict=True):
+                    known[i] = score
+                    self._keep(requests[i], score)
+                bar.update(len(scores))
+        return [known[i] for i in range(len(requests))]
+
+    def _cached(self, request: Request) -> Any:
+        return None if self._cache is None else self._cache.get(request)
+
+    def _keep(self, request: Request, result: Result) -> None:
+        if self._cache is not None:
+            self._cache.put(request, result)
+
+    def _count(self, answer: Answer) -> None:
+        self.speed.num_answers += 1
+        self.speed.num_tokens += answer.num_tokens
+        self.speed.num_forwards += answer.num_forwards or 0
+
+    def _bar(self, name: str, total: int, initial: int) -> tqdm:
+        return tqdm(total=total, initial=initial, desc=name, disable=self._is_quiet)
+
+
+def chunks(items: Sequence[Any], size: int) -> Iterator[tuple[int, Sequence[Any]]]:
+    """First index and items of consecutive pieces of at most `size`."""
+    for start in range(0, len(items), size):
+        yield start, items[start : start + size]

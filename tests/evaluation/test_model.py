@@ -1,0 +1,263 @@
+"""The harness's models: answers of our engine, likelihoods of our estimator, kept results."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lm_eval.api.instance import Instance
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from a2d_ray import SamplingParams, load
+from a2d_ray.evaluation.backends import LocalBackend
+from a2d_ray.evaluation.likelihood import Likelihood
+from a2d_ray.evaluation.model import A2DBd3lm, A2DMdlm, rolling_windows
+from a2d_ray.evaluation.requests import ScoreRequest
+from a2d_ray.evaluation.responses import Responder, ResponseCache
+
+ROOT = Path(__file__).parent.parent.parent
+TASK = {"until": ["e"], "max_gen_toks": 24}
+CHAT = [{"role": "user", "content": "What is 1 + 2?"}]
+
+
+def ask(kind, *arguments):
+    return [Instance(kind, {}, args, i) for i, args in enumerate(arguments)]
+
+
+@pytest.fixture(scope="module")
+def make(checkpoints):
+    def _make(objective="bd3lm", **options):
+        model = {"mdlm": A2DMdlm, "bd3lm": A2DBd3lm}[objective]
+        known = {"pretrained": str(checkpoints[objective]), "device": "cpu", "dtype": "float32"}
+        return model(**known | options)
+
+    return _make
+
+
+@pytest.fixture(scope="module")
+def lm(checkpoints):
+    return load(checkpoints["bd3lm"], dtype="float32", device="cpu")
+
+
+@pytest.mark.parametrize("objective", ["mdlm", "bd3lm"])
+def test_answers_are_the_engines_and_stop_at_until(make, checkpoints, objective):
+    lm = load(checkpoints[objective], dtype="float32", device="cpu")
+    contexts = ["one", "another prompt", "x y", "42"]
+    sampling = {"steps": 12, "rule": "steps", "temperature": 3.0, "seed": 5}
+    whole = lm.generate(contexts, SamplingParams(max_new_tokens=24, **sampling))
+    stop = whole[0].text[7]
+    model = make(objective, **sampling)
+    task = {"until": [stop], "max_gen_toks": 24}
+    texts = model.generate_until(ask("generate_until", *[(c, task) for c in contexts]))
+    stopped = lm.generate(contexts, SamplingParams(max_new_tokens=24, stop=[stop], **sampling))
+    assert texts == [answer.text for answer in stopped]
+    assert texts == [answer.text.split(stop)[0] for answer in whole]
+    num_forwards = sum(answer.num_forwards for answer in stopped)
+    assert model.responder.speed.num_forwards == num_forwards
+    assert num_forwards <= sum(answer.num_forwards for answer in whole)
+    assert stopped[0].num_forwards < whole[0].num_forwards or objective == "mdlm"
+
+
+def test_a_chat_keeps_its_segments(make, lm):
+    model = make()
+    context = model.apply_chat_template(CHAT)
+    few = [*CHAT, {"role": "assistant", "content": "3"}, {"role": "user", "content": "2 + 2?"}]
+    many = model.apply_chat_template(few)
+    begun = [*CHAT, {"role": "assistant", "content": "It is"}]
+    prefix = model.apply_chat_template(begun, add_generation_prompt=False)
+    assert prefix == context + "It is"
+    assert model.generate_until(
+        ask("generate_until", (context, TASK), (many, TASK), (prefix, TASK))
+    ) == [
+        lm.generate([prompt], SamplingParams(max_new_tokens=24, stop=["e"]))[0].text
+        for prompt in (CHAT, few, (*lm.encode(CHAT), lm.encode("It is")[0]))
+    ]
+    request = model.score_request(many, "four")
+    assert request.context == lm.encode(few)
+    assert request.continuation == tuple(lm.tokenizer("four").input_ids)
+
+
+@pytest.mark.parametrize("objective", ["mdlm", "bd3lm"])
+def test_likelihoods_are_the_estimators(make, checkpoints, objective):
+    lm = load(checkpoints[objective], dtype="float32", device="cpu")
+    model = make(objective, mc_num=6)
+    pairs = [("one", " two"), ("", "alone"), ("three", "4")]
+    found = model.loglikelihood(ask("loglikelihood", *pairs))
+    scorer = Likelihood(lm.model, lm.contract, eos_id=2, max_length=512)
+    requests = [
+        ScoreRequest(
+            context=lm.encode(context),
+            continuation=tuple(lm.tokenizer(tail).input_ids),
+            num_draws=3,
+        )
+        for context, tail in pairs
+    ]
+    for (value, is_greedy), request in zip(found, requests, strict=True):
+        assert value == pytest.approx(-scorer.score([request])[0].nats, rel=1e-6)
+        assert is_greedy is False
+    assert found == model.loglikelihood(ask("loglikelihood", *pairs))
+    (rolling,) = model.loglikelihood_rolling(ask("loglikelihood_rolling", ("alone",)))
+    assert rolling == found[1][0]
+
+
+def test_greedy_is_checked_when_asked_for(make, lm):
+    model = make(is_check_greedy=True, mc_num=2)
+    params = SamplingParams(max_new_tokens=3, ignore_eos=True)
+    (answer,) = lm.generate(["abc"], params)
+    right = lm.tokenizer.decode(answer.token_ids)
+    if len(lm.tokenizer(right).input_ids) == 3:
+        found = model.loglikelihood(ask("loglikelihood", ("abc", right), ("abc", "zzz")))
+        assert [flag for _, flag in found] == [True, False]
+
+
+def test_context_and_continuation_split_at_the_common_prefix(make):
+    """A token that spans the border belongs to the continuation."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {piece: i for i, piece in enumerate([*letters, "bc"])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[("b", "c")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    model = make()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    model.described = dataclasses.replace(model.described, tokenizer=tokenizer)
+    a, bc, d = vocab["a"], vocab["bc"], vocab["d"]
+    request = model.score_request("ab", "cd")
+    assert (request.context, request.continuation) == (((a,),), (bc, d))
+    request = model.score_request("a", "d")
+    assert (request.context, request.continuation) == (((a,),), (d,))
+    assert model.score_request("", "a").context == ()
+    assert model.score_request("b", "c").continuation == (bc,)
+
+
+@pytest.mark.parametrize("length", [1, 9, 10, 11, 14, 15, 16, 37])
+def test_windows_predict_each_token_once(length):
+    ids = tuple(range(length))
+    windows = rolling_windows(ids, 10, 4)
+    assert tuple(i for w in windows for i in w.continuation) == ids
+    assert all(w.num_tokens <= 10 for w in windows)
+    for window in windows[1:]:
+        assert window.context[0][-1] == window.continuation[0] - 1
+        assert len(window.context[0]) == 5
+
+
+def test_long_contexts_are_cut_on_the_left(make):
+    model = make(max_length=20)
+    request = model.score_request("abcdefghijklmnopqrstuvwxyz", "12345")
+    assert request.num_tokens == 20 and len(request.continuation) == 5
+    text = "".join(model.described.tokenizer.decode(request.context[0]))
+    assert text == "lmnopqrstuvwxyz"
+    with pytest.raises(ValueError, match="does not fit max_length"):
+        model.score_request("a", "b" * 21)
+
+
+class Counting(LocalBackend):
+    """Counts what it is asked, and dies after so many results."""
+
+    def __init__(self, lm, dies_after=10**9):
+        super().__init__(lm, batch_size=2)
+        self.left, self.asked = dies_after, 0
+
+    def _watch(self, results):
+        for result in results:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            self.asked += 1
+            yield result
+
+    def generate(self, requests):
+        return self._watch(super().generate(requests))
+
+    def score(self, batches):
+        return self._watch(super().score(batches))
+
+
+def test_a_killed_evaluation_goes_on_and_gives_the_same(make, lm, tmp_path):
+    model = make(mc_num=64)
+    generation = [(f"prompt {i}", TASK) for i in range(7)]
+    pairs = [(f"context {i}", "tail" * i) for i in range(1, 9)]
+
+    def run(backend, cache):
+        model.responder = Responder(backend, cache, is_quiet=True)
+        texts = model.generate_until(ask("generate_until", *generation))
+        return texts, model.loglikelihood(ask("loglikelihood", *pairs))
+
+    def cache():
+        return ResponseCache(tmp_path / "c.sqlite", model.described.fingerprint)
+
+    whole = run(LocalBackend(lm, batch_size=2), None)
+    for dies_after in (3, 5):  # among the answers, then among the likelihoods
+        with pytest.raises(KeyboardInterrupt):
+            run(Counting(lm, dies_after), cache())
+    last = Counting(lm)
+    assert run(last, cache()) == whole
+    assert 0 < last.asked < 7
+    silent = Counting(lm, 0)
+    assert run(silent, cache()) == whole and silent.asked == 0
+    other = ResponseCache(tmp_path / "c.sqlite", {"weights": "others"})
+    again = Counting(lm)
+    assert run(again, other) == whole and again.asked >= 7
+
+
+def test_repeats_differ_when_they_are_sampled(make):
+    model = make(temperature=1.5)
+    options = {"until": [], "max_gen_toks": 12, "do_sample": True}
+    first, second = model.generate_until(ask("generate_until", ("x", options), ("x", options)))
+    assert first != second
+    assert [first, second] == model.generate_until(
+        ask("generate_until", ("x", options), ("x", options))
+    )
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "message"),
+    [
+        ("bd3lm", {"max_new_token": 3}, "unknown model argument max_new_token=3: did you mean"),
+        ("bd3lm", {"cfg": 1.5}, "cfg=1.5 is not supported"),
+        ("bd3lm", {"right_shift_logits": True}, "right_shift_logits=True is not supported"),
+        ("bd3lm", {"temperature": -1}, "temperature"),
+        ("bd3lm", {"pretrained": ""}, "pretrained=CHECKPOINT"),
+        ("mdlm", {"pretrained": "bd3lm"}, "use --model a2d_bd3lm"),
+    ],
+)
+def test_bad_model_args_are_refused(make, checkpoints, objective, options, message):
+    if options.get("pretrained") in checkpoints:
+        options = {"pretrained": str(checkpoints[options["pretrained"]])}
+    with pytest.raises(ValueError, match=message):
+        make(objective, **options)
+    make("bd3lm", cfg=0.0, cfg_scale=0.0, right_shift_logits=False, max_batch_size=None)
+
+
+@pytest.mark.slow
+def test_the_harness_runs_our_models_from_its_own_command_line(checkpoints, tmp_path):
+    rows = [{"q": f"{i} + {i} =", "a": str(2 * i)} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "doubles.yaml").write_text(
+        f"task: doubles\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}}}\n"
+        "test_split: test\noutput_type: generate_until\ndoc_to_text: '{{q}}'\n"
+        "doc_to_target: '{{a}}'\ngeneration_kwargs: {until: ['\\n']}\n"
+        "metric_list: [{metric: exact_match}]\n"
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "a2d_ray.evaluation", "run", "--model", "a2d_mdlm"),
+            *("--tasks", "doubles", "--include_path", str(tmp_path), "--apply_chat_template"),
+            *("--output_path", str(tmp_path / "out"), "--log_samples", "--model_args"),
+            f"pretrained={checkpoints['mdlm']},max_new_tokens=8,steps=8,block_size=8,cfg_scale=0.0",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (report,) = (tmp_path / "out").rglob("results_*.json")
+    results = json.loads(report.read_text())
+    assert results["results"]["doubles"]["exact_match,none"] == 0.0
+    assert results["n-samples"]["doubles"]["effective"] == 4
+    (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
+    assert "user" in samples.read_text() and len(samples.read_text().splitlines()) == 4
