@@ -14,7 +14,7 @@ from typing import Any
 from a2d_ray.config import BenchmarkConfig
 
 # Suite -> module with `run(config) -> Iterator[Case]`.
-SUITES: dict[str, str] = {}
+SUITES: dict[str, str] = {"sampling": "a2d_ray.benchmarks.sampling"}
 PACKAGES = ("torch", "transformers", "ray", "deepspeed")
 
 

@@ -21,6 +21,7 @@ from a2d_ray.generation.attention import NAME, Round
 
 # Prefixes of transformers' classes whose Attention, MLP and RMSNorm compute what the twins do.
 FUSED_PREFIXES = ("Llama", "Qwen2", "Qwen3")
+SILU = ("SiLU", "SiLUActivation")
 
 _known: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]]" = weakref.WeakKeyDictionary()
 
@@ -61,7 +62,7 @@ def _make_twin(module: nn.Module) -> nn.Module | None:
     is_fused = name.startswith(FUSED_PREFIXES)
     if is_fused and name.endswith("Attention"):
         return FusedAttention(module)
-    if is_fused and name.endswith("MLP") and isinstance(module.act_fn, nn.SiLU):
+    if is_fused and name.endswith("MLP") and type(module.act_fn).__name__ in SILU:
         return FusedMLP(module)
     if is_fused and name.endswith("RMSNorm"):
         return FusedRMSNorm(module)
