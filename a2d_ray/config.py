@@ -687,6 +687,14 @@ class PlanConfig(Section):
     output: Literal["table", "json"] = Field("table", description="What is printed.")
 
 
+class StatusConfig(Section):
+    """Show what runs are doing: step, loss, speed, time left, last checkpoint."""
+
+    storage_path: str = Field("runs", description="Where runs are kept: a directory or a URI.")
+    name: str | None = Field(None, description="Only this run; null: all of them.")
+    output: Literal["table", "json"] = Field("table", description="What is printed.")
+
+
 class BenchmarkConfig(Section):
     """Measure a suite against its baseline; prints one JSON line per case."""
 

@@ -24,6 +24,7 @@ JOBS = {
     "serve": configs.ServeConfig,
     "quickstart": configs.QuickstartConfig,
     "plan": configs.PlanConfig,
+    "status": configs.StatusConfig,
 }
 
 

@@ -1,0 +1,44 @@
+"""A run's metrics for Prometheus, through Ray's metrics export: `ray_a2d_train_*`, tag `run`."""
+
+from typing import Any
+
+from ray.util.metrics import Gauge
+
+GAUGES = {
+    "step": "Optimizer steps done.",
+    "num_steps": "Optimizer steps of the whole run.",
+    "loss": "Training loss, nats per target token.",
+    "grad_norm": "Global gradient norm before clipping.",
+    "lr": "Learning rate.",
+    "tokens_per_s": "Laid-out tokens per second over all workers.",
+    "target_tokens_per_s": "Target tokens per second over all workers.",
+    "utilisation": "Share of packed rows that is used.",
+    "data_s": "Seconds of a step that rank 0 waits for data.",
+    "step_s": "Seconds of a step.",
+    "nelbo": "Held-out NELBO, nats per answer token.",
+}
+
+
+class RunGauges:
+    """Gauges of one run.
+
+    Args:
+        run: name of the run, the tag that dashboards select by.
+        num_steps: optimizer steps of the whole run.
+    """
+
+    def __init__(self, run: str, num_steps: int) -> None:
+        self._gauges = {
+            name: Gauge(f"a2d_train_{name}", description=text, tag_keys=("run",))
+            for name, text in GAUGES.items()
+        }
+        for gauge in self._gauges.values():
+            gauge.set_default_tags({"run": run})
+        self._gauges["num_steps"].set(num_steps)
+
+    def set(self, line: dict[str, Any]) -> None:
+        """Takes over the figures of a line of metrics; others are left out."""
+        for key, value in line.items():
+            gauge = self._gauges.get(key.removeprefix("eval/"))
+            if gauge is not None:
+                gauge.set(value)
