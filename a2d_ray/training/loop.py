@@ -23,6 +23,7 @@ from a2d_ray.models.checkpoint import load_checkpoint, save_checkpoint
 from a2d_ray.models.device import resolve_dtype
 from a2d_ray.training.batches import COUNTS, StepBuilder, to_device
 from a2d_ray.training.engine import deepspeed_config, make_engine, take_step, whole_weights
+from a2d_ray.training.gauges import RunGauges
 from a2d_ray.training.module import DiffusionModule
 from a2d_ray.training.objective import loss_spec, trained_contract
 from a2d_ray.training.optim import (
@@ -262,7 +263,8 @@ class _Worker:
     def _make_reporter(self) -> RunReporter:
         storage = ray.train.get_context().get_storage()
         directory = RunDirectory(storage.storage_filesystem, storage.experiment_fs_path)
-        return RunReporter(self.config, MetricsLog(directory, self.step))
+        gauges = RunGauges(self.config.run.name, self.plan.num_steps)
+        return RunReporter(self.config, MetricsLog(directory, self.step), gauges)
 
 
 def is_due(step: int, every: float, num_steps: int) -> bool:

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from a2d_ray.config import TrainConfig
+from a2d_ray.training.gauges import RunGauges
 from a2d_ray.training.storage import RunDirectory
 
 METRICS_FILE, PLOT_FILE = "metrics.jsonl", "loss.png"
@@ -46,10 +47,10 @@ def _encode(line: dict[str, Any]) -> bytes:
 
 
 class RunReporter:
-    """What rank 0 reports of its run: JSONL lines, curves, and W&B where it is configured."""
+    """What rank 0 reports of its run: JSONL lines, curves, gauges, and W&B where configured."""
 
-    def __init__(self, config: TrainConfig, log: MetricsLog) -> None:
-        self._log, self._run = log, None
+    def __init__(self, config: TrainConfig, log: MetricsLog, gauges: RunGauges) -> None:
+        self._log, self._gauges, self._run = log, gauges, None
         if config.wandb.mode != "disabled":
             import wandb
 
@@ -83,6 +84,7 @@ class RunReporter:
 
     def _record(self, line: dict[str, Any]) -> None:
         self._log.write(line)
+        self._gauges.set(line)
         if self._run is not None:
             self._run.log({k: v for k, v in line.items() if k != "step"}, step=line["step"])
 

@@ -138,7 +138,7 @@ def duration(seconds: float) -> str:
     """Seconds in the largest two units: 3 d 4 h, 2 h 5 min, 7 min 3 s, 12 s."""
     whole = round(seconds)
     units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
-    parts = []
+    parts: list[str] = []
     for unit, size in units:
         count, whole = divmod(whole, size)
         if count or (unit == "s" and not parts):

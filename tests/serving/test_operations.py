@@ -88,7 +88,7 @@ def test_the_dashboard_asks_for_metrics_that_exist(lm):
     client.post(TEXT, prompt="x", max_tokens=4)
     page = client.get("/metrics").text
     there = {s.name for f in text_string_to_metric_families(page) for s in f.samples}
-    board = json.loads((ROOT / "cluster/grafana/serving.json").read_text())
+    board = json.loads((ROOT / "cluster/monitoring/grafana/models.json").read_text())
     asked = {
         name
         for panel in board["panels"]
