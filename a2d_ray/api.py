@@ -143,7 +143,7 @@ class LanguageModel:
         Raises:
             ValueError: see `encode` and `Engine.add_request`.
         """
-        engine, writers = self.make_engine(max_running=max_running), []
+        engine, writers = self.make_engine(EngineOptions(max_running=max_running)), []
         for index, (prompt, params) in enumerate(requests):
             request = Request(request_id=str(index), prompt=self.encode(prompt), params=params)
             engine.add_request(request)
