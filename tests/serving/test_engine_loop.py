@@ -1,0 +1,104 @@
+"""The engine's thread: hangs, deaths, clients that leave."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from a2d_ray import SamplingParams
+from a2d_ray.generation.engine import Request
+from a2d_ray.serving.engine_loop import AsyncEngine, EngineDeadError
+
+PARAMS = SamplingParams(max_new_tokens=400, ignore_eos=True, rule="steps")
+
+
+def request(name: str) -> Request:
+    return Request(request_id=name, prompt=[[5, 6, 7]], params=PARAMS)
+
+
+async def first_of(engine: AsyncEngine, name: str):
+    outputs = engine.generate(request(name))
+    return outputs, await anext(outputs)
+
+
+def test_a_round_that_hangs_fails_those_who_wait_when_health_is_asked(lm):
+    core = lm.make_engine()
+    step, is_hanging, let_go = core.step, threading.Event(), threading.Event()
+
+    def hanging_step():
+        if is_hanging.is_set():
+            let_go.wait(30)
+        return step()
+
+    core.step = hanging_step
+    engine = AsyncEngine(core, round_timeout_s=0.2)
+
+    async def main():
+        outputs, _ = await first_of(engine, "a")
+        engine.check_health()
+        is_hanging.set()
+        waiting = asyncio.ensure_future(collect(outputs))
+        await asyncio.sleep(0.5)
+        with pytest.raises(EngineDeadError, match=r"hangs.*0\.2 s"):
+            engine.check_health()
+        with pytest.raises(EngineDeadError, match="hangs"):
+            await asyncio.wait_for(waiting, 5)
+        with pytest.raises(EngineDeadError):
+            await first_of(engine, "b")
+
+    asyncio.run(main())
+    let_go.set()
+    engine.close(5)
+
+
+async def collect(outputs):
+    return [output async for output in outputs]
+
+
+def test_a_long_queue_is_no_hang(lm):
+    """Only a single round counts, not how long the engine has been busy."""
+    core = lm.make_engine()
+    step = core.step
+    core.step = lambda: time.sleep(0.01) or step()
+    engine = AsyncEngine(core, round_timeout_s=0.5)
+
+    async def main():
+        outputs, _ = await first_of(engine, "a")
+        started = time.monotonic()
+        async for _ in outputs:
+            engine.check_health()
+            if time.monotonic() - started > 1:
+                break
+        await outputs.aclose()
+
+    asyncio.run(main())
+    engine.close(5)
+
+
+def test_five_hundred_clients_that_leave_free_every_place_and_page(lm):
+    core = lm.make_engine()
+    engine = AsyncEngine(core)
+    most_running = 0
+
+    async def leave(index: int):
+        nonlocal most_running
+        outputs, _ = await first_of(engine, str(index))
+        most_running = max(most_running, core.num_running)
+        await outputs.aclose()
+
+    async def main():
+        for start in range(0, 500, 50):
+            await asyncio.gather(*(leave(start + i) for i in range(50)))
+        outputs, _ = await first_of(engine, "last")  # after all the aborts that were sent
+        await outputs.aclose()
+
+    asyncio.run(main())
+    deadline = time.monotonic() + 10
+    while core.has_unfinished() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert most_running > 1
+    assert not core.has_unfinished()
+    assert core.num_used_kv_tokens == 0
+    assert not engine._listeners
+    engine.close(5)
