@@ -132,18 +132,20 @@ class LanguageModel:
         return [answers[index] for index in range(len(asked))]
 
     def answer_each(
-        self, requests: Iterable[tuple[Prompt, SamplingParams]], *, max_running: int = 64
+        self,
+        requests: Iterable[tuple[Prompt, SamplingParams]],
+        options: EngineOptions | None = None,
     ) -> Iterator[tuple[int, Generation]]:
         """Index and answer of each request, as they finish: first done, first out.
 
         Args:
             requests: prompts with their own options; all are checked before the first forward.
-            max_running: requests in one forward; the others wait.
+            options: limits of the engine.
 
         Raises:
             ValueError: see `encode` and `Engine.add_request`.
         """
-        engine, writers = self.make_engine(EngineOptions(max_running=max_running)), []
+        engine, writers = self.make_engine(options), []
         for index, (prompt, params) in enumerate(requests):
             request = Request(request_id=str(index), prompt=self.encode(prompt), params=params)
             engine.add_request(request)

@@ -14,6 +14,7 @@ import torch
 from a2d_ray.api import LanguageModel, load
 from a2d_ray.evaluation.likelihood import Likelihood
 from a2d_ray.evaluation.requests import Answer, GenerateRequest, Score, ScoreRequest
+from a2d_ray.generation.scheduler import EngineOptions
 from a2d_ray.models.contract import Contract
 
 
@@ -56,7 +57,7 @@ class LocalBackend:
     """
 
     def __init__(self, lm: LanguageModel, *, batch_size: int = 32) -> None:
-        self._lm, self._batch_size = lm, batch_size
+        self._lm, self._options = lm, EngineOptions(max_running=batch_size)
 
     def describe(self) -> Description:
         """The model, with a hash over every weight."""
@@ -75,7 +76,7 @@ class LocalBackend:
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Answer]]:
         """Answers as they finish; requests join the running ones as others leave."""
         asked = [(request.prompt, request.params) for request in requests]
-        for index, answer in self._lm.answer_each(asked, max_running=self._batch_size):
+        for index, answer in self._lm.answer_each(asked, self._options):
             yield (
                 index,
                 Answer(

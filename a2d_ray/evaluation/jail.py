@@ -1,0 +1,170 @@
+"""Builds the sandbox around itself and runs code in it. Standard library only; run as a script.
+
+New namespaces for mounts, processes, network, IPC and names; a root of tmpfs with the interpreter
+bound read only; no capabilities, no new privileges; limits. The outer process stays to wait and to
+kill: when the first process of the new process namespace ends, the kernel ends all others.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT = 1, 2, 4, 32
+MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+MNT_DETACH = 2
+PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, PR_CAP_AMBIENT = 24, 38, 1, 47
+PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}  # system call numbers; libc has no wrapper
+LAST_CAPABILITY = 63
+FIRST_UID = 1_000_000  # of nobody; one per sandbox, so that the count of its processes is its own
+TIMEOUT_CODE = 124
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def call(name, *args):
+    """A libc function that must succeed."""
+    if getattr(LIBC, name)(*args) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+def mount(source, target, kind, flags, data=None):
+    """mount(2)."""
+    encoded = [None if text is None else text.encode() for text in (source, target, kind, data)]
+    call("mount", encoded[0], encoded[1], encoded[2], flags, encoded[3])
+
+
+def enter_namespaces():
+    """New namespaces; without root, in a user namespace that maps this user to itself."""
+    spaces = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
+    if os.geteuid() == 0:
+        call("unshare", spaces)
+        return
+    uid, gid = os.geteuid(), os.getegid()
+    call("unshare", spaces | CLONE_NEWUSER)
+    maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
+    for name, text in maps.items():
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def build_root(root, prefixes, disk_mb):
+    """A tmpfs with the interpreter, /proc, /dev/null and a small place to write."""
+    mount(None, "/", None, MS_REC | MS_PRIVATE)
+    mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
+    for path in prefixes:
+        place = root + path
+        if os.path.islink(path):
+            os.symlink(os.readlink(path), place)
+            continue
+        os.makedirs(place, exist_ok=True)
+        mount(path, place, None, MS_BIND | MS_REC)
+        mount(None, place, None, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV)
+    for name in ("proc", "dev", "work", "old"):
+        os.mkdir(f"{root}/{name}")
+    for name in ("null", "zero", "urandom"):
+        with open(f"{root}/dev/{name}", "w"):
+            pass
+        mount(f"/dev/{name}", f"{root}/dev/{name}", None, MS_BIND)
+    mount("tmpfs", f"{root}/work", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk_mb}m,mode=777")
+    mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_RDONLY)
+    os.chdir(root)
+    call("syscall", PIVOT_ROOT[os.uname().machine], b".", b"old")
+    os.chdir("/")
+    call("umount2", b"/old", MNT_DETACH)
+    os.rmdir("/old")
+    mount(None, "/", None, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV)
+    os.chdir("/work")
+
+
+def drop_privileges(limits):
+    """Another user, no capabilities, no way to gain any; limits."""
+    call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    LIBC.prctl(PR_CAP_AMBIENT, 4, 0, 0, 0)  # clear all
+    for capability in range(LAST_CAPABILITY + 1):
+        LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    memory, disk = limits["memory_mb"] << 20, limits["disk_mb"] << 20
+    seconds = int(limits["seconds"]) + 1
+    for kind, value in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_FSIZE, disk),
+        (resource.RLIMIT_NOFILE, 64),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NPROC, limits["num_processes"]),
+    ):
+        resource.setrlimit(kind, (value, value))
+    if os.geteuid() == 0:
+        uid = FIRST_UID + int.from_bytes(os.urandom(3))
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    nothing = (ctypes.c_uint32 * 6)()
+    call("capset", header, nothing)
+
+
+def run(code, sign):
+    """Runs the code as a program, then writes the sign of its end."""
+    exec(compile(code, "candidate.py", "exec"), {"__name__": "__main__"})
+    sys.stdout.flush()
+    os.write(1, sign.encode())
+
+
+def report(error):
+    """The error as one line; what the code did to the streams does not matter."""
+    os.write(2, f"{type(error).__name__}: {error}\n".encode(errors="replace")[:2000])
+
+
+def inside(order, code):
+    """The first process of the new process namespace."""
+    call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    build_root(order["root"], order["prefixes"], order["limits"]["disk_mb"])
+    drop_privileges(order["limits"])
+    try:
+        run(code, order["sign"])
+    except BaseException as error:
+        report(error)
+        os._exit(1)
+    os._exit(0)
+
+
+def wait(child, seconds):
+    """The child's exit code; TIMEOUT_CODE after it was killed for taking too long."""
+
+    def stop(*_):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os._exit(TIMEOUT_CODE)
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def main():
+    """stdin: a line of JSON, then the code."""
+    order = json.loads(sys.stdin.readline())
+    code = sys.stdin.read()
+    if os.uname().machine not in PIVOT_ROOT:
+        raise SystemExit(f"the sandbox knows {sorted(PIVOT_ROOT)}, not {os.uname().machine}")
+    enter_namespaces()
+    child = os.fork()
+    if child == 0:
+        try:
+            inside(order, code)
+        except BaseException as error:
+            report(error)
+        os._exit(2)
+    status = wait(child, order["limits"]["seconds"])
+    os._exit(status if 0 <= status < 126 else 1)
+
+
+if __name__ == "__main__":
+    main()

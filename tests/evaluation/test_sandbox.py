@@ -1,0 +1,177 @@
+"""Escapes are tried, and contained."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from a2d_ray.evaluation import sandbox
+from a2d_ray.evaluation.sandbox import Limits, SandboxError, run_code
+
+ROOT = Path(__file__).parent.parent.parent
+SHORT = Limits(seconds=3)
+
+try:
+    sandbox.check_isolation()
+except SandboxError as error:  # the refusal itself is tested below
+    isolated = pytest.mark.skip(reason=str(error))
+else:
+    isolated = pytest.mark.skipif(False, reason="")
+
+
+@isolated
+@pytest.mark.parametrize(
+    "code",
+    [
+        "print('x' * 1000)",
+        "import math, re, json, collections, heapq, itertools, hashlib, typing, functools",
+        "open('scratch', 'w').write('fine'); assert open('scratch').read() == 'fine'",
+        "import threading; t = threading.Thread(target=print); t.start(); t.join()",
+    ],
+)
+def test_ordinary_programs_run(code):
+    assert run_code(code, SHORT) == sandbox.Outcome(is_ok=True, reason="ok")
+
+
+@isolated
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("assert 1 == 2, 'wrong'", "AssertionError: wrong"),
+        ("def f(:", "SyntaxError"),
+        ("import sys; sys.exit(0)", "SystemExit"),
+        ("import os; os._exit(0)", "exit code 0"),
+        ("import ctypes; ctypes.string_at(0)", ""),
+        ("while True: pass", "timeout"),
+        ("import time; time.sleep(60)", "timeout"),
+        ("import signal, time\nsignal.alarm(0)\nwhile True: time.sleep(1)", "timeout"),
+        ("x = 'a' * (1 << 30)", "MemoryError"),
+        ("x = []\nwhile True: x.append(bytearray(1 << 20))", "MemoryError"),
+        ("open('big', 'wb').write(bytes(64 << 20))", "OSError"),
+        ("while True: print('flood' * 1000)", ""),
+        ("import numpy", "ModuleNotFoundError"),
+    ],
+)
+def test_failures_and_excess_are_failures(code, reason):
+    started = time.monotonic()
+    outcome = run_code(code, SHORT)
+    assert not outcome.is_ok and reason in outcome.reason
+    assert time.monotonic() - started < 12
+
+
+@isolated
+def test_no_network():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        port = server.getsockname()[1]
+        code = f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)"
+        assert "unreachable" in run_code(code, SHORT).reason
+        with pytest.raises(TimeoutError):
+            server.accept()
+    lookup = "import socket; socket.getaddrinfo('example.org', 80)"
+    assert not run_code(lookup, SHORT).is_ok
+
+
+@isolated
+def test_no_files_of_this_machine(tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("s3cret")
+    for path in (secret, Path("/etc/passwd"), Path(__file__), Path.home() / ".bashrc"):
+        assert not run_code(f"open({str(path)!r}).read()", SHORT).is_ok
+    assert not run_code(f"open({str(secret)!r}, 'w')", SHORT).is_ok
+    assert not run_code("open('/usr/evil', 'w')", SHORT).is_ok
+    assert not run_code("open('/evil', 'w')", SHORT).is_ok
+    assert secret.read_text() == "s3cret" and not Path("/usr/evil").exists()
+    listing = "import os; assert set(os.listdir('/')) <= {'usr', 'lib', 'lib64', 'bin', 'proc', "
+    listing += f"'dev', 'work', {sys.base_prefix.split('/')[1]!r}}}, os.listdir('/')"
+    assert run_code(listing, SHORT).is_ok
+
+
+@isolated
+def test_no_environment_no_privileges_no_other_process():
+    os.environ["A2D_TEST_SECRET"] = "s3cret"
+    try:
+        code = (
+            "import os\n"
+            "assert 'A2D_TEST_SECRET' not in os.environ\n"
+            "assert os.getpid() == 1 and os.getuid() != 0\n"
+            "assert [p for p in os.listdir('/proc') if p.isdigit()] == ['1']\n"
+            "status = open('/proc/self/status').read()\n"
+            "assert 'CapEff:\\t0000000000000000' in status and 'NoNewPrivs:\\t1' in status\n"
+        )
+        assert run_code(code, SHORT).reason == "ok"
+    finally:
+        del os.environ["A2D_TEST_SECRET"]
+    remount = (
+        "import ctypes, os\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "assert libc.mount(None, b'/usr', None, 32 | 4096, None) == 0\n"
+    )
+    assert not run_code(remount, SHORT).is_ok
+    in_user_namespace = (
+        "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+        "libc.unshare(0x10000000 | 0x00020000)\n"
+        "assert libc.mount(None, b'/usr', None, 32 | 4096, None) == 0\n"
+    )
+    assert not run_code(in_user_namespace, SHORT).is_ok
+
+
+@isolated
+def test_a_fork_bomb_ends_with_the_sandbox():
+    marker = f"bomb-{os.getpid()}"
+    code = (
+        "import os, time\n"
+        "for _ in range(10000):\n"
+        "    try:\n"
+        "        os.fork()\n"
+        "    except OSError:\n"
+        "        time.sleep(0.01)\n"
+        f"time.sleep(60)  # {marker}\n"
+    )
+    assert run_code(code, SHORT).reason == "timeout"
+    daemon = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(60)\n"
+    assert run_code(daemon, SHORT).is_ok
+    time.sleep(0.2)
+    alive = [
+        path
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if b"jail.py" in _read(path) and _parent(path.parent) in (1, os.getpid())
+    ]
+    assert alive == []
+    assert list(Path("/tmp").glob("a2d-jail-*")) == []
+
+
+def _read(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _parent(folder):
+    return int(_read(folder / "stat").rpartition(b")")[2].split()[1] or 0)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv"
+)
+def test_it_refuses_where_nothing_isolates():
+    code = (
+        "from a2d_ray.evaluation.sandbox import run_code, SandboxError\n"
+        'try:\n    run_code(\'open("ran", "w")\')\n'
+        "except SandboxError as error:\n    print('refused', error)\n"
+    )
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-sys_admin", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.stdout.startswith("refused this machine cannot isolate"), done.stderr
+    assert "unprivileged user namespaces" in done.stdout
+    assert not (ROOT / "ran").exists()
