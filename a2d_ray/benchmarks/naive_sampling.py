@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from a2d_ray.generation.denoise import commit_step, window_counts
+from a2d_ray.diffusion.decoding import (
+    commit_counts,
+    select_top,
+    steps_per_block,
+    token_logprobs,
+)
 from a2d_ray.generation.params import SamplingParams
 
 
@@ -49,10 +54,15 @@ class NaiveSampler:
         block = torch.full((self._block_size,), self._mask_id)
         for _ in range(-(-params.max_new_tokens // self._block_size)):
             cache = self._prefix_cache(x_T)
-            for _ in window_counts(self._block_size, params, self._block_size):
+            for _ in self._counts(params):
                 self._forward(block, cache, len(x_T), None)
                 cache.crop(-self._block_size)
             x_T = torch.cat([x_T, block])
+
+    def _counts(self, params: SamplingParams) -> list[int]:
+        num_blocks = -(-params.max_new_tokens // self._block_size)
+        num_steps = steps_per_block(params.steps, num_blocks, self._block_size)
+        return commit_counts(self._block_size, num_steps)
 
     def _prefix_cache(self, x_T: Tensor) -> DynamicCache:
         cache = DynamicCache()
@@ -64,18 +74,13 @@ class NaiveSampler:
     def _denoise(self, prefix: DynamicCache, start: int, params: SamplingParams) -> Tensor:
         block = torch.full((self._block_size,), self._mask_id)
         is_masked = torch.ones_like(block, dtype=torch.bool)
-        counts = window_counts(self._block_size, params, self._block_size)
-        for step in range(len(counts)):
+        for count in self._counts(params):
             logits = self._forward(block, copy.deepcopy(prefix), start, None)
             position = is_masked.nonzero()[:, 0]
-            ids, _, is_committed = commit_step(
-                logits[position].float(),
-                start + position,
-                params,
-                step=step,
-                counts=counts,
-                mask_id=self._mask_id,
-            )
+            scores = logits[position].float()
+            scores[:, self._mask_id] = -torch.inf
+            ids = scores.argmax(-1)
+            is_committed = select_top(token_logprobs(scores, ids), count)
             block[position[is_committed]] = ids[is_committed]
             is_masked[position[is_committed]] = False
         return block

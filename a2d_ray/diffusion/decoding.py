@@ -1,7 +1,7 @@
-"""Decoding rules: logits of the masked positions of a block -> which tokens to commit.
+"""Decoding rules: logits of the masked positions of a window -> which tokens to commit.
 
-Pure functions. The mask token's logit is -inf before they are called. A rule commits at least
-one token; ties go to the lowest position. N masked positions, V vocabulary.
+Pure functions. The mask token's logit is -inf before they are called. A rule selects at least one
+position; ties go to the lowest. N masked positions in ascending order, V vocabulary.
 """
 
 import math
@@ -12,51 +12,115 @@ from torch import Tensor
 from a2d_ray.diffusion.randomness import uniform
 from a2d_ray.diffusion.schedules import ScheduleName, alpha
 
-_CHOICE, _ORDER = 8, 9  # streams of random numbers apart from those of training noise
+# Streams of random numbers apart from those of training noise.
+CHOICE, ORDER, COUNT = 8, 9, 10
 
 
-def choose_tokens(
-    logits_NV: Tensor, *, temperature: float = 0.0, u_N: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The token that each position would take, and its confidence.
+def position_uniform(
+    position_N: Tensor, *, seed: int, step: int, choice: int = 0, kind: int = CHOICE
+) -> Tensor:
+    """One uniform number per position, float64 in [0, 1).
 
     Args:
-        logits_NV: logits, any float type; computed in float32.
-        temperature: 0 takes the most likely token, otherwise one is drawn by inverse CDF.
-        u_N: uniform numbers in [0, 1) for the draw.
-
-    Returns:
-        ids int64 [N], confidence float32 [N] = exp(logit - logsumexp) at temperature 1.
+        position_N: canvas positions, int64.
+        seed: of the request.
+        step: denoise step within the window.
+        choice: index of the answer among the n of a request.
+        kind: `CHOICE` of a token, `ORDER` of commitment, `COUNT` of commitments.
     """
-    logits_NV = logits_NV.float()
-    if temperature == 0 or u_N is None:
-        ids_N = logits_NV.argmax(-1)
-    else:
-        cumulative = torch.softmax(logits_NV.double() / temperature, -1).cumsum(-1)
-        threshold = u_N.to(cumulative)[:, None] * cumulative[:, -1:]
-        ids_N = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
-        ids_N = ids_N.clamp(max=logits_NV.shape[-1] - 1)
-    chosen_N = logits_NV.gather(-1, ids_N[:, None])[:, 0]
-    return ids_N, torch.exp(chosen_N - logits_NV.logsumexp(-1))
-
-
-def position_uniform(position_N: Tensor, *, seed: int, step: int, is_order: bool = False) -> Tensor:
-    """One uniform number per position: a function of (seed, position, denoise step)."""
     zero_N = torch.zeros_like(position_N)
-    kind = _ORDER if is_order else _CHOICE
-    return uniform(kind, seed, 0, zero_N, zero_N + step, position_N)
+    return uniform(kind, seed, choice, zero_N, zero_N + step, position_N)
 
 
-def commit_counts(num_masks: int, num_steps: int, schedule: ScheduleName = "linear") -> list[int]:
-    """How many tokens each denoise step of a block commits (rule ``steps``).
+# Which token a position would take.
 
-    For j = 0..S-1 with t = (S-j)/S, s = (S-j-1)/S: round-half-even of
-    num_left x (1 - (1 - alpha(s)) / (1 - alpha(t))), at most num_left; zeros are dropped.
+
+def guide(conditional_NV: Tensor, unconditional_NV: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance: un + (1 + scale) (cond - un).
+
+    Source: Ho and Salimans, arXiv 2207.12598; for masked diffusion LLaDA, arXiv 2502.09992, where
+    the unconditional run sees the prompt masked.
+    """
+    return unconditional_NV + (1 + scale) * (conditional_NV - unconditional_NV)
+
+
+def keep_likely(logits_NV: Tensor, *, top_k: int = 0, top_p: float = 1, min_p: float = 0) -> Tensor:
+    """Logits with -inf where a token is too unlikely to be drawn.
 
     Args:
-        num_masks: masked tokens of the block.
-        num_steps: steps of the block, S.
+        logits_NV: logits at the sampling temperature, float32.
+        top_k: keep the k most likely (and ties of the last); 0: all.
+        top_p: keep the fewest most likely tokens whose probabilities reach it.
+        min_p: keep tokens at least so probable relative to the most likely one.
+    """
+    if 0 < top_k < logits_NV.shape[-1]:
+        least_N1 = logits_NV.topk(top_k, -1).values[:, -1:]
+        logits_NV = logits_NV.masked_fill(logits_NV < least_N1, -torch.inf)
+    if top_p < 1:
+        sorted_NV, order_NV = logits_NV.sort(stable=True, dim=-1, descending=True)
+        p_NV = torch.softmax(sorted_NV, -1)
+        is_tail_NV = p_NV.cumsum(-1) - p_NV >= top_p
+        is_tail_NV[:, 0] = False
+        is_out_NV = torch.zeros_like(is_tail_NV).scatter(-1, order_NV, is_tail_NV)
+        logits_NV = logits_NV.masked_fill(is_out_NV, -torch.inf)
+    if min_p > 0:
+        least_N1 = logits_NV.amax(-1, keepdim=True) + math.log(min_p)
+        logits_NV = logits_NV.masked_fill(logits_NV < least_N1, -torch.inf)
+    return logits_NV
+
+
+def draw(logits_NV: Tensor, u_N: Tensor) -> Tensor:
+    """One token per position from softmax(logits) by inverse CDF; int64 [N].
+
+    Args:
+        logits_NV: float32; -inf is never drawn.
+        u_N: uniform numbers in [0, 1).
+    """
+    cumulative_NV = torch.softmax(logits_NV, -1).double().cumsum(-1)
+    total_N = cumulative_NV[:, -1]
+    # Rounding must not reach the total: behind it lie tokens of probability zero.
+    target_N = torch.minimum(u_N * total_N, total_N.nextafter(torch.zeros_like(total_N)))
+    return torch.searchsorted(cumulative_NV, target_N[:, None], right=True)[:, 0]
+
+
+def token_logprobs(logits_NV: Tensor, ids_N: Tensor) -> Tensor:
+    """logit[id] - logsumexp(logits), float32 [N]; its exp is the confidence."""
+    return logits_NV.gather(-1, ids_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
+
+
+def entropy(logits_NV: Tensor) -> Tensor:
+    """Entropy of softmax(logits) in nats: logsumexp - sum p * logit, float32 [N]."""
+    lse_N = logits_NV.logsumexp(-1)
+    p_NV = torch.exp(logits_NV - lse_N[:, None])
+    return (lse_N - torch.where(p_NV > 0, p_NV * logits_NV, 0).sum(-1)).clamp(min=0)
+
+
+def divergence(logp_NV: Tensor, previous_NV: Tensor) -> Tensor:
+    """KL(p || previous) in nats, of log-probabilities, float32 [N]."""
+    ratio_NV = torch.where(logp_NV > -torch.inf, logp_NV - previous_NV, 0)
+    return (logp_NV.exp() * ratio_NV).sum(-1)
+
+
+# How many tokens each step commits: rule ``steps``.
+
+
+def commit_counts(
+    num_masks: int,
+    num_steps: int,
+    schedule: ScheduleName = "linear",
+    u_SN: Tensor | None = None,
+) -> list[int]:
+    """How many tokens each denoise step of a window commits (rule ``steps``).
+
+    For j = 0..S-1 with t = (S-j)/S, s = (S-j-1)/S and r = 1 - (1 - alpha(s)) / (1 - alpha(t)):
+    round-half-even of num_left x r, at most num_left; zeros are dropped. Stochastic transfer
+    draws the count from Binomial(num_left, r) instead.
+
+    Args:
+        num_masks: masked tokens of the window, N.
+        num_steps: steps of the window, S.
         schedule: alpha(t).
+        u_SN: uniform numbers for stochastic transfer; None: rounding.
 
     Returns:
         Positive counts that add up to num_masks.
@@ -66,33 +130,136 @@ def commit_counts(num_masks: int, num_steps: int, schedule: ScheduleName = "line
     times = torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
     masked_share = 1 - alpha(schedule, times.float())
     counts, left = [], num_masks
-    for ratio in (1 - masked_share[1:] / masked_share[:-1]).tolist():
-        count = min(round(left * ratio), left)
+    for step, ratio in enumerate((1 - masked_share[1:] / masked_share[:-1]).tolist()):
+        if u_SN is None:
+            count = min(round(left * ratio), left)
+        else:
+            count = int((u_SN[step, :left] < ratio).sum())
         left -= count
         if count > 0:
             counts.append(count)
     return counts
 
 
-def steps_per_block(num_steps: int | None, max_new_tokens: int, block_size: int) -> int:
-    """Denoise steps of one block when the answer gets `num_steps` in total; None: one per token."""
-    if num_steps is None:
-        return block_size
-    return math.ceil(num_steps / math.ceil(max_new_tokens / block_size))
+def steps_per_block(num_steps: int | None, num_blocks: int, block_size: int) -> int:
+    """Denoise steps of a block when `num_blocks` share `num_steps`; None: one per token."""
+    return block_size if num_steps is None else math.ceil(num_steps / num_blocks)
+
+
+# Which positions are committed. All return bool [N] with at least one True.
 
 
 def select_top(score_N: Tensor, count: int) -> Tensor:
-    """Rule ``steps``: the `count` highest scores (confidence, or uniform numbers); bool [N]."""
+    """Rule ``steps``: the `count` highest scores: confidence, random numbers, or -position.
+
+    Source: LLaDA, arXiv 2502.09992 (low-confidence and random remasking).
+    """
     order = torch.argsort(score_N, descending=True, stable=True)
     is_selected_N = torch.zeros_like(score_N, dtype=torch.bool)
-    is_selected_N[order[:count]] = True
+    is_selected_N[order[: max(count, 1)]] = True
     return is_selected_N
 
 
 def select_threshold(confidence_N: Tensor, threshold: float) -> Tensor:
-    """Rule ``threshold``: all above it, else the most confident one; bool [N].
+    """Rule ``threshold``: all with confidence > threshold, else the most confident one.
 
     Source: Fast-dLLM, arXiv 2505.22618.
     """
-    is_selected_N = confidence_N > threshold
-    return is_selected_N | (select_top(confidence_N, 1) & ~is_selected_N.any())
+    return _or_best(confidence_N > threshold, confidence_N)
+
+
+def select_factor(confidence_N: Tensor, factor: float) -> Tensor:
+    """Rule ``factor``: the n most confident, n the largest with (n + 1)(1 - conf_(n)) < factor.
+
+    Source: Fast-dLLM, arXiv 2505.22618, factor-based parallel decoding.
+    """
+    sorted_N = confidence_N.sort(descending=True, stable=True).values
+    n_N = torch.arange(1, len(sorted_N) + 1, device=sorted_N.device)
+    return select_top(confidence_N, _largest((n_N + 1) * (1 - sorted_N) < factor))
+
+
+def select_frechet(confidence_N: Tensor, delta: float) -> Tensor:
+    """Rule ``frechet``: the n most confident, n the largest whose bound exceeds delta.
+
+    The Frechet bound on the joint probability of n tokens is sum_{j<=n} conf_(j) - (n - 1); it
+    must exceed the chance (1 - conf_(n)) of another token at the last one by delta.
+    Source: Fast-dLLM++ (Frechet-guided parallel decoding).
+    """
+    sorted_N = confidence_N.sort(descending=True, stable=True).values
+    n_N = torch.arange(1, len(sorted_N) + 1, device=sorted_N.device)
+    bound_N = sorted_N.cumsum(0) - (n_N - 1) - (1 - sorted_N)
+    return select_top(confidence_N, _largest(bound_N > delta))
+
+
+def select_entropy_bound(entropy_N: Tensor, gamma: float) -> Tensor:
+    """Rule ``entropy_bound``: the n of lowest entropy, n the largest with sum_{j<n} H_(j) <= gamma.
+
+    Source: EB-Sampler, "Accelerated sampling from masked diffusion models via entropy bounded
+    unmasking", arXiv 2505.24857.
+    """
+    sorted_N = entropy_N.sort(stable=True).values
+    return select_top(-entropy_N, _largest(sorted_N.cumsum(0) - sorted_N <= gamma))
+
+
+def select_entropy(
+    entropy_N: Tensor, position_N: Tensor, *, threshold: float, slope: float
+) -> Tensor:
+    """Rule ``entropy``: H + slope x (position - first masked) <= threshold, else the lowest.
+
+    The slope asks more of tokens far from the text that is known.
+    Source: WeDLM (entropy with a distance penalty).
+    """
+    cost_N = entropy_N + slope * (position_N - position_N[0])
+    return _or_best(cost_N <= threshold, -cost_N)
+
+
+def select_klass(
+    confidence_N: Tensor, num_stable_N: Tensor, *, threshold: float, num_steps: int = 2
+) -> Tensor:
+    """Rule ``klass``: confident, and its distribution has settled; else the most confident one.
+
+    Args:
+        confidence_N: float32.
+        num_stable_N: steps in a row in which the KL divergence to the step before was small.
+        threshold: confidence must exceed it.
+        num_steps: how many stable steps are asked for.
+
+    Source: KLASS, arXiv 2511.05664.
+    """
+    return _or_best((confidence_N > threshold) & (num_stable_N >= num_steps), confidence_N)
+
+
+def select_prefix(confidence_N: Tensor, threshold: float) -> Tensor:
+    """Rule ``prefix``: from the first masked position rightwards while confidence >= threshold.
+
+    Source: SDLM, arXiv 2509.24007 (longest prefix above a confidence).
+    """
+    is_selected_N = (confidence_N >= threshold).cumprod(0).bool()
+    is_selected_N[0] = True
+    return is_selected_N
+
+
+def select_remask(
+    confidence_N: Tensor, num_remasked_N: Tensor, *, threshold: float, most: int = 3
+) -> Tensor:
+    """Option ``remask``: committed tokens whose probability fell below a bound; may be none.
+
+    Args:
+        confidence_N: probability of each committed token under the present logits.
+        num_remasked_N: how often each position was masked again before.
+        threshold: the bound.
+        most: how often one position may be masked again, so that every window ends.
+
+    Source: LLaDA2.x (token-to-mask editing).
+    """
+    return (confidence_N < threshold) & (num_remasked_N < most)
+
+
+def _largest(holds_N: Tensor) -> int:
+    """The largest n (from 1) for which it holds; 0 if none."""
+    found = holds_N.nonzero()
+    return int(found[-1]) + 1 if len(found) else 0
+
+
+def _or_best(is_selected_N: Tensor, score_N: Tensor) -> Tensor:
+    return is_selected_N | (select_top(score_N, 1) & ~is_selected_N.any())

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from a2d_ray.generation.canvas import check_prompt, make_canvas, request_block_size
+from a2d_ray.generation.canvas import check_prompt, make_canvas, stop_token_ids
+from a2d_ray.generation.denoise import check_grammar
 from a2d_ray.generation.pages import PageTable
 from a2d_ray.generation.request import Request, StepOutput
 from a2d_ray.generation.runner import ModelRunner
@@ -44,6 +45,7 @@ class Engine:
         options: EngineOptions | None = None,
     ) -> None:
         options = options or EngineOptions()
+        self._eos_ids = frozenset(eos_ids)
         self._contract, self._max_length = contract, max_length
         self._vocab_size = model.config.vocab_size
         self._kv_tokens, self._table = None, None
@@ -51,7 +53,7 @@ class Engine:
             self._kv_tokens = options.kv_tokens or max(_KV_TOKENS, max_length)
             self._table = PageTable(self._kv_tokens, is_caching=options.prefix_cache)
         self.num_rounds = self.num_positions = 0  # forwards, and tokens in them
-        self._scheduler = Scheduler(contract, frozenset(eos_ids), self._table, options)
+        self._scheduler = Scheduler(contract, self._eos_ids, self._table, options)
         self._runner = ModelRunner(
             model, kv_tokens=self._kv_tokens, is_shifted=contract.right_shift_logits
         )
@@ -63,8 +65,13 @@ class Engine:
             ValueError: options or a prompt that this model cannot serve, or a used id.
         """
         check_prompt(request.prompt, request.params, self._max_length, self._vocab_size)
-        request_block_size(request.params, self._contract)
-        length = len(make_canvas(request.prompt, request.params, self._contract))
+        canvas = make_canvas(request.prompt, request.params, self._contract)
+        if request.params.cfg_scale > 0:
+            raise ValueError("cfg_scale is not served by the engine: use LanguageModel.generate")
+        if request.grammar is not None:
+            stop_ids = stop_token_ids(request.params, self._eos_ids)
+            check_grammar(request.params, canvas.is_infill, stop_ids)
+        length = len(canvas)
         if self._kv_tokens is not None and length > self._kv_tokens:
             raise ValueError(
                 f"prompt and answer ({length} tokens in whole blocks) exceed the KV store's "
@@ -115,8 +122,8 @@ class Engine:
         outputs = []
         for work, logits_NV in zip(works, self._runner.logits(works), strict=True):
             sequence = work.sequence
-            asked = work.asked
-            outputs.append(sequence.commit(asked, logits_NV) if len(asked) else sequence.output())
+            is_asked = len(work.asked) > 0
+            outputs.append(sequence.commit(logits_NV) if is_asked else sequence.output())
         for output in outputs:
             if output.finish_reason is not None:
                 self._scheduler.remove(output.request_id)

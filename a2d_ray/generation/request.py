@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from a2d_ray.generation.canvas import Segments
+from a2d_ray.generation.denoise import TokenLogprob
+from a2d_ray.generation.grammar import Grammar
 from a2d_ray.generation.params import SamplingParams
 
 
@@ -12,14 +14,19 @@ class Request:
 
     Attributes:
         request_id: unique among unfinished requests.
-        prompt: segments of token ids; empty is allowed.
-        params: options (`stop` texts are not the engine's business: it knows ids only).
+        prompt: segments of token ids; empty is allowed; with holes (None) it is filled in.
+        params: options, but for two that are not the engine's business: `stop` texts (it knows
+            ids only) and `n` (every answer is a request).
+        choice: which of the n answers to its prompt it is.
+        grammar: what the answer obeys (rule ``prefix``); no other request may use the object.
         salt: requests share stored prompts only with requests of the same salt.
     """
 
     request_id: str
     prompt: Segments
     params: SamplingParams
+    choice: int = 0
+    grammar: Grammar | None = None
     salt: str = ""
 
 
@@ -36,6 +43,7 @@ class StepOutput:
         canvas: the active window: ids, None where still masked.
         canvas_confidence: of each of its ids when it was committed; None where still masked.
         num_cached_tokens: prompt tokens that were found stored.
+        logprobs: of `token_ids`, at the steps that committed them, if they were asked for.
     """
 
     request_id: str
@@ -46,3 +54,4 @@ class StepOutput:
     canvas: tuple[int | None, ...]
     canvas_confidence: tuple[float | None, ...]
     num_cached_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] | None = None

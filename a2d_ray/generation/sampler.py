@@ -4,13 +4,15 @@ No cache: every denoise step runs the whole sequence through the model.
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from a2d_ray.generation.canvas import Segments, make_canvas, stop_token_ids
-from a2d_ray.generation.denoise import commit_step, window_counts
+from a2d_ray.diffusion.decoding import guide
+from a2d_ray.generation.canvas import Canvas, Segments, make_canvas, stop_token_ids
+from a2d_ray.generation.denoise import Decoder, RuleState, denoise
+from a2d_ray.generation.grammar import Grammar
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.models.contract import Contract
 
@@ -23,14 +25,16 @@ class Sample:
     """The result of one request.
 
     Attributes:
-        token_ids: the answer, without its end-of-turn token.
-        canvas: every new token including what follows the end.
+        token_ids: the answer, without its end-of-turn token; for infill the whole text.
+        logprobs: log-probability of each at its commitment; NaN where it was given (infill).
+        canvas: the answer's part of the canvas, including what follows its end.
         finish_reason: ``stop`` or ``length``.
-        num_forwards: model forwards.
-        history: the new tokens after every forward (mask id where masked).
+        num_forwards: denoise steps; with guidance each is two forwards of the model.
+        history: that part after every step (mask id where masked).
     """
 
     token_ids: list[int]
+    logprobs: list[float]
     canvas: list[int]
     finish_reason: str
     num_forwards: int
@@ -45,70 +49,132 @@ def sample(
     contract: Contract,
     *,
     eos_ids: Collection[int] = (),
-    keep_mask_logit: bool = False,
+    choice: int = 0,
+    grammar: Grammar | None = None,
+    is_reference: bool = False,
 ) -> Sample:
     """Generates one answer with MDLM or BD3LM, as the model's contract says.
 
     Args:
         forward: the model.
-        prompt: segments of token ids.
+        prompt: segments of token ids; with holes (None) it is filled in instead of continued.
         params: options of the request (`stop` texts are not its business: it knows ids only).
         contract: of the model.
         eos_ids: end-of-turn tokens.
-        keep_mask_logit: leave the mask token in the vocabulary, as the public recipe does.
+        choice: which of the n answers.
+        grammar: what the answer obeys.
+        is_reference: the preset ``reference``; see `Decoder`.
+
+    Raises:
+        ValueError: a block size that was not trained, or a grammar with options it cannot go with.
 
     Source: the public A2D samplers (dLLM, arXiv 2602.22661).
     """
-    canvas = make_canvas(prompt, params, contract)
-    start, stop_ids = len(canvas.prompt_ids), stop_token_ids(params, eos_ids)
-    x_T = torch.full((len(canvas),), contract.mask_token_id)
-    x_T[:start] = torch.tensor(canvas.prompt_ids, dtype=torch.int64)
-    block_T = torch.tensor(canvas.blocks)
-    mask_TT = block_T[None, :] <= block_T[:, None]
-    denoiser = _Denoiser(forward, params, contract, keep_mask_logit)
-    history: list[list[int]] = []
-    answer: list[int] = []
-    for window in canvas.windows:
-        history += denoiser.fill(x_T, mask_TT, window, start)
-        answer = x_T[start : window[1]].tolist()
-        if any(token in stop_ids for token in answer):
-            break
-    answer = answer[: params.max_new_tokens]
-    ends = [i for i, token in enumerate(answer) if token in stop_ids]
-    return Sample(
-        token_ids=answer[: ends[0]] if ends else answer,
-        canvas=x_T[start:].tolist(),
-        finish_reason="stop" if ends else "length",
-        num_forwards=len(history),
-        history=history,
+    decoder = Decoder(
+        params=params,
+        canvas=make_canvas(prompt, params, contract),
+        mask_id=contract.mask_token_id,
+        stop_ids=stop_token_ids(params, eos_ids),
+        choice=choice,
+        grammar=grammar,
+        is_reference=is_reference,
     )
+    run = _Run(forward, decoder, contract)
+    run.fill_windows()
+    return run.result()
 
 
-@dataclass(frozen=True)
-class _Denoiser:
+@dataclass
+class _Run:
+    """A request on its way: canvas, masks and what the rule remembers."""
+
     forward: Forward
-    params: SamplingParams
+    decoder: Decoder
     contract: Contract
-    keep_mask_logit: bool
+    state: RuleState = field(default_factory=RuleState)
+    history: list[list[int]] = field(default_factory=list)
 
-    def fill(
-        self, x_T: Tensor, mask_TT: Tensor, window: tuple[int, int], start: int
-    ) -> list[list[int]]:
-        """Denoises a window of `x_T` in place; returns the new tokens after every step."""
-        params = self.params
-        mask_id = None if self.keep_mask_logit else self.contract.mask_token_id
-        block_size = params.block_size or self.contract.block_size
-        counts = window_counts(window[1] - window[0], params, block_size)
-        is_masked_T = torch.zeros_like(x_T, dtype=torch.bool)
-        is_masked_T[window[0] : window[1]] = True
-        history: list[list[int]] = []
-        while is_masked_T.any():
-            position_N = is_masked_T.nonzero()[:, 0]
-            logits_NV = self.forward(x_T, mask_TT)[position_N].float()
-            ids_N, _, is_committed_N = commit_step(
-                logits_NV, position_N, params, step=len(history), counts=counts, mask_id=mask_id
-            )
-            x_T[position_N[is_committed_N]] = ids_N[is_committed_N]
-            is_masked_T[position_N[is_committed_N]] = False
-            history.append(x_T[start:].tolist())
-        return history
+    def __post_init__(self) -> None:
+        self.x_T = torch.tensor(self.canvas.ids, dtype=torch.int64)
+        self.is_masked_T = torch.tensor(self.canvas.is_open, dtype=torch.bool)
+        self.logprob_T = torch.full((len(self.canvas),), torch.nan)
+
+    @property
+    def canvas(self) -> Canvas:
+        return self.decoder.canvas
+
+    def fill_windows(self) -> None:
+        """Denoises window after window until an end lies in what is final."""
+        for window in self.canvas.windows:
+            while self.is_masked_T[window[0] : window[1]].any():
+                self.step(window)
+                if self.is_complete():
+                    return
+            self.state = self.state.open_window()
+
+    def step(self, window: tuple[int, int]) -> None:
+        """One denoise step of a window."""
+        active = self.decoder.active(self.x_T, self.is_masked_T, window)
+        logits_NV = self.logits(self.sight(window))[active.position_N]
+        commitment, self.state = denoise(logits_NV, active, self.decoder, self.state)
+        committed_M = active.position_N[commitment.is_committed_N]
+        self.x_T[committed_M] = commitment.ids_N[commitment.is_committed_N]
+        self.logprob_T[committed_M] = commitment.logprob_N[commitment.is_committed_N]
+        self.is_masked_T[committed_M] = False
+        remasked_M = active.position_N[commitment.is_remasked_N]
+        self.x_T[remasked_M] = self.contract.mask_token_id
+        self.is_masked_T[remasked_M] = True
+        self.history.append(self.x_T[self.canvas.start :].tolist())
+
+    def sight(self, window: tuple[int, int]) -> Tensor:
+        """Who sees whom while a window is denoised, bool [T, T]: its own and earlier blocks.
+
+        Under `clean_attention: causal` a token of a finished block sees none behind it.
+        """
+        block_T = torch.tensor(self.canvas.blocks, dtype=torch.int64)
+        mask_TT = block_T[None, :] <= block_T[:, None]
+        if self.contract.objective == "bd3lm" and self.contract.clean_attention == "causal":
+            is_active_T = block_T == block_T[window[0]]
+            mask_TT &= is_active_T[:, None] | torch.ones_like(mask_TT).tril()
+        return mask_TT
+
+    def logits(self, mask_TT: Tensor) -> Tensor:
+        """Logits that predict each canvas position, [T, V]."""
+        params = self.decoder.params
+        logits_TV = self.forward(self.x_T, mask_TT)
+        if params.cfg_scale > 0:
+            is_given_T = ~torch.tensor(self.canvas.is_open, dtype=torch.bool)
+            is_given_T &= ~torch.isin(self.x_T, torch.tensor(params.cfg_keep_tokens).long())
+            un_T = self.x_T.masked_fill(is_given_T, self.contract.mask_token_id)
+            logits_TV = guide(logits_TV, self.forward(un_T, mask_TT), params.cfg_scale)
+        if self.contract.right_shift_logits:
+            logits_TV = torch.cat([logits_TV[:1], logits_TV[:-1]])
+        return logits_TV
+
+    def is_complete(self) -> bool:
+        """Whether the answer has ended or is full; what lies behind it stays masked."""
+        start, stop = self.canvas.start, self.canvas.start + self.canvas.num_answer
+        return self.end() is not None or not bool(self.is_masked_T[start:stop].any())
+
+    def end(self) -> int | None:
+        """Where the first stop token lies within what is final; infill does not stop."""
+        if self.canvas.is_infill:
+            return None
+        start, stop = self.canvas.start, self.canvas.start + self.canvas.num_answer
+        masked = self.is_masked_T[start:stop].nonzero()
+        final = self.x_T[start : start + int(masked[0]) if len(masked) else stop].tolist()
+        ends = [start + i for i, token in enumerate(final) if token in self.decoder.stop_ids]
+        return ends[0] if ends else None
+
+    def result(self) -> Sample:
+        """What the request came to."""
+        start, end = self.canvas.start, self.end()
+        stop = start + self.canvas.num_answer if end is None else end
+        return Sample(
+            token_ids=self.x_T[start:stop].tolist(),
+            logprobs=self.logprob_T[start:stop].tolist(),
+            canvas=self.x_T[start:].tolist(),
+            finish_reason="length" if end is None else "stop",
+            num_forwards=len(self.history),
+            history=self.history,
+        )

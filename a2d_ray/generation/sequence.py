@@ -7,8 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from a2d_ray.generation.canvas import Canvas, request_block_size, stop_token_ids
-from a2d_ray.generation.denoise import commit_step, window_counts
+from a2d_ray.generation.canvas import Canvas, stop_token_ids
+from a2d_ray.generation.denoise import (
+    Active,
+    Commitment,
+    Decoder,
+    RuleState,
+    TokenLogprob,
+    denoise,
+)
 from a2d_ray.generation.pages import Page, PageTable, root_key
 from a2d_ray.generation.request import Request, StepOutput
 from a2d_ray.generation.storage import Chunk, SequenceStorage, block_edges
@@ -59,28 +66,35 @@ class Sequence:
         table: PageTable | None,
     ) -> None:
         self.request, self._canvas = request, canvas
-        self._stop_ids = stop_token_ids(request.params, eos_ids)
-        self._mask_id = contract.mask_token_id
-        self._block_size = request_block_size(request.params, contract)
-        num_prompt = len(canvas.prompt_ids)
-        self.x_T = torch.full((len(canvas),), self._mask_id)
-        self.x_T[:num_prompt] = torch.tensor(canvas.prompt_ids, dtype=torch.int64)
-        self._is_masked_T = torch.arange(len(canvas)) >= num_prompt
-        self._confidence_T = torch.zeros(len(canvas))
+        self._stop_ids = (
+            frozenset() if canvas.is_infill else stop_token_ids(request.params, eos_ids)
+        )
+        self._decoder = Decoder(
+            params=request.params,
+            canvas=canvas,
+            mask_id=contract.mask_token_id,
+            stop_ids=self._stop_ids,
+            choice=request.choice,
+            grammar=request.grammar,
+        )
+        self._state = RuleState()
+        self.x_T = torch.tensor(canvas.ids, dtype=torch.int64)
+        self._is_masked_T = torch.tensor(canvas.is_open, dtype=torch.bool)
+        self._confidence_T = torch.ones(len(canvas))
+        self._logprobs: dict[int, TokenLogprob] = {}
         self._num_visible = _visible_counts(canvas, contract)
         self.storage: SequenceStorage | None = None
         if table is not None:
-            root = root_key(self._block_size, contract.block_grid, request.salt)
+            root = root_key(canvas.block_size, contract.block_grid, request.salt)
             self.storage = SequenceStorage(table, root)
-        self._num_emitted = self._num_forwards = self._num_steps = 0
-        self._open_window(0)
+        self._num_emitted = self._num_forwards = self._num_steps = self._window_index = 0
 
     def admit(self) -> bool:
         """Reserves room in the KV store; False if there is none now."""
         if self.storage is None:
             return True
         edges = block_edges(self._canvas.blocks, self._canvas.block_start(0))
-        ids = self._canvas.prompt_ids
+        ids = self._canvas.ids
         return self.storage.admit([ids[a:b] for a, b in edges], len(self._canvas))
 
     @property
@@ -106,7 +120,7 @@ class Sequence:
             none = torch.empty(0, dtype=torch.int64)
             return Work(sequence=self, start=chunk.start, stop=chunk.stop, chunk=chunk, asked=none)
         stop = len(self._canvas) if self.storage is None else self._window[1]
-        asked = self.masked_positions()
+        asked = self._active().position_N
         return Work(sequence=self, start=chunk.start, stop=stop, chunk=chunk, asked=asked)
 
     def num_visible(self, work: Work) -> list[int]:
@@ -114,37 +128,20 @@ class Sequence:
         finished = self._num_visible[work.start : work.chunk.stop]
         return finished + [work.stop] * (work.stop - work.chunk.stop)
 
-    def masked_positions(self) -> Tensor:
-        """Canvas positions that are still masked in the active window, int64."""
-        start, stop = self._window
-        return start + self._is_masked_T[start:stop].nonzero()[:, 0]
-
     def output(self) -> StepOutput:
         """What there is to say after a round that only stored finished blocks."""
         return self._output((), None)
 
-    def commit(self, position_N: Tensor, logits_NV: Tensor) -> StepOutput:
+    def commit(self, logits_NV: Tensor) -> StepOutput:
         """Takes the logits of the asked positions and commits what the rule selects."""
-        ids_N, confidence_N, is_committed_N = commit_step(
-            logits_NV,
-            position_N,
-            self.request.params,
-            step=self._step,
-            counts=self._counts,
-            mask_id=self._mask_id,
-        )
-        self.x_T[position_N[is_committed_N]] = ids_N[is_committed_N]
-        self._is_masked_T[position_N[is_committed_N]] = False
-        self._confidence_T[position_N] = confidence_N
-        self._step += 1
+        active = self._active()
+        commitment, self._state = denoise(logits_NV, active, self._decoder, self._state)
+        self._write(commitment, active)
         self._num_steps += 1
         output = self._output(*self._emit())
-        is_done = not self._is_masked_T[self._window[0] : self._window[1]].any()
+        is_done = not self._is_masked_T[slice(*self._window)].any()
         if output.finish_reason is None and is_done:
-            if self.storage is not None:
-                block = self.x_T[self.storage.num_stored : self._window[1]]
-                self.storage.append_block(tuple(block.tolist()))
-            self._open_window(self._window_index + 1)
+            self._open_next_window()
         return output
 
     def release(self) -> None:
@@ -152,23 +149,47 @@ class Sequence:
         if self.storage is not None:
             self.storage.release()
 
-    def _open_window(self, index: int) -> None:
-        self._window_index, self._step = index, 0
-        self._window = start, stop = self._canvas.windows[index]
-        self._counts = window_counts(stop - start, self.request.params, self._block_size)
+    @property
+    def _window(self) -> tuple[int, int]:
+        return self._canvas.windows[self._window_index]
+
+    def _active(self) -> Active:
+        return self._decoder.active(self.x_T, self._is_masked_T, self._window)
+
+    def _write(self, commitment: Commitment, active: Active) -> None:
+        committed_M = active.position_N[commitment.is_committed_N]
+        remasked_M = active.position_N[commitment.is_remasked_N]
+        self.x_T[committed_M] = commitment.ids_N[commitment.is_committed_N]
+        self.x_T[remasked_M] = self._decoder.mask_id
+        self._confidence_T[committed_M] = commitment.confidence_N[commitment.is_committed_N]
+        self._is_masked_T[committed_M], self._is_masked_T[remasked_M] = False, True
+        if self.request.params.logprobs is not None:
+            new = zip(committed_M.tolist(), commitment.token_logprobs(), strict=True)
+            self._logprobs.update(new)
+
+    def _open_next_window(self) -> None:
+        self._window_index += 1
+        self._state = self._state.open_window()
+        if self.storage is not None:
+            finished = block_edges(
+                self._canvas.blocks, self._canvas.block_start(self._window_index)
+            )
+            for start, stop in finished:
+                if start >= self.storage.num_stored:
+                    self.storage.append_block(tuple(self.x_T[start:stop].tolist()))
 
     def _emit(self) -> tuple[tuple[int, ...], str | None]:
         """Tokens that became final, and why the answer ends, if it does."""
-        start = len(self._canvas.prompt_ids)
-        first = start + self._num_emitted
+        first = self._canvas.start + self._num_emitted
         masked = self._is_masked_T[first:].nonzero()
         final = self.x_T[first : first + int(masked[0]) if len(masked) else None].tolist()
-        final = final[: self.request.params.max_new_tokens - self._num_emitted]
+        final = final[: self._canvas.num_answer - self._num_emitted]
         ends = [i for i, token in enumerate(final) if token in self._stop_ids]
-        if ends:
-            return tuple(final[: ends[0]]), "stop"
+        final = final[: ends[0]] if ends else final
         self._num_emitted += len(final)
-        is_full = self._num_emitted == self.request.params.max_new_tokens
+        if ends:
+            return tuple(final), "stop"
+        is_full = self._num_emitted == self._canvas.num_answer
         return tuple(final), "length" if is_full else None
 
     def _output(self, token_ids: tuple[int, ...], finish_reason: str | None) -> StepOutput:
@@ -181,6 +202,17 @@ class Sequence:
             canvas=self._visible(self.x_T),
             canvas_confidence=self._visible(self._confidence_T),
             num_cached_tokens=0 if self.storage is None else self.storage.num_cached_tokens,
+            logprobs=self._latest_logprobs(len(token_ids)),
+        )
+
+    def _latest_logprobs(self, num_tokens: int) -> tuple[TokenLogprob, ...] | None:
+        """Of the last emitted tokens; those that were given (infill) are certain."""
+        if self.request.params.logprobs is None:
+            return None
+        stop = self._canvas.start + self._num_emitted
+        return tuple(
+            self._logprobs.get(i) or TokenLogprob(self._canvas.ids[i], 0.0)
+            for i in range(stop - num_tokens, stop)
         )
 
     def _visible(self, values_T: Tensor) -> tuple[Any, ...]:

@@ -166,6 +166,8 @@ class GenerationRequest(Strict):
             "temperature": self.temperature,
             "seed": self.seed,
             "ignore_eos": self.ignore_eos,
+            "stop": self.stop,
+            "stop_token_ids": self.stop_token_ids,
             "rule": diffusion.chosen_rule,
             **diffusion.model_dump(include={"threshold", "steps", "block_size", "remasking"}),
         }
@@ -173,9 +175,7 @@ class GenerationRequest(Strict):
         if asked["rule"] not in (None, defaults.rule):
             values.pop("steps")  # belongs to the default's rule
         values |= {key: value for key, value in asked.items() if value is not None}
-        return SamplingParams(
-            stop=self.stop or (), stop_token_ids=self.stop_token_ids or (), **values
-        )
+        return SamplingParams(**values)
 
 
 class TextPart(Strict):

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from a2d_ray.config import EngineSection, LimitsSection, SamplingSection
@@ -210,7 +209,7 @@ class ModelServer:
                 )
             return params
         room = max(1, min(params.max_new_tokens, most, self._lm.max_length - num_prompt_tokens))
-        return replace(params, max_new_tokens=room)
+        return params.model_copy(update={"max_new_tokens": room})
 
     async def _encode(self, field: str, prompt: Prompt) -> tuple[tuple[int, ...], ...]:
         try:
