@@ -26,7 +26,8 @@ ALLOWED = {
     "training": LIGHT | {"diffusion", "models", "data", "generation"},
     "serving": LIGHT | {"api", "diffusion", "models", "data", "generation"},
     "evaluation": LIGHT | {"api", "diffusion", "models", "data", "generation"},
-    "benchmarks": LIGHT | {"api", "diffusion", "models", "data", "generation", "training"},
+    "benchmarks": LIGHT
+    | {"api", "diffusion", "models", "data", "generation", "training", "tuning"},
     "tuning": LIGHT
     | {"api", "diffusion", "models", "data", "generation", "training", "evaluation"},
     "quickstart": LIGHT

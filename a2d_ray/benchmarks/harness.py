@@ -14,7 +14,10 @@ from typing import Any
 from a2d_ray.config import BenchmarkConfig
 
 # Suite -> module with `run(config) -> Iterator[Case]`.
-SUITES: dict[str, str] = {"sampling": "a2d_ray.benchmarks.sampling"}
+SUITES: dict[str, str] = {
+    "training": "a2d_ray.benchmarks.training",
+    "sampling": "a2d_ray.benchmarks.sampling",
+}
 PACKAGES = ("torch", "transformers", "ray", "deepspeed")
 
 
