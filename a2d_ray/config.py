@@ -157,12 +157,40 @@ class DataSection(Section):
         "all", description="Which assistant turns are learned (all needs block_grid=segment)."
     )
     text_field: str | None = Field(None, description="Column of plain text, for pre-training.")
+    adapter: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="Own adapter, package.module:function: a row (dict) -> {'messages': [...]} or "
+        "{'text': ...}.",
+    )
     insert_eos: bool = Field(True, description="Plain text: end each document with EOS.")
     eos_tail: int = Field(
         64, ge=1, description="MDLM: up to this many EOS targets follow a finished answer."
     )
     test_fraction: float = Field(
         0.05, ge=0, lt=1, description="Held-out share (seeded hash) where no test split exists."
+    )
+    max_rows: int | None = Field(
+        None, ge=1, description="Training rows at most, a random choice over all sources."
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="Training tokens at most, a random choice over all sources."
+    )
+    deduplicate: bool = Field(False, description="Drop rows that repeat another row exactly.")
+    decontaminate: list[str] = Field(
+        default_factory=list,
+        description="Evaluation sets (specs): training rows that share an n-gram are dropped.",
+    )
+    decontaminate_ngram: int = Field(13, ge=4, description="Words of such an n-gram.")
+    max_block_size: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Largest block size that the set is to serve, for sweeps; null: the "
+        "objective's own.",
+    )
+    max_views: Literal[1, 2] | None = Field(
+        None, description="Most views that the set is to serve; null: the objective's own."
     )
     seed: int = Field(0, ge=0, description="Seed of the test split and of the order of the packs.")
     max_bad_fraction: float = Field(
@@ -350,14 +378,27 @@ def check_lengths(data: DataSection, objective: ObjectiveSection) -> None:
     Raises:
         ValueError: names the keys and the fix.
     """
-    if objective.name == "bd3lm" and data.max_length % objective.block_size:
+    is_blockwise = objective.name == "bd3lm"
+    key, size = "objective.block_size", objective.block_size
+    if is_blockwise and data.max_block_size is not None:
+        if data.max_block_size % size:
+            raise ValueError(
+                f"objective.block_size ({size}) must divide data.max_block_size "
+                f"({data.max_block_size})"
+            )
+        key, size = "data.max_block_size", data.max_block_size
+    if is_blockwise and data.max_length % size:
         raise ValueError(
-            f"data.max_length ({data.max_length}) must be a multiple of "
-            f"objective.block_size ({objective.block_size})"
+            f"data.max_length ({data.max_length}) must be a multiple of {key} ({size})"
         )
-    streams = objective.views + (objective.name == "bd3lm")
-    fill = data.eos_tail if objective.name == "mdlm" else 0
-    needed = streams * data.max_length + objective.views * fill
+    if data.max_views is not None and data.max_views < objective.views:
+        raise ValueError(
+            f"data.max_views ({data.max_views}) is less than objective.views ({objective.views})"
+        )
+    views = data.max_views or objective.views
+    streams = views + is_blockwise
+    fill = 0 if is_blockwise else data.eos_tail
+    needed = streams * data.max_length + views * fill
     if data.tokens_per_row < needed:
         raise ValueError(
             f"data.tokens_per_row ({data.tokens_per_row}) cannot hold one document of "

@@ -1,24 +1,26 @@
 """One adapter per dataset shape: a row as it is stored -> `Example`.
 
 The shape is detected from the columns: ``messages`` (tulu-3, smoltalk, ultrachat),
-``conversations`` (ShareGPT), ``instruction``/``output`` (opc-sft, alpaca), ``text``.
+``conversations`` (ShareGPT), ``instruction``/``output`` (opc-sft, alpaca), ``question``/``answer``
+(GSM8K), ``text``; or ``data.adapter`` names a function of the user's own.
 """
 
-from collections.abc import Callable, Collection, Mapping
+import importlib
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-ROLES = ("system", "user", "assistant")
-_SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-}
-_PAIRS = (("instruction", "output"), ("instruction", "response"), ("prompt", "completion"))
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_SHAREGPT_ROLES = {**_ROLES, "human": "user", "gpt": "assistant", "chatgpt": "assistant"}
+_SHAREGPT_ROLES["model"] = "assistant"
+_TOOL_ROLES = ("tool", "function", "ipython", "tool_call", "tool_response", "observation")
+_PAIRS = (
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("prompt", "completion"),
+    ("question", "answer"),
+)
 _LANGUAGE_COLUMNS = ("lang", "language", "programming_language")
 
 Row = Mapping[str, Any]
@@ -39,17 +41,23 @@ class MalformedRowError(ValueError):
 Adapter = Callable[[Row], Example]
 
 
-def detect_adapter(columns: Collection[str], text_field: str | None, source: str) -> Adapter:
+def find_adapter(
+    columns: Collection[str], source: str, *, text_field: str | None, custom: str | None
+) -> Adapter:
     """The adapter for rows with these columns.
 
     Args:
         columns: column names.
-        text_field: ``data.text_field``: read this column as plain text.
         source: name of the source, for the error.
+        text_field: ``data.text_field``: read this column as plain text.
+        custom: ``data.adapter``: ``package.module:function`` in place of all others.
 
     Raises:
-        ValueError: no known shape; names the columns that there are.
+        ValueError: no known shape; names the columns that there are. Or no such function.
     """
+    if custom is not None:
+        function = load_adapter(custom)
+        return lambda row: _from_custom(function(dict(row)))
     if text_field is not None:
         if text_field not in columns:
             raise ValueError(
@@ -68,26 +76,57 @@ def detect_adapter(columns: Collection[str], text_field: str | None, source: str
         return lambda row: _from_text(row, "text")
     raise ValueError(
         f"data.spec: {source!r} has the columns {', '.join(sorted(columns)) or '(none)'}; need "
-        "messages, conversations, instruction and output, prompt and completion, or text "
-        "(or set data.text_field)"
+        "messages, conversations, instruction and output, prompt and completion, question and "
+        "answer, or text (or set data.text_field or data.adapter)"
     )
 
 
-def has_language(row: Row, example: Example, lang: str) -> bool:
-    """Whether a row is about a programming language.
+def load_adapter(path: str) -> Callable[[dict[str, Any]], Any]:
+    """The function that ``data.adapter`` names: a row as a dict -> {"messages": [...]}, {"text":
+    ...} or an `Example`; it raises `MalformedRowError` to drop a row.
 
-    Decided by a language column if there is one, else by the fenced code of the answers, else by
-    whether the text names the language.
+    Raises:
+        ValueError: not ``package.module:function``, or nothing callable there.
+    """
+    module, colon, name = path.partition(":")
+    if not colon or not name.isidentifier():
+        raise ValueError(f"data.adapter={path}: write package.module:function")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"data.adapter={path}: {error}; the module must be importable where the job runs "
+            "(PYTHONPATH)"
+        ) from error
+    if not callable(function):
+        raise ValueError(f"data.adapter={path} is no function")
+    found: Callable[[dict[str, Any]], Any] = function
+    return found
+
+
+def adapter_source(path: str | None) -> str | None:
+    """The code of the module that ``data.adapter`` names: what decides its rows."""
+    if path is None:
+        return None
+    module = inspect.getmodule(load_adapter(path))
+    return path if module is None else f"{path}\n{inspect.getsource(module)}"
+
+
+def matches_language(row: Row, example: Example, lang: str) -> tuple[bool, str]:
+    """Whether a row is about a programming language, and by which criterion.
+
+    A language column decides if there is one, else the fenced code of the answers, else whether
+    the text names the language.
     """
     for column in _LANGUAGE_COLUMNS:
         if isinstance(row.get(column), str):
-            return row[column].strip().lower() == lang
+            return row[column].strip().lower() == lang, f"column {column}"
     answers = "\n".join(content for role, content in example.messages if role == "assistant")
     fences = [line[3:].strip().lower() for line in answers.splitlines() if line.startswith("```")]
     if any(fences):
-        return lang in fences
+        return lang in fences, "fenced code"
     everything = "\n".join([example.text, *(content for _, content in example.messages)])
-    return lang in everything.lower()
+    return lang in everything.lower(), "name in the text"
 
 
 def check_example(example: Example) -> Example:
@@ -107,7 +146,7 @@ def check_example(example: Example) -> Example:
 
 
 def _from_messages(row: Row) -> Example:
-    return _conversation(row.get("messages"), "role", "content", {role: role for role in ROLES})
+    return _conversation(row.get("messages"), "role", "content", _ROLES)
 
 
 def _from_sharegpt(row: Row) -> Example:
@@ -130,6 +169,16 @@ def _pair_adapter(question: str, answer: str) -> Adapter:
     return adapt
 
 
+def _from_custom(result: Any) -> Example:
+    if isinstance(result, Example):
+        return check_example(result)
+    if isinstance(result, Mapping) and "messages" in result:
+        return _from_messages(result)
+    if isinstance(result, Mapping) and "text" in result:
+        return _from_text(result, "text")
+    raise MalformedRowError("data.adapter returned neither messages nor text")
+
+
 def _from_text(row: Row, column: str) -> Example:
     return Example(text=_content(row.get(column)))
 
@@ -139,22 +188,37 @@ def _conversation(turns: Any, role_key: str, content_key: str, roles: Mapping[st
         raise MalformedRowError("no messages")
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise MalformedRowError("messages are not a list of objects")
-    messages = []
-    for turn in turns:
-        role = turn.get(role_key)
-        if not isinstance(role, str) or role not in roles:
-            raise MalformedRowError("unknown role")
-        is_system = roles[role] == "system"
-        messages.append((roles[role], _content(turn.get(content_key), may_be_empty=is_system)))
-    return check_example(Example(messages=tuple(messages)))
+    messages = tuple(_message(turn, turn.get(role_key), content_key, roles) for turn in turns)
+    return check_example(Example(messages=messages))
+
+
+def _message(
+    turn: Mapping[str, Any], role: Any, content_key: str, roles: Mapping[str, str]
+) -> tuple[str, str]:
+    if role in _TOOL_ROLES or turn.get("tool_calls") or turn.get("function_call"):
+        raise MalformedRowError("tool messages are not supported")
+    if not isinstance(role, str) or role not in roles:
+        raise MalformedRowError("unknown role")
+    return roles[role], _content(turn.get(content_key), may_be_empty=roles[role] == "system")
 
 
 def _content(value: Any, *, may_be_empty: bool = False) -> str:
+    """A text; the parts of a multi-part content are joined."""
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        value = _join_parts(value)
     if not _is_text(value):
         raise MalformedRowError("content is not a string")
     if not may_be_empty and not value.strip():
         raise MalformedRowError("empty content")
-    return value
+    text: str = value
+    return text
+
+
+def _join_parts(parts: Sequence[Mapping[str, Any]]) -> str:
+    for part in parts:
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise MalformedRowError("a part of the content is not text")
+    return "".join(part["text"] for part in parts)
 
 
 def _is_text(value: Any) -> bool:

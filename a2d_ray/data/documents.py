@@ -4,8 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from a2d_ray.config import DataSection, ObjectiveSection
-
 TOO_LONG = "longer than data.max_length"
 NO_ROOM = "no room for the answer in data.max_length"
 
@@ -49,18 +47,6 @@ class Cutting:
     edge: int = 1
     targets: Literal["all", "last"] = "all"
     is_split: bool = False
-
-    @classmethod
-    def of(cls, data: DataSection, objective: ObjectiveSection) -> "Cutting":
-        """The cutting that a run's options ask for."""
-        blocks_start_at_answers = objective.name == "bd3lm" and objective.block_grid != "absolute"
-        return cls(
-            max_length=data.max_length,
-            truncation=data.truncation,
-            edge=objective.block_size if blocks_start_at_answers else 1,
-            targets=data.targets,
-            is_split=objective.name == "mdlm",
-        )
 
 
 def conversation_documents(

@@ -1,14 +1,17 @@
 """Files -> rows as they are stored: one reader per format, streaming where the format allows."""
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from a2d_ray.data.adapters import MalformedRowError
+from a2d_ray.data.storage import open_file
 
 RawRow = dict[str, Any] | MalformedRowError
+NumberedRow = tuple[int, RawRow]
 FORMATS = {
     ".parquet": "parquet",
     ".jsonl": "jsonl",
@@ -17,6 +20,8 @@ FORMATS = {
     ".arrow": "arrow",
     ".txt": "text",
 }
+LONGEST_CSV_FIELD = 2**30
+_BATCH_ROWS = 256
 
 
 def file_format(name: str) -> str | None:
@@ -24,30 +29,37 @@ def file_format(name: str) -> str | None:
     return FORMATS.get(Path(name.removesuffix(".gz")).suffix.lower())
 
 
-def read_file(path: str, format: str) -> Iterator[RawRow]:
-    """Rows of a file, local or remote (``hf://``, ``s3://``), plain or gzipped.
+def read_file(path: str, format: str) -> Iterator[NumberedRow]:
+    """Rows of a file, local or remote, plain or gzipped.
 
     Args:
-        path: anything that fsspec opens.
+        path: `storage.DataFile.path`.
         format: a value of `FORMATS`.
 
     Returns:
-        Rows in order; a row that cannot be read is a `MalformedRowError` with the reason.
+        In order, (number, row): lines of jsonl and csv count from 1, rows of the others too. A row
+        that cannot be read is a `MalformedRowError` with the reason.
+
+    Raises:
+        ValueError: a parquet, arrow or gzip file that is damaged; names it.
     """
-    import fsspec
+    import pyarrow as pa
 
-    with fsspec.open(path, "rb", compression="infer") as file:
-        yield from _READERS[format](file)
+    with open_file(path) as file:
+        try:
+            yield from _READERS[format](file)
+        except (pa.ArrowInvalid, EOFError, OSError) as error:
+            raise ValueError(f"data.spec: {path} cannot be read as {format}: {error}") from error
 
 
-def _read_parquet(file: IO[bytes]) -> Iterator[RawRow]:
+def _read_parquet(file: IO[bytes]) -> Iterator[NumberedRow]:
     import pyarrow.parquet as pq
 
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
-        yield from batch.to_pylist()
+    batches = pq.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS)
+    yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
 
 
-def _read_arrow(file: IO[bytes]) -> Iterator[RawRow]:
+def _read_arrow(file: IO[bytes]) -> Iterator[NumberedRow]:
     import pyarrow as pa
 
     magic = file.read(6)
@@ -57,17 +69,16 @@ def _read_arrow(file: IO[bytes]) -> Iterator[RawRow]:
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
     else:
         batches = iter(pa.ipc.open_stream(file))
-    for batch in batches:
-        yield from batch.to_pylist()
+    yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
 
 
-def _read_jsonl(file: IO[bytes]) -> Iterator[RawRow]:
-    for line in file:
+def _read_jsonl(file: IO[bytes]) -> Iterator[NumberedRow]:
+    for number, line in enumerate(file, start=1):
         if line.strip():
-            yield _parse_json(line)
+            yield number, _parse_json(line)
 
 
-def _read_json(file: IO[bytes]) -> Iterator[RawRow]:
+def _read_json(file: IO[bytes]) -> Iterator[NumberedRow]:
     """A list of objects; a file of JSON lines that calls itself .json is read as such."""
     start = file.read(1)
     while start.isspace():
@@ -79,10 +90,10 @@ def _read_json(file: IO[bytes]) -> Iterator[RawRow]:
     try:
         rows = json.load(file)
     except (ValueError, RecursionError):
-        yield MalformedRowError("invalid JSON")
+        yield 1, MalformedRowError("invalid JSON")
         return
-    for row in rows:
-        yield row if isinstance(row, dict) else MalformedRowError("not an object")
+    for number, row in enumerate(rows, start=1):
+        yield number, row if isinstance(row, dict) else MalformedRowError("not an object")
 
 
 def _parse_json(line: bytes) -> RawRow:
@@ -95,17 +106,33 @@ def _parse_json(line: bytes) -> RawRow:
     return row if isinstance(row, dict) else MalformedRowError("not an object")
 
 
-def _read_csv(file: IO[bytes]) -> Iterator[RawRow]:
-    lines = (line.decode(errors="replace") for line in file)
-    yield from csv.DictReader(lines)
+def _read_csv(file: IO[bytes]) -> Iterator[NumberedRow]:
+    """Invalid UTF-8 becomes lone surrogates, which adapters refuse as "invalid Unicode"."""
+    csv.field_size_limit(LONGEST_CSV_FIELD)
+    lines = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+    rows = csv.DictReader(lines, strict=True)
+    while True:
+        start = rows.line_num + 1
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error:
+            yield start, MalformedRowError("invalid CSV")
+            continue
+        is_whole = None not in row and None not in row.values()
+        yield start, row if is_whole else MalformedRowError("other columns than the header")
 
 
-def _read_text(file: IO[bytes]) -> Iterator[RawRow]:
+def _read_text(file: IO[bytes]) -> Iterator[NumberedRow]:
     """A text file is one document."""
-    yield {"text": file.read().decode(errors="replace")}
+    try:
+        yield 1, {"text": file.read().decode("utf-8-sig")}
+    except UnicodeDecodeError:
+        yield 1, MalformedRowError("invalid UTF-8")
 
 
-_READERS: dict[str, Callable[[IO[bytes]], Iterator[RawRow]]] = {
+_READERS: dict[str, Callable[[IO[bytes]], Iterator[NumberedRow]]] = {
     "parquet": _read_parquet,
     "arrow": _read_arrow,
     "jsonl": _read_jsonl,

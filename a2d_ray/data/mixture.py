@@ -6,6 +6,7 @@ Only the standard library is imported, so that a typo is refused before Ray or t
 """
 
 import difflib
+import glob
 import math
 import os
 import re
@@ -17,6 +18,8 @@ from typing import Any
 EMBEDDED_NAMES = ("sums", "sorting", "spelling", "chat", "story")
 DATASETS_DIR_VARIABLE = "A2D_DATASETS_DIR"
 DATA_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv", ".arrow", ".txt")
+URI_SCHEMES = ("s3", "gs", "gcs", "hdfs", "abfs", "abfss", "file")
+LARGEST_WEIGHT = 100
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 _TRUE = ("1", "true", "yes", "on")
 
@@ -26,12 +29,13 @@ class SourceSpec:
     """One part of a mixture.
 
     Attributes:
-        name: ``embedded/NAME``, a file, a directory, or a Hub id.
+        name: ``embedded/NAME``, a file, directory or glob, a URI of one of these, or a Hub id.
         config: configuration of the dataset (key ``name``); None: its only or all of them.
         train: rows used for training, at most; None: all.
         test: rows held out, at most; None: all of the test split, or ``data.test_fraction``.
         lang: keep rows of this programming language only.
-        weight: share of the training rows used, 0 < weight <= 1, chosen by a seeded hash.
+        weight: how often a training row is used per epoch, > 0; below 1, a share of the rows
+            chosen by a seeded hash; the part above a whole number likewise.
         train_split: name of the split to train on; None: ``train`` or ``train_sft``.
         test_split: name of the split to hold out; None: ``test``, ``test_sft`` or ``validation``.
     """
@@ -96,6 +100,17 @@ def local_path(name: str) -> Path | None:
         if path.exists():
             return path.resolve()
     return None
+
+
+def has_wildcard(name: str) -> bool:
+    """Whether a source name is a glob (``*``, ``?``)."""
+    return "*" in name or "?" in name
+
+
+def matching_paths(pattern: str) -> list[Path]:
+    """Local paths that a glob matches, sorted; ``**`` is any number of folders."""
+    found = glob.glob(str(Path(pattern).expanduser()), recursive=True)
+    return sorted(Path(path).resolve() for path in found)
 
 
 def is_hub_offline() -> bool:
@@ -165,8 +180,8 @@ def _read_weight(value: str) -> float:
         weight = float(value)
     except ValueError:
         weight = math.nan
-    if not 0 < weight <= 1:
-        raise ValueError("must be in (0, 1]: the share of the rows that is used")
+    if not 0 < weight <= LARGEST_WEIGHT:
+        raise ValueError(f"must be in (0, {LARGEST_WEIGHT}]: how often a row is used per epoch")
     return weight
 
 
@@ -184,6 +199,11 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
 def _check_source(name: str) -> None:
     if name.startswith("embedded/"):
         _check_embedded(name.removeprefix("embedded/"))
+    elif "://" in name:
+        _check_uri(name)
+    elif local_path(name) is None and has_wildcard(name):
+        if not matching_paths(name):
+            raise ValueError(f"data.spec: no file matches {name!r}")
     elif local_path(name) is None:
         _check_hub(name)
 
@@ -197,6 +217,15 @@ def _check_embedded(name: str) -> None:
         f"data.spec: there is no 'embedded/{name}'{hint} "
         f"Allowed: {', '.join(f'embedded/{known}' for known in EMBEDDED_NAMES)}"
     )
+
+
+def _check_uri(name: str) -> None:
+    scheme = name.partition("://")[0]
+    if scheme not in URI_SCHEMES:
+        raise ValueError(
+            f"data.spec: {name!r}: cannot read {scheme}://. Allowed: "
+            f"{', '.join(f'{known}://' for known in URI_SCHEMES)}"
+        )
 
 
 def _check_hub(name: str) -> None:

@@ -8,7 +8,7 @@ A set is written beside its place and renamed, so what has a name is complete.
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,15 +27,17 @@ Split = Literal["train", "test"]
 ROWS_PER_GROUP = 64
 ROWS_PER_PART = 16 * ROWS_PER_GROUP
 MANIFEST = "manifest.json"
-PACK_FIELDS = [
-    ("ids", pa.list_(pa.int32())),
-    ("doc", pa.list_(pa.int32())),
-    ("segment", pa.list_(pa.int32())),
-    ("is_target", pa.list_(pa.bool_())),
-    ("doc_id", pa.list_(pa.int64())),
-    ("is_complete", pa.list_(pa.bool_())),
-]
-PACKED_SCHEMA = pa.schema([("pack_id", pa.int64()), *PACK_FIELDS])
+PACKED_SCHEMA = pa.schema(
+    [
+        ("pack_id", pa.int64()),
+        ("ids", pa.list_(pa.int32())),
+        ("doc", pa.list_(pa.int32())),
+        ("segment", pa.list_(pa.int32())),
+        ("is_target", pa.list_(pa.bool_())),
+        ("doc_id", pa.list_(pa.int64())),
+        ("is_complete", pa.list_(pa.bool_())),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -107,30 +109,6 @@ def _row_group(directory: str, group: int) -> pa.Table:
     part, inside = divmod(group, ROWS_PER_PART // ROWS_PER_GROUP)
     with pq.ParquetFile(Path(directory) / part_name(part)) as file:
         return file.read_row_group(inside).combine_chunks()
-
-
-def write_parts(batches: Iterable[pa.Table], directory: Path) -> int:
-    """Writes packed rows with contiguous `pack_id`; returns how many.
-
-    Args:
-        batches: tables with the columns of `PACKED_SCHEMA` but `pack_id`, each `ROWS_PER_PART`
-            rows but the last.
-        directory: made; one file per batch.
-    """
-    directory.mkdir(parents=True)
-    rows = 0
-    for number, batch in enumerate(batches):
-        ids = pa.array(np.arange(rows, rows + batch.num_rows))
-        columns = [ids, *(batch[name] for name in PACKED_SCHEMA.names[1:])]
-        table = pa.Table.from_arrays(columns, schema=PACKED_SCHEMA).combine_chunks()
-        pq.write_table(
-            table,
-            directory / part_name(number),
-            row_group_size=ROWS_PER_GROUP,
-            compression="zstd",
-        )
-        rows += batch.num_rows
-    return rows
 
 
 def to_packed_rows(batch: pa.Table) -> list["PackedRow"]:

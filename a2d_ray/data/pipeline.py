@@ -1,9 +1,10 @@
 """Ray Data: read, tokenize, pack, write; and read packed rows back for training.
 
-    shards ─read─▶ rows ─tokenize─▶ documents ─pack windows─▶ packs ─sort by random key─▶ Parquet
+    units ─read─▶ rows ─tokenize─▶ documents (files) + index ─plan─▶ packs ─write─▶ Parquet parts
 
-Every step is a plain task over blocks of a fixed number of rows in a fixed order, so the result
-does not depend on how many tasks run at a time. Only this file of the package imports Ray.
+Reading, tokenizing and writing are plain tasks; the plan is made here from the index. Everything
+that decides the result is a function of hashes, so it does not depend on how many tasks run, or in
+what blocks rows travel. Only this file of the package imports Ray.
 """
 
 import contextlib
@@ -11,25 +12,26 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data import DataContext, Dataset
+from ray.exceptions import RayTaskError
 from transformers import PreTrainedTokenizerBase
 
 from a2d_ray.config import DataSection, ObjectiveSection
+from a2d_ray.data.adapters import adapter_source
+from a2d_ray.data.building import DOCUMENTS, built_beside, disk_error, explain_change
 from a2d_ray.data.chat import ChatRenderer
-from a2d_ray.data.documents import Cutting
+from a2d_ray.data.costs import Streams
+from a2d_ray.data.decontamination import evaluation_ngrams
 from a2d_ray.data.mixture import parse_spec
 from a2d_ray.data.packed import (
     MANIFEST,
@@ -38,22 +40,22 @@ from a2d_ray.data.packed import (
     PackedSet,
     read_positions,
     to_packed_rows,
-    write_parts,
 )
-from a2d_ray.data.packing import STATS_KEY, WINDOW_DOCUMENTS, pack_window
-from a2d_ray.data.reading import Selection, read_rows
-from a2d_ray.data.sources import SPLITS, Source, Split, resolve
-from a2d_ray.data.statistics import check_counts, merge_stats
+from a2d_ray.data.planning import Index, Limits, Plan, make_plan, read_reports, select
+from a2d_ray.data.reading import Unit, read_unit, reading_units
+from a2d_ray.data.sources import SPLITS, Shape, Source, Split, resolve
+from a2d_ray.data.statistics import Report
 from a2d_ray.data.tokenizing import Recipe, tokenize_table
-from a2d_ray.diffusion.layout import LayoutSpec
+from a2d_ray.data.writing import write_part
 from a2d_ray.models.tokenizers import load_tokenizer
 
 __all__ = ["PackedSet", "prepare", "to_packed_rows", "training_dataset"]
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2  # raise it when the same options give other packs
-TOKENIZE_ROWS = 512
+FORMAT_VERSION = 3  # raise it when the same options give other packs
+BLOCK_BYTES = 4 * 2**20  # of rows that one task tokenizes
+READER_CPUS = 0.5  # unlike the tokenizers' share, so that Ray Data keeps the two apart
 
 
 def prepare(data: DataSection, objective: ObjectiveSection, model_path: str) -> PackedSet:
@@ -67,7 +69,8 @@ def prepare(data: DataSection, objective: ObjectiveSection, model_path: str) -> 
         model_path: A2D or AR checkpoint whose tokenizer is used.
 
     Raises:
-        ValueError: a source that cannot be read, too many malformed rows, nothing to learn from.
+        ValueError: a source that cannot be read, too many malformed rows, nothing to learn from,
+            a full disk.
     """
     tokenizer = load_tokenizer(_absolute(model_path))
     sources = [resolve(spec) for spec in parse_spec(data.spec)]
@@ -79,19 +82,23 @@ def prepare(data: DataSection, objective: ObjectiveSection, model_path: str) -> 
     if (target / MANIFEST).is_file():
         log.info("packed set %s is reused", target)
         return PackedSet.open(target)
+    log.info("packing into %s", target)
+    if change := explain_change(options, target.parent):
+        log.info("the new set %s", change)
+    started = time.perf_counter()
     if not ray.is_initialized():
         ray.init(address=os.environ.get("RAY_ADDRESS") or "local", include_dashboard=False)
-    log.info("packing into %s", target)
-    with _written_beside(target) as directory:
-        started = time.perf_counter()
-        job = _Job(sources, data, recipe, _absolute(model_path))
-        splits = {}
-        for split in SPLITS:
-            splits[split] = job.write(split, directory / split)
-            check_counts(splits["train"], data)  # before the next split is read
-        manifest = {"fingerprint": fingerprint, "splits": splits, "options": options}
+    with built_beside(target) as directory, _task_errors(target.parent):
+        job = _Job(sources, data, recipe, _absolute(model_path), directory)
+        splits, languages = job.run()
+        manifest = {
+            "fingerprint": fingerprint,
+            "splits": splits,
+            "languages": languages,
+            "options": options,
+        }
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
-        log.info("packed in %.1f s", time.perf_counter() - started)
+    log.info("packed in %.1f s", time.perf_counter() - started)
     return PackedSet.open(target)
 
 
@@ -136,81 +143,116 @@ def training_dataset(
 
 
 class _Job:
-    """One run of the pipeline: everything that its tasks need to know."""
+    """One run of the pipeline."""
 
     def __init__(
-        self, sources: list[Source], data: DataSection, recipe: Recipe, model_path: str
+        self,
+        sources: Sequence[Source],
+        data: DataSection,
+        recipe: Recipe,
+        model_path: str,
+        directory: Path,
     ) -> None:
         self.sources = sources
         self.data = data
         self.recipe = recipe
         self.model_path = model_path
+        self.directory = directory
 
-    def write(self, split: Split, directory: Path) -> dict[str, Any]:
-        """Packs a split into `directory`; returns its counts."""
-        stats: list[dict[str, Any]] = []
-        with _ordered():
-            packs = self._packs(split)
-        rows = 0
-        if packs is not None:
-            rows = write_parts(_full_batches(packs, stats), directory)
-        names = [source.spec.key for source in self.sources]
-        return merge_stats(stats, names, rows, self.recipe.tokens_per_row)
+    def run(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Writes both splits; returns their counts, and how languages were found."""
+        data = self.data
+        tables = self._tokenize()
+        report = Report(read_reports(tables), [source.spec.key for source in self.sources])
+        report.check(data)
+        limits = Limits(
+            deduplicate=data.deduplicate, max_rows=data.max_rows, max_tokens=data.max_tokens
+        )
+        train, test, dropped = select(Index.of(tables), limits)
+        report.drop("train", dropped)
+        plans: dict[Split, Plan] = {
+            split: make_plan(index, self.recipe.tokens_per_row, self.recipe.seed)
+            for split, index in zip(SPLITS, (train, test), strict=True)
+        }
+        report.check_train(plans["train"], data)
+        self._write(plans)
+        counts: dict[str, Any] = {
+            split: report.split(split, plan, self.recipe.tokens_per_row, data.max_length)
+            for split, plan in plans.items()
+        }
+        return counts, report.languages()
 
-    def _packs(self, split: Split) -> Dataset | None:
+    def _tokenize(self) -> list[pa.Table]:
+        """The index of all documents, whose tokens are then in files."""
+        shape = Shape.of(self.data)
+        ngrams = evaluation_ngrams(self.data.decontaminate, self.data.decontaminate_ngram, shape)
+        units = reading_units(list(self.sources), self.data, ngrams)
+        if not units:
+            return [pa.table({"report": pa.array([], pa.string())})]
+        with _context():
+            numbers = ray.data.range(len(units), override_num_blocks=len(units))
+            rows = numbers.map_batches(
+                partial(_read, units=units),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=READER_CPUS,
+            )
+            index = rows.map_batches(
+                partial(
+                    _tokenize,
+                    model_path=self.model_path,
+                    recipe=self.recipe,
+                    directory=self.directory / DOCUMENTS,
+                ),
+                batch_size=None,
+                batch_format="pyarrow",
+            )
+        return [table for table in _batches(index) if table.num_rows]
+
+    def _write(self, plans: Mapping[Split, Plan]) -> None:
+        """Writes the parts of both splits."""
         parts = [
-            rows
-            for number in range(len(self.sources))
-            if (rows := self._rows(number, split)) is not None
+            part.append_column("split", pa.array([split]))
+            for split, plan in plans.items()
+            for part in plan.parts(ROWS_PER_PART)
         ]
-        if not parts:
-            return None
-        rows = parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
-        documents = rows.repartition(
-            target_num_rows_per_block=TOKENIZE_ROWS, strict=True
-        ).map_batches(
-            partial(tokenize_table, model_path=self.model_path, recipe=self.recipe),
-            batch_size=None,
-            batch_format="pyarrow",
-        )
-        windows = documents.repartition(target_num_rows_per_block=WINDOW_DOCUMENTS, strict=True)
-        packs = windows.map_batches(
-            partial(
-                pack_window,
-                capacity=self.recipe.tokens_per_row,
-                seed=self.recipe.seed,
-                is_packed=self.data.packing,
-            ),
-            batch_size=None,
-            batch_format="pyarrow",
-        )
-        return packs.sort("key")
-
-    def _rows(self, number: int, split: Split) -> Dataset | None:
-        source = self.sources[number]
-        selection = Selection.of(source, number, split, self.data, self.recipe.seed)
-        if selection is None:
-            return None
-        shards = [{"shard": i} for i in range(len(selection.shards))]
-        items = ray.data.from_items(shards, override_num_blocks=len(shards))
-        rows = items.map_batches(partial(read_rows, selection=selection), batch_size=1)
-        return rows if selection.limit is None else rows.limit(selection.limit)
+        with _context():
+            written = ray.data.from_arrow(parts).map_batches(
+                partial(
+                    _write,
+                    documents=self.directory / DOCUMENTS,
+                    files=plans["train"].index.files,
+                    directory=self.directory,
+                ),
+                batch_size=None,
+                batch_format="pyarrow",
+            )
+        rows = sum(sum(batch["rows"].to_pylist()) for batch in _batches(written))
+        assert rows == sum(plan.num_packs for plan in plans.values()), rows
 
 
-def _full_batches(packs: Dataset, stats: list[dict[str, Any]]) -> Iterator[pa.Table]:
-    """Batches of `ROWS_PER_PART` packs; the counts, which come first, go to `stats`."""
-    left: pa.Table | None = None
-    for batch in packs.iter_batches(batch_size=ROWS_PER_PART, batch_format="pyarrow"):
+def _read(batch: pa.Table, units: Sequence[Unit]) -> Iterator[pa.Table]:
+    for number in batch["id"].to_pylist():
+        yield from read_unit(units[number])
+
+
+def _tokenize(rows: pa.Table, **options: Any) -> pa.Table:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task is one thread
+    return tokenize_table(rows, **options)
+
+
+def _write(parts: pa.Table, directory: Path, **options: Any) -> pa.Table:
+    rows = []
+    for number in range(parts.num_rows):
+        plan = {name: parts[name][number].as_py() for name in parts.column_names}
+        rows.append(write_part(plan, directory=directory / plan["split"], **options))
+    return pa.table({"rows": pa.array(rows, pa.int64())})
+
+
+def _batches(dataset: Dataset) -> Iterator[pa.Table]:
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         assert isinstance(batch, pa.Table)
-        is_stats = pc.equal(batch["key"], STATS_KEY)
-        stats += [json.loads(text) for text in batch.filter(is_stats)["stats"].to_pylist()]
-        table = batch.filter(pc.invert(is_stats))
-        left = table if left is None else pa.concat_tables([left, table])
-        while left.num_rows >= ROWS_PER_PART:
-            yield left.slice(0, ROWS_PER_PART)
-            left = left.slice(ROWS_PER_PART)
-    if left is not None and left.num_rows:
-        yield left
+        yield batch
 
 
 def _recipe(
@@ -220,18 +262,11 @@ def _recipe(
 ) -> Recipe:
     if data.insert_eos and tokenizer.eos_token_id is None:
         raise ValueError("data.insert_eos: the tokenizer has no EOS token; set it to false")
-    layout = LayoutSpec(
-        objective=objective.name,
-        block_size=objective.block_size,
-        block_grid=objective.block_grid,
-        views=objective.views,
-        right_shift=objective.right_shift_logits,
-        eos_id=tokenizer.eos_token_id or 0,
-    )
+    streams = Streams.of(data, objective)
     return Recipe(
-        cutting=Cutting.of(data, objective),
-        layout=layout,
-        eos_tail=data.eos_tail if objective.name == "mdlm" else 0,
+        cutting=streams.cutting(data),
+        streams=streams,
+        text_length=streams.longest_text(data.max_length, data.tokens_per_row),
         tokens_per_row=data.tokens_per_row,
         insert_eos=data.insert_eos,
         seed=data.seed,
@@ -241,7 +276,7 @@ def _recipe(
 def _check(sources: list[Source], data: DataSection, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuses, before any task runs, rows of unknown shape and a template that cannot be used."""
     for source in sources:
-        source.adapter(data.text_field)
+        Shape.of(data).find(source.columns, source.spec.name)
     probe = [{"role": role, "content": role} for role in ("user", "assistant")]
     ChatRenderer(tokenizer).render(probe)
 
@@ -256,15 +291,46 @@ def _options(
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     text = f"{words}{tokenizer.chat_template}{tokenizer.eos_token}"
+    wanted = ("text_field", "test_fraction", "deduplicate", "max_rows", "max_tokens")
+    evaluation = [resolve(spec) for text in data.decontaminate for spec in parse_spec(text)]
     return {
         "format": FORMAT_VERSION,
         "sources": [{**asdict(source.spec), "identity": source.identity} for source in sources],
         "recipe": asdict(recipe),
-        "text_field": data.text_field,
-        "packing": data.packing,
-        "test_fraction": data.test_fraction,
+        **{name: getattr(data, name) for name in wanted},
+        "adapter": adapter_source(data.adapter),
+        "decontaminate": [source.identity for source in evaluation],
+        "decontaminate_ngram": data.decontaminate_ngram if evaluation else None,
         "tokenizer": hashlib.sha256(text.encode()).hexdigest(),
     }
+
+
+@contextlib.contextmanager
+def _task_errors(place: Path) -> Iterator[None]:
+    """A user's mistake that a task found, or a full disk, without the task's traceback."""
+    try:
+        yield
+    except RayTaskError as error:
+        cause: BaseException = error
+        while isinstance(cause, RayTaskError):
+            cause = cause.cause
+        if isinstance(cause, OSError):
+            raise disk_error(cause, place) from error
+        if isinstance(cause, ValueError):
+            raise ValueError(str(cause)) from error
+        raise
+
+
+@contextlib.contextmanager
+def _context() -> Iterator[None]:
+    """Datasets made in here have small blocks."""
+    context = DataContext.get_current()
+    before = context.target_max_block_size
+    context.target_max_block_size = BLOCK_BYTES
+    try:
+        yield
+    finally:
+        context.target_max_block_size = before
 
 
 @contextlib.contextmanager
@@ -277,22 +343,6 @@ def _ordered() -> Iterator[None]:
         yield
     finally:
         context.execution_options.preserve_order = before
-
-
-@contextlib.contextmanager
-def _written_beside(target: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the place of `target` when all went well."""
-    directory = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        directory.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(f"data.packed_path: cannot write to {target.parent}: {error}") from error
-    try:
-        yield directory
-        with contextlib.suppress(FileExistsError, OSError):  # another run was faster
-            os.rename(directory, target)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _absolute(path: str) -> str:

@@ -11,11 +11,19 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
-from a2d_ray.data.adapters import Adapter, Example, MalformedRowError, detect_adapter, has_language
-from a2d_ray.data.files import FORMATS, file_format, read_file
-from a2d_ray.data.mixture import SourceSpec, is_hub_offline, local_path
+from a2d_ray.config import DataSection
+from a2d_ray.data.adapters import (
+    Adapter,
+    Example,
+    MalformedRowError,
+    find_adapter,
+    matches_language,
+)
+from a2d_ray.data.files import FORMATS, NumberedRow, file_format, read_file
+from a2d_ray.data.mixture import SourceSpec
+from a2d_ray.data.storage import DataFile, list_files
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -38,13 +46,30 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How rows become examples: ``data.text_field`` and ``data.adapter``."""
+
+    text_field: str | None = None
+    adapter: str | None = None
+
+    @classmethod
+    def of(cls, data: DataSection) -> "Shape":
+        """What the options ask for."""
+        return cls(text_field=data.text_field, adapter=data.adapter)
+
+    def find(self, columns: Sequence[str], source: str) -> Adapter:
+        """The adapter for rows with these columns; ValueError if their shape is unknown."""
+        return find_adapter(columns, source, text_field=self.text_field, custom=self.adapter)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """A resolved `SourceSpec`.
 
     Attributes:
         spec: what was asked for.
-        shards: by split; without a test split of its own, the test rows are cut off the training
-            rows by a seeded hash (`has_test_split` is then False).
+        train, test: shards by split; without a test split of its own, the test rows are cut off
+            the training rows by a seeded hash.
         columns: column names of its first readable row.
         identity: changes when the rows change (names, sizes, times, versions).
     """
@@ -55,22 +80,22 @@ class Source:
     columns: tuple[str, ...]
     identity: str
 
-    @property
-    def has_test_split(self) -> bool:
-        return bool(self.test)
-
-    def adapter(self, text_field: str | None) -> Adapter:
-        """The adapter for its rows; ValueError if their shape is unknown."""
-        return detect_adapter(self.columns, text_field, self.spec.name)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReadRow:
-    """One row of a shard: an example, or the reason why it is dropped."""
+    """One row of a shard: an example, or the reason why it is dropped.
 
-    where: str
+    Attributes:
+        number: line or row within the shard, from 1.
+        language_by: which criterion found its language; '' if none was asked for.
+        is_other_language: it is of another language than the one asked for.
+    """
+
+    number: int
     example: Example | None
     reason: str | None = None
+    language_by: str = ""
+    is_other_language: bool = False
 
 
 def resolve(spec: SourceSpec) -> Source:
@@ -81,10 +106,10 @@ def resolve(spec: SourceSpec) -> Source:
     """
     if spec.name.startswith("embedded/"):
         shards = {split: _embedded_shards(spec, split) for split in SPLITS}
-        columns: tuple[str, ...] = ("messages",)
+        columns: tuple[str, ...] = ("text",) if spec.name == "embedded/story" else ("messages",)
         identity = _embedded_identity(spec.name)
     else:
-        files = _list_files(spec)
+        files = _data_files(spec)
         shards = {split: _file_shards(spec, files, split) for split in SPLITS}
         columns = _peek_columns(spec, shards["train"])
         identity = hashlib.sha256(json.dumps(files).encode()).hexdigest()
@@ -93,25 +118,37 @@ def resolve(spec: SourceSpec) -> Source:
     )
 
 
-def read_shard(shard: Shard, adapter: Adapter, lang: str | None) -> Iterator[ReadRow]:
-    """Rows of a shard in order; rows of other languages are left out.
+def read_shard(shard: Shard, spec: SourceSpec, shape: Shape) -> Iterator[ReadRow]:
+    """Rows of a shard in order.
 
     Args:
         shard: from `resolve`.
-        adapter: from `Source.adapter`.
-        lang: keep rows of this programming language only; None: all.
+        spec: its source; with ``lang``, rows say whether they are of that language.
+        shape: how rows become examples; the columns of the shard's first good row decide.
+
+    Raises:
+        ValueError: rows of unknown shape, a damaged file.
     """
-    for number, row in enumerate(_raw_rows(shard), start=1):
-        where = f"{shard.path}:{number}"
+    adapter: Adapter | None = None
+    for number, row in _raw_rows(shard):
         try:
             if isinstance(row, MalformedRowError):
                 raise row
+            adapter = adapter or shape.find(tuple(row), spec.name)
             example = adapter(row)
         except MalformedRowError as error:
-            yield ReadRow(where=where, example=None, reason=str(error))
+            yield ReadRow(number=number, example=None, reason=str(error))
             continue
-        if lang is None or has_language(row, example, lang):
-            yield ReadRow(where=where, example=example)
+        if spec.lang is None:
+            yield ReadRow(number=number, example=example)
+            continue
+        is_wanted, criterion = matches_language(row, example, spec.lang)
+        yield ReadRow(
+            number=number,
+            example=example,
+            language_by=criterion,
+            is_other_language=not is_wanted,
+        )
 
 
 def _embedded_shards(spec: SourceSpec, split: Split) -> tuple[Shard, ...]:
@@ -120,42 +157,35 @@ def _embedded_shards(spec: SourceSpec, split: Split) -> tuple[Shard, ...]:
     return (Shard(path=path, format="embedded", ordinal=0, split=split, limit=limit),)
 
 
-def _list_files(spec: SourceSpec) -> list[tuple[str, str, str]]:
-    """(path, name within the source, identity) of every data file, sorted by name."""
-    path = local_path(spec.name)
-    if path is None:
-        files = _hub_files(spec.name)
-    elif path.is_file():
-        files = [(str(path), path.name, _stamp(path))]
-    else:
-        found = [p for p in path.rglob("*") if p.is_file() and file_format(p.name)]
-        files = [(str(p), p.relative_to(path).as_posix(), _stamp(p)) for p in found]
+def _data_files(spec: SourceSpec) -> list[DataFile]:
+    """The data files of a source, sorted by name."""
+    files = [file for file in list_files(spec.name) if file_format(file.path)]
     # Hugging Face caches and the indices of save_to_disk lie beside the data.
-    files = [file for file in files if not file[1].startswith(".") and "cache-" not in file[1]]
-    files = [file for file in files if PurePosixPath(file[1]).name not in _METADATA_FILES]
+    files = [file for file in files if not file.name.startswith(".") and "cache-" not in file.name]
+    files = [file for file in files if PurePosixPath(file.name).name not in _METADATA_FILES]
     files = _only_config(spec, files)
     if not files:
         raise ValueError(
             f"data.spec: {spec.name!r} holds no data files ({', '.join(FORMATS)}, also .gz)"
         )
-    return sorted(files, key=lambda file: file[1])
+    return sorted(files, key=lambda file: file.name)
 
 
 _METADATA_FILES = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 
 
-def _only_config(spec: SourceSpec, files: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+def _only_config(spec: SourceSpec, files: list[DataFile]) -> list[DataFile]:
     """Files of the configuration asked for; of ``all``, where there is one; else every file."""
     wanted = spec.config or "all"
     chosen = [
         file
         for file in files
-        if wanted in (*PurePosixPath(file[1]).parts[:-1], file[1].split(".")[0])
+        if wanted in (*PurePosixPath(file.name).parts[:-1], file.name.split(".")[0])
     ]
     if not chosen and spec.config is None:
         return files
     if not chosen:
-        names = sorted({PurePosixPath(file[1]).parts[0] for file in files})
+        names = sorted({_config_of(file.name) for file in files})
         raise ValueError(
             f"data.spec: {spec.name!r} has no configuration {spec.config!r}; it holds "
             f"{', '.join(names)}"
@@ -163,9 +193,13 @@ def _only_config(spec: SourceSpec, files: list[tuple[str, str, str]]) -> list[tu
     return chosen
 
 
-def _file_shards(
-    spec: SourceSpec, files: Sequence[tuple[str, str, str]], split: Split
-) -> tuple[Shard, ...]:
+def _config_of(name: str) -> str:
+    """The folder that a configuration would be: ``data/all/train-0.parquet`` -> ``all``."""
+    folders = PurePosixPath(name).parts[:-1]
+    return folders[-1] if folders else name.split(".")[0]
+
+
+def _file_shards(spec: SourceSpec, files: Sequence[DataFile], split: Split) -> tuple[Shard, ...]:
     wanted = spec.train_split if split == "train" else spec.test_split
     by_split: dict[str, list[str]] = {}
     for path, name, _ in files:
@@ -202,54 +236,24 @@ def _split_of(name: str) -> str:
     return stem.split("-")[0] if is_named else "train"
 
 
-def _hub_files(name: str) -> list[tuple[str, str, str]]:
-    if is_hub_offline():
-        raise ValueError(f"data.spec: {name!r} is no local path and the Hub is switched off")
-    from huggingface_hub import HfFileSystem
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    filesystem, root = HfFileSystem(), f"datasets/{name}"
-    try:
-        found: dict[str, Any] = dict(filesystem.find(root, detail=True))  # type: ignore[arg-type]
-    except FileNotFoundError:
-        raise ValueError(
-            f"data.spec: {name!r} is neither a local path nor a dataset on the Hub"
-        ) from None
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise ValueError(f"data.spec: the Hub does not answer for {name!r}: {error}") from error
-    return [
-        (f"hf://{path}", path.removeprefix(f"{root}/"), str(info.get("blob_id", info.get("size"))))
-        for path, info in found.items()
-        if file_format(path)
-    ]
-
-
 def _peek_columns(spec: SourceSpec, shards: Sequence[Shard]) -> tuple[str, ...]:
     reason: object = "it is empty"
     for shard in shards:
-        for row in islice(_raw_rows(shard, limit=_PEEK_ROWS), _PEEK_ROWS):
+        for _, row in islice(_raw_rows(shard), _PEEK_ROWS):
             if not isinstance(row, MalformedRowError):
                 return tuple(row)
             reason = row
     raise ValueError(f"data.spec: {spec.name!r} has no readable rows: {reason}")
 
 
-def _raw_rows(
-    shard: Shard, limit: int | None = None
-) -> Iterator[dict[str, Any] | MalformedRowError]:
+def _raw_rows(shard: Shard) -> Iterator[NumberedRow]:
     if shard.format == "embedded":
         from a2d_ray.data.embedded import embedded_rows
 
-        limits = [n for n in (limit, shard.limit) if n is not None]
         name = shard.path.removeprefix("embedded/")
-        yield from embedded_rows(name, shard.split, min(limits) if limits else None)
+        yield from enumerate(embedded_rows(name, shard.split, shard.limit), start=1)
         return
     yield from read_file(shard.path, shard.format)
-
-
-def _stamp(path: Path) -> str:
-    stat = path.stat()
-    return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
 def _embedded_identity(name: str) -> str:

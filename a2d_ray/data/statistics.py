@@ -1,69 +1,137 @@
-"""Counts of a packed split: merged over its windows, checked against the limits."""
+"""Counts of a packed set: merged over its reports and plans, checked against the limits."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from a2d_ray.config import DataSection
-from a2d_ray.data.packing import MAX_OFFENDERS
+from a2d_ray.data.planning import Index, Plan
+from a2d_ray.data.sources import SPLITS, Split
+from a2d_ray.data.tokenizing import MAX_OFFENDERS
+
+HISTOGRAM_BINS = 32
 
 
-def merge_stats(
-    windows: Sequence[dict[str, Any]], names: Sequence[str], num_packs: int, capacity: int
-) -> dict[str, Any]:
-    """The counts of a split.
+class Report:
+    """What became of the rows of all sources, over all tasks."""
 
-    Args:
-        windows: from `packing.pack_window`.
+    def __init__(self, reports: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+        """Args:
+        reports: of `tokenizing.tokenize_rows`.
         names: of the sources, by their number.
-        num_packs: packed rows written.
-        capacity: tokens that a packed row can hold over all streams.
+        """
+        self.names = names
+        self.rows: Counter[str] = sum((Counter(r["rows"]) for r in reports), Counter())
+        self.dropped: Counter[str] = sum((Counter(r["dropped"]) for r in reports), Counter())
+        offenders = sorted(entry for report in reports for entry in report["offenders"])
+        self.offenders = [entry[3:] for entry in offenders[:MAX_OFFENDERS]]
+        self.tallies: dict[str, Counter[str]] = {}
+        for source, tally in (entry for report in reports for entry in report["tallies"]):
+            self.tallies.setdefault(names[source], Counter()).update(tally)
 
-    Returns:
-        ``rows`` (packed), ``documents``, ``tokens``, ``targets``, ``utilisation``, and by source
-        ``sources`` (rows, malformed, documents, tokens, targets) and ``dropped`` (by reason);
-        ``offenders``: the first malformed rows.
-    """
-    sources: dict[str, Counter[str]] = {name: Counter() for name in names}
-    dropped: dict[str, Counter[str]] = {}
-    offenders: list[list[str]] = []
-    for window in windows:
-        for number, counts in window["sources"].items():
-            sources[names[int(number)]].update(counts)
-        for number, reasons in window["dropped"].items():
-            dropped.setdefault(names[int(number)], Counter()).update(reasons)
-        offenders += window["offenders"]
-    total: Counter[str] = sum(sources.values(), Counter())
-    cost = sum(window["cost"] for window in windows)
-    return {
-        "rows": num_packs,
-        "documents": total["documents"],
-        "tokens": total["tokens"],
-        "targets": total["targets"],
-        "utilisation": round(cost / (capacity * num_packs), 4) if num_packs else 0.0,
-        "sources": {name: dict(counts) for name, counts in sources.items()},
-        "dropped": {name: dict(reasons) for name, reasons in dropped.items()},
-        "offenders": sorted(offenders)[:MAX_OFFENDERS],
-    }
+    def count(self, what: str) -> int:
+        """``rows`` or ``malformed`` rows over all splits and sources."""
+        return sum(n for key, n in self.rows.items() if key.endswith(f"|{what}"))
 
+    def drop(self, split: Split, reasons: Mapping[tuple[int, str], int]) -> None:
+        """Adds rows that the plan left out, by (source, reason)."""
+        for (source, reason), count in reasons.items():
+            self.dropped[f"{split}|{source}|{reason}"] += count
 
-def check_counts(split: dict[str, Any], data: DataSection) -> None:
-    """Refuses a training split with too many malformed rows, or nothing to learn from.
+    def languages(self) -> dict[str, dict[str, int]]:
+        """Per source with ``lang``: rows by the criterion that decided, and of other languages."""
+        return {name: dict(sorted(tally.items())) for name, tally in self.tallies.items() if tally}
 
-    Raises:
-        ValueError: says the share, the limit and the first offenders; or why rows were dropped.
-    """
-    rows = sum(counts.get("rows", 0) for counts in split["sources"].values())
-    malformed = sum(counts.get("malformed", 0) for counts in split["sources"].values())
-    if rows == 0:
-        raise ValueError(f"data.spec: {data.spec!r} has no training rows")
-    if malformed > data.max_bad_fraction * rows:
-        listed = "\n".join(f"  {where}: {reason}" for where, reason in split["offenders"])
-        raise ValueError(
-            f"data.spec: {malformed} of {rows} rows are malformed, more than "
-            f"data.max_bad_fraction ({data.max_bad_fraction}). The first:\n{listed}"
-        )
-    if split["rows"] == 0:
-        reasons: Counter[str] = sum(map(Counter, split["dropped"].values()), Counter())
+    def check(self, data: DataSection) -> None:
+        """Refuses too many malformed rows, or none at all.
+
+        Raises:
+            ValueError: says the share, the limit and the first offenders.
+        """
+        rows, malformed = self.count("rows"), self.count("malformed")
+        if rows == 0:
+            raise ValueError(f"data.spec: {data.spec!r} has no rows{self._languages()}")
+        if malformed > data.max_bad_fraction * rows:
+            listed = "\n".join(f"  {where}: {reason}" for where, reason in self.offenders)
+            raise ValueError(
+                f"data.spec: {malformed} of {rows} rows are malformed, more than "
+                f"data.max_bad_fraction ({data.max_bad_fraction}). The first:\n{listed}"
+            )
+
+    def check_train(self, plan: Plan, data: DataSection) -> None:
+        """Refuses a training split that holds nothing to learn; says why rows were dropped."""
+        if plan.num_packs:
+            return
+        rows = sum(n for key, n in self.rows.items() if key.startswith("train|"))
+        reasons: Counter[str] = Counter()
+        for key, count in self.dropped.items():
+            split, _, reason = key.split("|", 2)
+            reasons[reason] += count * (split == "train")
         listed = "; ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
-        raise ValueError(f"data.spec: none of {rows} rows holds a target ({listed})")
+        raise ValueError(
+            f"data.spec: none of {rows} training rows holds a target ({listed or 'no rows'})"
+        )
+
+    def split(self, split: Split, plan: Plan, capacity: int, max_length: int) -> dict[str, Any]:
+        """The counts of a split.
+
+        Args:
+            split: which.
+            plan: its packs.
+            capacity: tokens that a packed row can hold over all streams.
+            max_length: longest document in tokens, of the histogram.
+
+        Returns:
+            ``rows`` (packed), ``documents``, ``tokens``, ``targets``, ``utilisation``,
+            ``lengths`` (a histogram of documents' tokens), and by source ``sources`` (rows,
+            malformed, documents, tokens, targets) and ``dropped`` (by reason).
+        """
+        index = plan.index
+        dropped: dict[str, dict[str, int]] = {}
+        for key, count in sorted(self.dropped.items()):
+            of, source, reason = key.split("|", 2)
+            if of == split and count:
+                dropped.setdefault(self.names[int(source)], {})[reason] = count
+        cost = int(index["cost"].sum())
+        return {
+            "rows": plan.num_packs,
+            "documents": int(index["cost"].size),
+            "tokens": int(index["tokens"].sum()),
+            "targets": int(index["targets"].sum()),
+            "utilisation": round(cost / (capacity * plan.num_packs), 4) if plan.num_packs else 0.0,
+            "lengths": _histogram(index, max_length),
+            "sources": {
+                name: self._source(split, number, index) for number, name in enumerate(self.names)
+            },
+            "dropped": dropped,
+        }
+
+    def _source(self, split: Split, number: int, index: Index) -> dict[str, int]:
+        is_here = index["source"] == number
+        return {
+            **{what: self.rows[f"{split}|{number}|{what}"] for what in ("rows", "malformed")},
+            "documents": int(is_here.sum()),
+            "tokens": int(index["tokens"][is_here].sum()),
+            "targets": int(index["targets"][is_here].sum()),
+        }
+
+    def _languages(self) -> str:
+        found = [f"{name}: {tally}" for name, tally in self.languages().items()]
+        return f" ({'; '.join(found)})" if found else ""
+
+
+def check_splits(manifest: Mapping[str, Any]) -> None:
+    """Asserts that what was written is what was planned: a bug of ours otherwise."""
+    for split in SPLITS:
+        counts = manifest["splits"][split]
+        by_source = sum(source["documents"] for source in counts["sources"].values())
+        assert by_source == counts["documents"], (split, by_source, counts["documents"])
+
+
+def _histogram(index: Index, max_length: int) -> dict[str, list[int]]:
+    """Documents by their number of tokens: ``counts[i]`` have edges[i] .. edges[i+1]-1."""
+    edges = np.unique(np.linspace(1, max_length + 1, HISTOGRAM_BINS + 1).astype(np.int64))
+    counts, _ = np.histogram(index["tokens"], edges)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}

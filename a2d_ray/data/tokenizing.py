@@ -1,43 +1,57 @@
-"""Tables of rows -> tables of documents with their costs. No Ray here.
+"""Tables of rows -> documents on disk, an index of them, and a report. No Ray, no torch here.
 
-Every entry that is dropped travels with the documents as an entry without tokens, so that counts
-need no side channel: the same blocks give the same counts, whatever ran where and how often.
+The tokens stay in a file beside the set that is being made; the index (about 60 bytes a document)
+goes to the driver, which plans the packs from it.
 """
 
 import json
+import os
+import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from a2d_ray.data.chat import ChatRenderer, Piece, encode_pieces
+from a2d_ray.data.costs import Streams
 from a2d_ray.data.documents import Cutting, Document, conversation_documents, text_documents
 from a2d_ray.data.hashing import stable_id
-from a2d_ray.diffusion.layout import LayoutSpec, PackedRow, document_costs
 from a2d_ray.models.tokenizers import load_tokenizer
 
 DOCUMENTS_SCHEMA = pa.schema(
     [
-        ("source", pa.int32()),
-        ("where", pa.string()),
-        ("is_new_row", pa.bool_()),
-        ("is_malformed", pa.bool_()),
-        ("reason", pa.string()),
         ("ids", pa.list_(pa.int32())),
-        ("segment", pa.list_(pa.int32())),
-        ("is_target", pa.list_(pa.bool_())),
-        ("doc_id", pa.int64()),
+        ("lengths", pa.list_(pa.int32())),  # of the segments
+        ("targets", pa.list_(pa.bool_())),  # whether a segment is learned
         ("is_complete", pa.bool_()),
+    ]
+)
+INDEX_SCHEMA = pa.schema(
+    [
+        ("file", pa.string()),
+        ("place", pa.int32()),  # of the document in its file
+        ("is_test", pa.bool_()),
+        ("source", pa.int32()),
+        ("row", pa.int64()),
+        ("content", pa.int64()),
+        ("copies", pa.int32()),
+        ("doc_id", pa.int64()),
         ("cost", pa.int64()),
+        ("tokens", pa.int64()),
+        ("targets", pa.int64()),
+        ("report", pa.string()),  # of the whole table; such an entry is no document
     ]
 )
 NOT_PACKABLE = "longer than data.tokens_per_row over all streams"
+MAX_OFFENDERS = 5
+LONGEST_TEXT = 2**17  # characters that are tokenized at once; longer texts are cut at line ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,48 +59,58 @@ class Recipe:
     """Everything that decides how rows become packs.
 
     Attributes:
-        cutting: how rows become documents.
-        layout: streams and blocks, for the costs.
-        eos_tail: mdlm: room kept for EOS targets behind a finished answer; 0 otherwise.
+        cutting: how conversations become documents.
+        streams: what a document costs.
+        text_length: tokens that plain text is cut into.
         tokens_per_row: capacity of a pack over all streams.
         insert_eos: plain text ends with EOS.
-        seed: of the order of the packs.
+        seed: of the order of the documents.
     """
 
     cutting: Cutting
-    layout: LayoutSpec
-    eos_tail: int
+    streams: Streams
+    text_length: int
     tokens_per_row: int
     insert_eos: bool
     seed: int
 
 
 @dataclass
-class _Entries:
-    """Columns of `DOCUMENTS_SCHEMA` in the making."""
+class _Found:
+    """Documents of a table, and what became of its rows."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    documents: list[Document | None] = field(default_factory=list)
+    documents: list[Document] = field(default_factory=list)
+    index: list[dict[str, Any]] = field(default_factory=list)
+    rows: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    offenders: list[list[Any]] = field(default_factory=list)
+    tallies: list[list[Any]] = field(default_factory=list)
 
-    def add(self, row: dict[str, Any], document: Document | None, **columns: Any) -> None:
-        number = document.answer if document else 0
-        self.documents.append(document)
-        self.rows.append(
+    def add_row(self, row: dict[str, Any], is_malformed: bool, reason: str | None) -> None:
+        self.rows[f"{row['split']}|{row['source']}|rows"] += 1
+        if is_malformed:
+            self.rows[f"{row['split']}|{row['source']}|malformed"] += 1
+            place = [row["source"], row["ordinal"], row["number"]]
+            self.offenders.append([*place, f"{row['shard']}:{row['number']}", reason])
+
+    def drop(self, row: dict[str, Any], reason: str) -> None:
+        self.dropped[f"{row['split']}|{row['source']}|{reason}"] += 1
+
+    def report(self) -> str:
+        return json.dumps(
             {
-                "source": row["source"],
-                "where": row["where"],
-                "is_new_row": False,
-                "is_malformed": False,
-                "reason": None,
-                "doc_id": stable_id(row["row_key"], str(number)),
-                "is_complete": document is not None and document.is_complete,
-                **columns,
+                "rows": self.rows,
+                "dropped": self.dropped,
+                "offenders": sorted(self.offenders)[:MAX_OFFENDERS],
+                "tallies": self.tallies,
             }
         )
 
 
-def tokenize_rows(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> pa.Table:
-    """Documents of a table of rows, with their costs; dropped ones as entries without tokens.
+def tokenize_rows(
+    rows: pa.Table, tokenizer: PreTrainedTokenizerBase, recipe: Recipe
+) -> tuple[pa.Table, pa.Table]:
+    """Documents of a table of rows, and their index.
 
     Args:
         rows: `reading.ROWS_SCHEMA`.
@@ -94,55 +118,91 @@ def tokenize_rows(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, recipe: Re
         recipe: how rows become documents.
 
     Returns:
-        `DOCUMENTS_SCHEMA`, in the order of the rows.
+        `DOCUMENTS_SCHEMA`, in the order of the rows, and `INDEX_SCHEMA` of the same documents,
+        behind which comes a report: rows and malformed rows, and reasons, by split and source.
     """
-    entries = _Entries()
-    listed = rows.to_pylist()
+    found = _Found()
+    listed = []
+    for row in rows.to_pylist():
+        if row["tally"] is None:
+            listed.append(row)
+        else:
+            found.tallies.append([row["source"], json.loads(row["tally"])])
     for row, results in zip(listed, _documents(listed, tokenizer, recipe), strict=True):
-        for number, (document, reason) in enumerate(results):
-            is_malformed = row["reason"] is not None
-            entries.add(
-                row, document, is_new_row=number == 0, is_malformed=is_malformed, reason=reason
-            )
-    return _documents_table(entries, recipe)
+        found.add_row(row, row["is_malformed"], row["reason"])
+        for result in results:
+            if isinstance(result, str):
+                found.drop(row, result)
+            else:
+                _add_document(found, row, result, recipe)
+    return _documents_table(found.documents), _index_table(found)
 
 
-def tokenize_table(rows: pa.Table, model_path: str, recipe: Recipe) -> pa.Table:
-    """`tokenize_rows` with the tokenizer of a checkpoint, loaded once per process."""
-    return tokenize_rows(rows, _tokenizer(model_path), recipe)
+def tokenize_table(rows: pa.Table, *, model_path: str, recipe: Recipe, directory: Path) -> pa.Table:
+    """The index of the documents of a table of rows; their tokens go to a file in `directory`.
+
+    Raises:
+        OSError: the file cannot be written, for example because the disk is full.
+    """
+    documents, index = tokenize_rows(rows, _tokenizer(model_path), recipe)
+    name = f"{uuid.uuid4().hex}.arrow"  # a task may run twice: only one of its files is indexed
+    path = os.fspath(directory / name)
+    with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, DOCUMENTS_SCHEMA) as writer:
+        writer.write_table(documents.combine_chunks())
+    return index.set_column(0, "file", pa.array([name] * index.num_rows))
 
 
 _tokenizer = lru_cache(maxsize=2)(load_tokenizer)
 
-_Results = list[tuple[Document | None, str | None]]
+
+def _add_document(found: _Found, row: dict[str, Any], document: Document, recipe: Recipe) -> None:
+    cost = recipe.streams.cost(document)
+    if cost > recipe.tokens_per_row:
+        found.drop(row, NOT_PACKABLE)
+        return
+    learned = zip(document.segments, document.is_target, strict=True)
+    found.index.append(
+        {
+            "place": len(found.documents),
+            "is_test": row["split"] == "test",
+            "source": row["source"],
+            "row": row["row"],
+            "content": row["content"],
+            "copies": row["copies"],
+            "doc_id": stable_id(str(row["row"]), str(document.answer)),
+            "cost": cost,
+            "tokens": document.num_tokens,
+            "targets": sum(len(segment) for segment, is_target in learned if is_target),
+        }
+    )
+    found.documents.append(document)
 
 
 def _documents(
     rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, recipe: Recipe
-) -> Iterator[_Results]:
+) -> Iterator[list[Document | str]]:
     """Per row, its documents and the reasons for those that were dropped; never empty."""
     rendered = _render(rows, ChatRenderer(tokenizer))
     pieces = [p for result in rendered if isinstance(result, list) for p in result]
     segments = iter(encode_pieces(pieces, tokenizer))
     eos_id = tokenizer.eos_token_id if recipe.insert_eos else None
-    for row, result in zip(rows, rendered, strict=True):
+    for result in rendered:
         if isinstance(result, str):
-            row["reason"] = result
-            yield [(None, result)]
+            yield [result]
             continue
         ids = [next(segments) for _ in result]
         if result[0].is_answer:
-            documents = list(text_documents(ids[0], eos_id, recipe.cutting.max_length))
+            text = list(chain.from_iterable(ids))
+            documents = list(text_documents(text, eos_id, recipe.text_length))
             reasons: list[str] = []
         else:
             flags = [piece.is_answer for piece in result]
             documents, reasons = conversation_documents(ids, flags, recipe.cutting)
-        results = [*((d, None) for d in documents), *((None, reason) for reason in reasons)]
-        yield results or [(None, "no tokens")]
+        yield [*documents, *reasons] or ["no tokens"]
 
 
 def _render(rows: Sequence[dict[str, Any]], renderer: ChatRenderer) -> list[list[Piece] | str]:
-    """Pieces per row, or why there are none. A text is one piece that is all answer."""
+    """Pieces per row, or why there are none. A text is pieces that are all answers."""
     results: list[list[Piece] | str] = []
     for row in rows:
         if row["reason"] is not None:
@@ -150,57 +210,44 @@ def _render(rows: Sequence[dict[str, Any]], renderer: ChatRenderer) -> list[list
             continue
         payload = json.loads(row["payload"])
         if isinstance(payload, str):
-            results.append([Piece(payload, is_answer=True)])
+            results.append([Piece(text, is_answer=True) for text in _cut_text(payload)])
             continue
         try:
             messages = [{"role": role, "content": content} for role, content in payload]
             results.append(renderer.render(messages))
         except ValueError as error:
+            row["reason"], row["is_malformed"] = str(error), True
             results.append(str(error))
     return results
 
 
-def _documents_table(entries: _Entries, recipe: Recipe) -> pa.Table:
-    documents = entries.documents
-    lengths = np.array([d.num_tokens if d else 0 for d in documents], dtype=np.int64)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    kept = [d for d in documents if d]
-    segments = [s for d in kept for s in d.segments]
-    sizes = np.fromiter(map(len, segments), np.int64)
-    numbers = np.fromiter(chain.from_iterable(range(len(d.segments)) for d in kept), np.int32)
-    flags = np.fromiter(chain.from_iterable(d.is_target for d in kept), np.bool_)
-    tokens = {
-        "ids": np.fromiter(chain.from_iterable(segments), np.int32, count=int(sizes.sum())),
-        "segment": np.repeat(numbers, sizes),
-        "is_target": np.repeat(flags, sizes),
-    }
-    costs = np.zeros(len(documents), dtype=np.int64)
-    costs[lengths > 0] = _costs(tokens, lengths[lengths > 0], entries, recipe)
-    for row, cost in zip(entries.rows, costs.tolist(), strict=True):
-        if cost > recipe.tokens_per_row:
-            row["reason"] = NOT_PACKABLE
-    columns = {name: pa.ListArray.from_arrays(offsets, pa.array(v)) for name, v in tokens.items()}
-    for name in DOCUMENTS_SCHEMA.names:
-        if name not in (*tokens, "cost"):
-            values = [row[name] for row in entries.rows]
-            columns[name] = pa.array(values, DOCUMENTS_SCHEMA.field(name).type)
-    columns["cost"] = pa.array(costs)
-    return pa.table(columns).select(DOCUMENTS_SCHEMA.names).cast(DOCUMENTS_SCHEMA)
+def _cut_text(text: str) -> Iterator[str]:
+    """A text in pieces of bounded length, cut behind a line end where there is one."""
+    start = 0
+    while len(text) - start > LONGEST_TEXT:
+        end = text.rfind("\n", start, start + LONGEST_TEXT) + 1 or start + LONGEST_TEXT
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
-def _costs(
-    tokens: dict[str, np.ndarray], lengths: np.ndarray, entries: _Entries, recipe: Recipe
-) -> np.ndarray:
-    """`document_costs` of all documents of a table at once."""
-    if not lengths.size:
-        return lengths
-    kept = [row for row, d in zip(entries.rows, entries.documents, strict=True) if d]
-    documents = PackedRow(
-        ids_C=torch.from_numpy(tokens["ids"].astype(np.int64)),
-        doc_C=torch.from_numpy(np.repeat(np.arange(lengths.size), lengths)),
-        segment_C=torch.from_numpy(tokens["segment"].astype(np.int64)),
-        is_target_C=torch.from_numpy(tokens["is_target"]),
-        doc_id_D=torch.tensor([row["doc_id"] for row in kept]),
-        is_complete_D=torch.tensor([row["is_complete"] for row in kept]),
-    )
-    return document_costs(documents, recipe.layout, eos_tail=recipe.eos_tail).numpy()
+def _documents_table(documents: Sequence[Document]) -> pa.Table:
+    segments = [segment for document in documents for segment in document.segments]
+    lengths = np.fromiter(map(len, segments), np.int32, count=len(segments))
+    per_document = np.fromiter((len(d.segments) for d in documents), np.int64, len(documents))
+    ends = np.concatenate([[0], np.cumsum(per_document)])
+    token_ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    ids = np.fromiter(chain.from_iterable(segments), np.int32, count=int(token_ends[-1]))
+    flags = [flag for document in documents for flag in document.is_target]
+    lists = (token_ends[ends], ids), (ends, lengths), (ends, np.array(flags, dtype=np.bool_))
+    columns = [
+        pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(values))
+        for offsets, values in lists
+    ]
+    columns.append(pa.array([document.is_complete for document in documents], pa.bool_()))
+    return pa.Table.from_arrays(columns, schema=DOCUMENTS_SCHEMA)
+
+
+def _index_table(found: _Found) -> pa.Table:
+    entries = [*found.index, {"report": found.report()}]
+    return pa.Table.from_pylist(entries, schema=INDEX_SCHEMA)

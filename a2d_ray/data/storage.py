@@ -1,0 +1,141 @@
+"""Where data files lie: local paths and globs, ``s3://`` and ``gs://`` URIs, the Hub.
+
+URIs go through pyarrow's file systems, the Hub through its own; each is opened when it is read.
+"""
+
+import contextlib
+import gzip
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple
+
+from a2d_ray.data.mixture import has_wildcard, is_hub_offline, local_path, matching_paths
+
+
+class DataFile(NamedTuple):
+    """A file of a source: where it lies, its name within the source, and what tells versions
+    apart (size and time, or a hash)."""
+
+    path: str
+    name: str
+    stamp: str
+
+
+def list_files(name: str) -> list[DataFile]:
+    """Every file that a source name stands for, in no particular order.
+
+    Args:
+        name: a local file, directory or glob, a URI of one of these, or a Hub id.
+
+    Raises:
+        ValueError: there is nothing, or the store does not answer.
+    """
+    if "://" in name:
+        return _remote_files(name)
+    path = local_path(name)
+    if path is not None and path.is_file():
+        return [DataFile(str(path), path.name, _stamp(path))]
+    if path is not None:
+        return _described([p for p in path.rglob("*") if p.is_file()], path)
+    if has_wildcard(name):
+        found = [p for p in matching_paths(name) if p.is_file()]
+        return _described(found, Path(_fixed_part(str(Path(name).expanduser()))).resolve())
+    return _hub_files(name)
+
+
+@contextlib.contextmanager
+def open_file(path: str) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unpacked if it is gzipped. A local file can be mapped and sought.
+
+    Args:
+        path: `DataFile.path`.
+    """
+    with contextlib.ExitStack() as stack:
+        if path.startswith("hf://"):
+            from huggingface_hub import HfFileSystem
+
+            raw: Any = stack.enter_context(HfFileSystem().open(path, "rb"))
+        elif "://" in path:
+            from pyarrow.fs import FileSystem
+
+            filesystem, inside = FileSystem.from_uri(path)
+            raw = stack.enter_context(filesystem.open_input_file(inside))
+        else:
+            raw = stack.enter_context(open(path, "rb"))
+        if path.endswith(".gz"):
+            raw = stack.enter_context(gzip.open(raw, "rb"))
+        yield raw
+
+
+def _remote_files(uri: str) -> list[DataFile]:
+    from pyarrow.fs import FileSelector, FileSystem, FileType
+
+    scheme = uri.partition("://")[0]
+    base = _fixed_part(uri) if has_wildcard(uri) else uri
+    try:
+        filesystem, root = FileSystem.from_uri(base.rstrip("/"))
+        info = filesystem.get_file_info(root)
+        if info.type == FileType.File:
+            infos = [info]
+        else:
+            infos = filesystem.get_file_info(FileSelector(root, recursive=True))
+    except FileNotFoundError:
+        raise ValueError(f"data.spec: {uri!r} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"data.spec: {uri!r} cannot be listed: {error}") from error
+    wanted = _glob_pattern(root + uri.removeprefix(base)) if base != uri else None
+    found = []
+    for info in infos:
+        if info.type == FileType.File and (wanted is None or wanted.fullmatch(info.path)):
+            name = info.path.removeprefix(root).lstrip("/") or PurePosixPath(info.path).name
+            stamp = f"{info.size}-{info.mtime_ns}"
+            found.append(DataFile(f"{scheme}://{info.path}", name, stamp))
+    return found
+
+
+def _hub_files(name: str) -> list[DataFile]:
+    if is_hub_offline():
+        raise ValueError(f"data.spec: {name!r} is no local path and the Hub is switched off")
+    from huggingface_hub import HfFileSystem
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    filesystem, root = HfFileSystem(), f"datasets/{name}"
+    try:
+        found: dict[str, Any] = dict(filesystem.find(root, detail=True))  # type: ignore[arg-type]
+    except FileNotFoundError:
+        raise ValueError(
+            f"data.spec: {name!r} is neither a local path nor a dataset on the Hub"
+        ) from None
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise ValueError(f"data.spec: the Hub does not answer for {name!r}: {error}") from error
+    return [
+        DataFile(
+            f"hf://{path}",
+            path.removeprefix(f"{root}/"),
+            str(info.get("blob_id", info.get("size"))),
+        )
+        for path, info in found.items()
+    ]
+
+
+def _described(paths: list[Path], root: Path) -> list[DataFile]:
+    return [DataFile(str(p), p.relative_to(root).as_posix(), _stamp(p)) for p in paths]
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder in front of a glob's first wildcard."""
+    fixed = re.split(r"[*?]", pattern, maxsplit=1)[0]
+    return fixed.rpartition("/")[0] or "."
+
+
+def _glob_pattern(path: str) -> re.Pattern[str]:
+    """``*`` and ``?`` stay within a folder, ``**/`` is any number of folders."""
+    pieces = re.split(r"(\*\*/|\*|\?)", path)
+    wild = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    return re.compile("".join(wild.get(piece, re.escape(piece)) for piece in pieces))
+
+
+def _stamp(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
