@@ -10,6 +10,8 @@ from typing import Literal
 from a2d_ray.config import DataSection, ObjectiveSection
 from a2d_ray.data.documents import Cutting, Document
 
+_WASTE = 0.04  # share of a row that plain text may leave empty for the sake of longer documents
+
 
 @dataclass(frozen=True, kw_only=True)
 class Streams:
@@ -90,6 +92,8 @@ class Streams:
         """
         streams = self.views + (self.objective == "bd3lm")
         capacity = tokens_per_row // streams
+        if capacity // max_length * max_length >= capacity * (1 - _WASTE):
+            return max_length
         per_row = -(-capacity // max_length)
         fair = min(max_length, capacity // per_row - self.eos_tail)
         return fair // self.block_size * self.block_size if fair >= self.block_size else fair

@@ -14,7 +14,6 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,23 +63,21 @@ def embedded_rows(name: str, split: str, limit: int | None = None) -> list[dict[
     if limit is not None and limit < 0:
         raise ValueError(f"the limit of embedded/{name} must not be negative, got {limit}")
     size = _SOURCES[name].train_rows if split == "train" else DEFAULT_TEST_ROWS
-    items = _split(name)[split]
-    wanted = items[: size if limit is None else limit]
-    return [copy.deepcopy(item.row) for item in wanted]
+    items = itertools.islice(_items(name, split), size if limit is None else limit)
+    return [copy.deepcopy(item.row) for item in items]
 
 
-@cache
-def _split(name: str) -> dict[str, list[_Item]]:
-    """Both splits; in ``test`` every key is there once."""
-    train: list[_Item] = []
-    test: dict[str, _Item] = {}
+def _items(name: str, split: str) -> Iterator[_Item]:
+    """Items of a split as they are generated; in ``test`` every key comes once."""
+    seen: set[str] = set()
     for item in _SOURCES[name].generate():
         digest = hashlib.sha256(f"{name}:{item.key}".encode()).digest()
-        if int.from_bytes(digest[:8]) % TEST_SHARE:
-            train.append(item)
-        else:
-            test.setdefault(item.key, item)
-    return {"train": train, "test": list(test.values())}
+        is_test = int.from_bytes(digest[:8]) % TEST_SHARE == 0
+        if is_test != (split == "test") or item.key in seen:
+            continue
+        if is_test:
+            seen.add(item.key)
+        yield item
 
 
 def _sums() -> Iterator[_Item]:

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a2d_ray.config import DataSection, ObjectiveSection
+from a2d_ray.data.costs import Streams
 from a2d_ray.data.documents import (
     NO_ROOM,
     TOO_LONG,
@@ -85,9 +86,13 @@ def test_text_is_cut_without_loss(size, max_length, eos):
 
 def test_the_edge_follows_the_grid():
     data = DataSection(spec="x", max_length=64)
+
+    def cutting(**options):
+        return Streams.of(data, ObjectiveSection(**options)).cutting(data)
+
     edges = {
-        grid: Cutting.of(data, ObjectiveSection(name="bd3lm", block_size=8, block_grid=grid)).edge
+        grid: cutting(name="bd3lm", block_size=8, block_grid=grid).edge
         for grid in ("segment", "prompt_end", "absolute")
     }
     assert edges == {"segment": 8, "prompt_end": 8, "absolute": 1}
-    assert Cutting.of(data, ObjectiveSection(name="mdlm")).is_split
+    assert cutting(name="mdlm").is_split

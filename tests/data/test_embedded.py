@@ -129,6 +129,5 @@ def test_bad_arguments(arguments, wanted):
 
 def test_a_missing_package_names_the_fix(monkeypatch):
     monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
-    embedded._split.cache_clear()
     with pytest.raises(ValueError, match=r"pip install a2d-ray\[quickstart\]"):
         embedded_rows("chat", "train")

@@ -157,8 +157,11 @@ def test_a_finished_set_is_reused_and_a_changed_option_makes_another(packed, mod
         again = prepare(*sections(root, source), model_path)
     assert again.path == packed.path and "reused" in caplog.text
     assert PackedSet.open(packed.path).manifest == packed.manifest
-    other = prepare(*sections(root, source, max_length=64), model_path)
+    with caplog.at_level("INFO"):
+        other = prepare(*sections(root, source, max_length=64), model_path)
     assert other.fingerprint != packed.fingerprint and other.path.parent == packed.path.parent
+    changes = "recipe.cutting.max_length: 128 -> 64; recipe.text_length: 100 -> 64"
+    assert f"differs from {packed.fingerprint} in {changes}" in caplog.text
 
 
 def test_limits_take_that_many_rows_and_never_overlap(ray_local, tmp_path, model_path):
@@ -210,4 +213,5 @@ def test_plain_text_is_cut_without_loss(ray_local, tmp_path, model_path):
     data, objective = sections(tmp_path, spec, test_fraction=0, text_field="Text")
     packed = prepare(data, objective, model_path)
     split = packed.manifest["splits"]["train"]
-    assert (split["documents"], split["targets"]) == (5, sum(map(len, texts)) + 3)
+    # 600 tokens over three streams hold two stretches of 100: they are cut so that rows are full.
+    assert (split["documents"], split["targets"]) == (7, sum(map(len, texts)) + 3)

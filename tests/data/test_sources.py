@@ -9,7 +9,7 @@ import pytest
 
 from a2d_ray.data.adapters import Example
 from a2d_ray.data.mixture import parse_spec
-from a2d_ray.data.sources import read_shard, resolve
+from a2d_ray.data.sources import Shape, read_shard, resolve
 
 PAIR = (("user", "What is 2 + 2?"), ("assistant", "4"))
 TURNS = [{"role": role, "content": content} for role, content in PAIR]
@@ -30,11 +30,12 @@ SCHEMAS = {
 }
 
 
-def examples(spec, split="train", text_field=None):
+def examples(spec, split="train", **shape):
     source = resolve(parse_spec(str(spec))[0])
-    adapter = source.adapter(text_field)
-    shards = getattr(source, split)
-    return [row for shard in shards for row in read_shard(shard, adapter, source.spec.lang)]
+    how = Shape(**shape)
+    how.find(source.columns, source.spec.name)
+    rows = [row for shard in getattr(source, split) for row in read_shard(shard, source.spec, how)]
+    return [row for row in rows if not row.is_other_language]
 
 
 def write_jsonl(path, rows):
@@ -130,8 +131,11 @@ def test_a_language_is_chosen_by_column_then_fence_then_word(tmp_path):
         pair("x"),
     ]
     found = examples(f"{write_jsonl(tmp_path / 'rows.jsonl', rows)}[lang:python]")
-    numbers = [int(row.where.rsplit(":", 1)[1]) for row in found]
-    assert numbers == [1, 3, 5]
+    assert [(row.number, row.language_by) for row in found] == [
+        (1, "column lang"),
+        (3, "fenced code"),
+        (5, "name in the text"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +160,7 @@ def test_a_malformed_row_has_a_place_and_a_reason(tmp_path, row, reason):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": TURNS}, row])
     good, bad = examples(path)
     assert good.example is not None
-    assert (bad.example, bad.reason, bad.where) == (None, reason, f"{path}:2")
+    assert (bad.example, bad.reason, bad.number) == (None, reason, 2)
 
 
 def test_broken_lines_are_malformed_rows(tmp_path):

@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a2d_ray.data.chat import ChatRenderer, encode_pieces
+from a2d_ray.data.costs import Streams
 from a2d_ray.data.documents import Cutting
-from a2d_ray.data.packed import PACKED_SCHEMA, to_packed_rows
-from a2d_ray.data.packing import STATS_KEY, pack_window
+from a2d_ray.data.packed import to_packed_rows
+from a2d_ray.data.planning import Index, make_plan
 from a2d_ray.data.reading import ROWS_SCHEMA
-from a2d_ray.data.tokenizing import NOT_PACKABLE, Recipe, tokenize_rows
+from a2d_ray.data.tokenizing import LONGEST_TEXT, NOT_PACKABLE, Recipe, tokenize_rows
+from a2d_ray.data.writing import packed_table
 from a2d_ray.diffusion.layout import LayoutSpec, build_layout
 from tests.tiny import tiny_tokenizer
 
@@ -22,31 +24,50 @@ TOKENIZER = tiny_tokenizer()
 
 def rows_table(payloads):
     rows = [
-        {"source": 0, "where": f"rows:{i}", "row_key": f"key{i}", "payload": json.dumps(p)}
-        for i, p in enumerate(payloads)
+        {
+            **{"source": 0, "split": "train", "shard": "rows", "ordinal": 0, "number": i},
+            **{"row": 1000 + i, "content": i, "copies": 1, "is_malformed": False},
+            "payload": json.dumps(payload),
+        }
+        for i, payload in enumerate(payloads)
     ]
-    return pa.Table.from_pylist([{**row, "reason": None} for row in rows], schema=ROWS_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=ROWS_SCHEMA)
 
 
 def recipe(objective="bd3lm", *, views=2, max_length=150, tokens_per_row=700, eos_tail=0):
     return Recipe(
         cutting=Cutting(max_length=max_length, edge=4, is_split=objective == "mdlm"),
-        layout=LayoutSpec(objective=objective, block_size=4, views=views, eos_id=2),
-        eos_tail=eos_tail,
+        streams=Streams(
+            objective=objective, block_grid="segment", block_size=4, views=views, eos_tail=eos_tail
+        ),
+        text_length=max_length,
         tokens_per_row=tokens_per_row,
         insert_eos=True,
         seed=0,
     )
 
 
+def layout_of(how):
+    return LayoutSpec(
+        objective=how.streams.objective, block_size=4, views=how.streams.views, eos_id=2
+    )
+
+
+def tokenized(table, how, tokenizer=TOKENIZER):
+    """Documents, their index, and the report."""
+    documents, index = tokenize_rows(table, tokenizer, how)
+    (report,) = index["report"].drop_null().to_pylist()
+    index = index.set_column(0, "file", pa.array(["f"] * index.num_rows))
+    return documents, index, json.loads(report)
+
+
 def packs_of(payloads, how):
-    """Packed rows and counts of one window."""
-    documents = tokenize_rows(rows_table(payloads), TOKENIZER, how)
-    packs = pack_window(documents, how.tokens_per_row, how.seed)
-    is_stats = pa.compute.equal(packs["key"], STATS_KEY)
-    (stats,) = packs.filter(is_stats)["stats"].to_pylist()
-    table = packs.filter(pa.compute.invert(is_stats)).select(PACKED_SCHEMA.names[1:])
-    return to_packed_rows(table), json.loads(stats)
+    """Packed rows, and the plan."""
+    documents, index, _ = tokenized(rows_table(payloads), how)
+    plan = make_plan(Index.of([index]), how.tokens_per_row, how.seed)
+    chosen = documents.take(pa.array(plan.index["place"])).combine_chunks()
+    table = packed_table(chosen, plan.index["doc_id"], plan.docs_per_pack, 0)
+    return to_packed_rows(table), plan
 
 
 turns = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=4)
@@ -61,10 +82,10 @@ payloads = st.lists(turns, min_size=1, max_size=20).map(
 @given(rows=payloads, objective=st.sampled_from(["bd3lm", "mdlm"]), views=st.integers(1, 2))
 def test_packs_hold_every_target_once_and_fit_when_laid_out(rows, objective, views):
     how = recipe(objective, views=views, max_length=400, tokens_per_row=1600)
-    packed, stats = packs_of(rows, how)
+    packed, plan = packs_of(rows, how)
     targets = Counter()
     for row in packed:
-        layout = build_layout([row], how.layout)
+        layout = build_layout([row], layout_of(how))
         assert layout.ids_RT.shape[1] <= how.tokens_per_row
         for doc in range(row.doc_id_D.numel()):
             is_here = row.doc_C == doc
@@ -72,8 +93,7 @@ def test_packs_hold_every_target_once_and_fit_when_laid_out(rows, objective, vie
             targets[tuple(ids.tolist()), tuple(flags.tolist())] += 1
     assert targets == Counter(_oracle(rows, is_split=objective == "mdlm"))
     learned = sum(sum(flags) * n for (_, flags), n in targets.items())
-    assert stats["sources"]["0"]["targets"] == learned
-    assert stats["sources"]["0"]["rows"] == len(rows)
+    assert plan.index["targets"].sum() == learned
 
 
 def _oracle(rows, is_split):
@@ -91,39 +111,62 @@ def _oracle(rows, is_split):
 
 @given(rows=payloads)
 def test_costs_are_the_tokens_of_the_layout(rows):
-    packed, stats = packs_of(rows, recipe(max_length=400, tokens_per_row=1600))
-    laid_out = sum(int((build_layout([r], recipe().layout).doc_RT >= 0).sum()) for r in packed)
-    assert stats["cost"] == laid_out
+    how = recipe(max_length=400, tokens_per_row=1600)
+    packed, plan = packs_of(rows, how)
+    laid_out = sum(int((build_layout([r], layout_of(how)).doc_RT >= 0).sum()) for r in packed)
+    assert plan.index["cost"].sum() == laid_out
+
+
+@given(rows=payloads)
+def test_blocks_restart_at_turns(rows):
+    packed, _ = packs_of(rows, recipe(max_length=400, tokens_per_row=1600))
+    for row in packed:
+        layout = build_layout([row], layout_of(recipe()))
+        is_clean = layout.stream_RT[0] == 0
+        segment = row.segment_C.tolist()
+        place = {}  # (doc, position) -> segment
+        counts = Counter()
+        for doc, number in zip(row.doc_C.tolist(), segment, strict=True):
+            place[doc, counts[doc]] = number
+            counts[doc] += 1
+        blocks = {}
+        columns = (layout.doc_RT[0], layout.block_RT[0], layout.position_RT[0])
+        for doc, block, position in zip(*(c[is_clean].tolist() for c in columns), strict=True):
+            blocks.setdefault((doc, block), set()).add(place[doc, position])
+        assert all(len(segments) == 1 for segments in blocks.values())
 
 
 def test_counts_tell_dropped_documents_from_malformed_rows():
     rows = rows_table(
         [[["user", "q"], ["assistant", "a"]], [["user", "q" * 200], ["assistant", "a"]]]
     )
-    bad = {"source": 0, "where": "rows:9", "row_key": "k", "payload": "", "reason": "no messages"}
-    table = pa.concat_tables([rows, pa.Table.from_pylist([bad], schema=ROWS_SCHEMA)])
-    packs = pack_window(tokenize_rows(table, TOKENIZER, recipe()), 700, 0)
-    stats = json.loads(packs["stats"][0].as_py())
-    assert stats["sources"]["0"]["rows"] == 3
-    assert stats["sources"]["0"]["documents"] == 1
-    assert stats["sources"]["0"]["malformed"] == 1
-    assert stats["dropped"]["0"] == {
-        "no messages": 1,
-        "no room for the answer in data.max_length": 1,
+    bad = {
+        **{"source": 0, "split": "train", "shard": "rows", "ordinal": 0, "number": 9, "row": 7},
+        **{"content": 7, "copies": 1, "payload": "", "reason": "no messages", "is_malformed": True},
     }
-    assert stats["offenders"] == [["rows:9", "no messages"]]
+    tally = {"source": 0, "tally": '{"of another language": 3}'}
+    table = pa.concat_tables([rows, pa.Table.from_pylist([bad, tally], schema=ROWS_SCHEMA)])
+    documents, index, report = tokenized(table, recipe())
+    assert documents.num_rows == 1 and index.num_rows == 2
+    assert report["rows"] == {"train|0|rows": 3, "train|0|malformed": 1}
+    assert report["dropped"] == {
+        "train|0|no messages": 1,
+        "train|0|no room for the answer in data.max_length": 1,
+    }
+    assert report["offenders"] == [[0, 0, 9, "rows:9", "no messages"]]
+    assert report["tallies"] == [[0, {"of another language": 3}]]
 
 
 def test_a_document_that_no_pack_holds_is_dropped_with_a_reason():
     rows = [[["user", "q"], ["assistant", "a" * 100]]]
-    packed, stats = packs_of(rows, recipe(tokens_per_row=200))
-    assert packed == [] and stats["dropped"]["0"] == {NOT_PACKABLE: 1}
+    documents, _, report = tokenized(rows_table(rows), recipe(tokens_per_row=200))
+    assert documents.num_rows == 0 and report["dropped"] == {f"train|0|{NOT_PACKABLE}": 1}
 
 
 def test_document_ids_depend_on_the_row_and_the_answer_only():
     rows = [[["user", "q"], ["assistant", "a"]], [["user", "r"], ["assistant", "b"]]]
     ids = [
-        tokenize_rows(table, TOKENIZER, recipe(objective, eos_tail=3))["doc_id"].to_pylist()
+        tokenized(table, recipe(objective, eos_tail=3))[1]["doc_id"].drop_null().to_pylist()
         for table in (rows_table(rows), rows_table(rows).slice(1))
         for objective in ("bd3lm", "mdlm")
     ]
@@ -131,16 +174,16 @@ def test_document_ids_depend_on_the_row_and_the_answer_only():
     assert all(0 <= i < 2**63 for i in ids[0])
 
 
-def test_a_refused_conversation_is_a_malformed_row(monkeypatch):
+def test_a_refused_conversation_is_a_malformed_row():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('no') }}{% endif %}"
         "{{ m.role + m.content }}{% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
     )
     table = rows_table([[["user", "bad"], ["assistant", "a"]], [["user", "q"], ["assistant", "a"]]])
-    documents = tokenize_rows(table, tokenizer, recipe())
-    assert documents["is_malformed"].to_pylist() == [True, False]
-    assert documents["reason"].to_pylist()[0] == "the chat template refuses these messages: no"
+    _, _, report = tokenized(table, recipe(), tokenizer)
+    assert report["rows"] == {"train|0|rows": 2, "train|0|malformed": 1}
+    assert report["offenders"][0][-1] == "the chat template refuses these messages: no"
 
 
 @pytest.mark.parametrize("size", [1, 149, 150, 151, 400])
@@ -148,3 +191,11 @@ def test_text_rows_keep_every_token(size):
     packed, _ = packs_of(["x" * size], recipe())
     assert sum(row.ids_C.numel() for row in packed) == size + 1
     assert all(row.is_target_C.all() for row in packed)
+
+
+def test_a_long_text_is_tokenized_in_pieces_and_stays_one_text():
+    text = "".join(f"line {i}\n" for i in range(LONGEST_TEXT // 4))
+    documents, _, _ = tokenized(rows_table([text]), recipe())
+    ids = documents["ids"].combine_chunks().flatten().to_pylist()
+    assert TOKENIZER.decode(ids[:-1]) == text and ids[-1] == TOKENIZER.eos_token_id
+    assert documents["is_complete"].to_pylist() == [False] * (documents.num_rows - 1) + [True]
