@@ -48,6 +48,7 @@ class Streams:
             views=data.max_views or objective.views,
             eos_tail=data.eos_tail if is_mdlm else 0,
             is_bound=not is_mdlm and data.max_block_size is not None,
+            right_shift=not is_mdlm and objective.right_shift_logits,
         )
 
     def cutting(self, data: DataSection) -> Cutting:

@@ -40,6 +40,7 @@ def laid_out(doc, streams, block_size, views):
         block_size=block_size,
         block_grid=streams.block_grid,
         views=views,
+        right_shift=streams.right_shift,
     )
     return int(document_costs(row, spec, eos_tail=streams.eos_tail))
 
@@ -51,9 +52,10 @@ def laid_out(doc, streams, block_size, views):
     kind=st.sampled_from(["mdlm", "segment", "absolute", "prompt_end"]),
     is_complete=st.booleans(),
     is_text=st.booleans(),
+    right_shift=st.booleans(),
 )
 def test_a_cost_is_the_number_of_tokens_in_the_layout(
-    lengths, block_size, views, kind, is_complete, is_text
+    lengths, block_size, views, kind, is_complete, is_text, right_shift
 ):
     lengths = lengths[:1] if is_text else lengths
     all_answers = [is_text or bool(i % 2) for i in range(len(lengths))]
@@ -64,6 +66,7 @@ def test_a_cost_is_the_number_of_tokens_in_the_layout(
         block_size=block_size,
         views=views,
         eos_tail=5 if kind == "mdlm" else 0,
+        right_shift=right_shift and kind in ("absolute", "prompt_end"),
     )
     doc = document(lengths, all_answers if kind == "segment" else last_answer, is_complete)
     assert streams.cost(doc) == laid_out(doc, streams, block_size, views)
