@@ -171,7 +171,9 @@ class _Job:
         train, test, dropped = select(Index.of(tables), limits)
         report.drop("train", dropped)
         plans: dict[Split, Plan] = {
-            split: make_plan(index, self.recipe.tokens_per_row, self.recipe.seed)
+            split: make_plan(
+                index, self.recipe.tokens_per_row, self.recipe.seed, is_packed=data.packing
+            )
             for split, index in zip(SPLITS, (train, test), strict=True)
         }
         report.check_train(plans["train"], data)
@@ -266,7 +268,11 @@ def _recipe(
     return Recipe(
         cutting=streams.cutting(data),
         streams=streams,
-        text_length=streams.longest_text(data.max_length, data.tokens_per_row),
+        text_length=(
+            streams.longest_text(data.max_length, data.tokens_per_row)
+            if data.packing
+            else data.max_length
+        ),
         tokens_per_row=data.tokens_per_row,
         insert_eos=data.insert_eos,
         seed=data.seed,
@@ -291,7 +297,7 @@ def _options(
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     text = f"{words}{tokenizer.chat_template}{tokenizer.eos_token}"
-    wanted = ("text_field", "test_fraction", "deduplicate", "max_rows", "max_tokens")
+    wanted = ("packing", "text_field", "test_fraction", "deduplicate", "max_rows", "max_tokens")
     evaluation = [resolve(spec) for text in data.decontaminate for spec in parse_spec(text)]
     return {
         "format": FORMAT_VERSION,

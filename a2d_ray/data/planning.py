@@ -112,7 +112,7 @@ def select(index: Index, limits: Limits) -> tuple[Index, Index, Counter[tuple[in
     return train, test, dropped
 
 
-def make_plan(index: Index, capacity: int, seed: int) -> Plan:
+def make_plan(index: Index, capacity: int, seed: int, *, is_packed: bool = True) -> Plan:
     """Packs of documents of all sources in a random order.
 
     A document of weight above 1 appears several times, each with an id, and so noise, of its own.
@@ -121,10 +121,13 @@ def make_plan(index: Index, capacity: int, seed: int) -> Plan:
         index: the documents of a split.
         capacity: tokens that a pack can hold over all streams.
         seed: of the order.
+        is_packed: False: each document is a pack of its own.
     """
     repeated = _with_copies(index)
     order = np.argsort(scramble(repeated["doc_id"], seed), kind="stable")
     shuffled = repeated.take(order)
+    if not is_packed:
+        return Plan(shuffled, np.ones(order.size, dtype=np.int64))
     costs = shuffled["cost"].tolist()
     places: list[int] = []
     docs_per_pack: list[int] = []
