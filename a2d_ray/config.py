@@ -533,6 +533,14 @@ class PrepareConfig(Section):
         return self
 
 
+class InspectConfig(PrepareConfig):
+    """Look at a mixture as training sees it: examples in colour, lengths, drops, utilisation."""
+
+    split: Literal["train", "test"] = Field("train", description="Split to look at.")
+    examples: int = Field(3, ge=0, description="Documents that are printed.")
+    png: str | None = Field(None, description="Where to write the histogram of lengths.")
+
+
 class SamplingSection(Section):
     """How answers are decoded; the one place of these defaults (`SamplingParams` has them too)."""
 

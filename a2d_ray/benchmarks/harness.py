@@ -15,6 +15,7 @@ from a2d_ray.config import BenchmarkConfig
 
 # Suite -> module with `run(config) -> Iterator[Case]`.
 SUITES: dict[str, str] = {
+    "data": "a2d_ray.benchmarks.data",
     "training": "a2d_ray.benchmarks.training",
     "sampling": "a2d_ray.benchmarks.sampling",
 }

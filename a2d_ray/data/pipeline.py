@@ -74,7 +74,7 @@ def prepare(data: DataSection, objective: ObjectiveSection, model_path: str) -> 
     """
     tokenizer = load_tokenizer(_absolute(model_path))
     sources = [resolve(spec) for spec in parse_spec(data.spec)]
-    recipe = _recipe(data, objective, tokenizer)
+    recipe = make_recipe(data, objective, tokenizer)
     _check(sources, data, tokenizer)
     options = _options(sources, data, recipe, tokenizer)
     fingerprint = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
@@ -257,11 +257,16 @@ def _batches(dataset: Dataset) -> Iterator[pa.Table]:
         yield batch
 
 
-def _recipe(
+def make_recipe(
     data: DataSection,
     objective: ObjectiveSection,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Recipe:
+    """How the rows of a configuration become packs.
+
+    Raises:
+        ValueError: an option that the tokenizer cannot serve.
+    """
     if data.insert_eos and tokenizer.eos_token_id is None:
         raise ValueError("data.insert_eos: the tokenizer has no EOS token; set it to false")
     streams = Streams.of(data, objective)
