@@ -1,55 +1,28 @@
 """The Python API: load a checkpoint and generate with it, in this process."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from a2d_ray.answers import AnswerWriter, Chunk, Generation
 from a2d_ray.data.chat import render_prompt
+from a2d_ray.generation.canvas import Segments, check_prompt
 from a2d_ray.generation.engine import Engine, EngineOptions, Request, StepOutput
+from a2d_ray.generation.grammar import Grammar
 from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.sampler import sample
 from a2d_ray.models.checkpoint import load_checkpoint
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.device import resolve_device, resolve_dtype
-from a2d_ray.text import TextStream
+
+__all__ = ["Chunk", "Generation", "InfillText", "LanguageModel", "Prompt", "load"]
 
 Prompt = str | Sequence[dict[str, Any]] | Sequence[int] | Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """One answer.
-
-    Attributes:
-        text: the answer, cut before a stop text.
-        token_ids: its tokens, without the end-of-turn token.
-        finish_reason: ``stop`` or ``length``.
-        num_forwards: model forwards that it took; len(token_ids) / num_forwards is the TPF.
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str
-    num_forwards: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """A piece of an answer that is being written.
-
-    Attributes:
-        text: new text, final.
-        token_ids: new tokens, final.
-        finish_reason: None until the last chunk.
-        num_forwards: forwards so far.
-        canvas: the active block: ids, None where still masked.
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str | None
-    num_forwards: int
-    canvas: tuple[int | None, ...]
+InfillText = Sequence[str | int | None] | Sequence[Sequence[int | None]]
 
 
 @dataclass(frozen=True)
@@ -114,22 +87,74 @@ class LanguageModel:
             f"a prompt is a text, a list of messages or a list of token ids, got {prompt!r:.100}"
         )
 
+    def encode_infill(self, text: InfillText) -> tuple[tuple[int | None, ...], ...]:
+        """A text with holes as segments of token ids, None where masked.
+
+        Args:
+            text: texts and numbers, a number standing for so many masked tokens:
+                ``["12 + 30 = ", 3, "."]``; or token ids with None where masked, in one list or
+                segment by segment.
+
+        Raises:
+            ValueError: nothing to fill in, texts without a tokenizer, or something else.
+        """
+        items = list(text)
+        if any(isinstance(item, str) for item in items):
+            ids: list[int | None] = []
+            for item in items:
+                if isinstance(item, str):
+                    ids += self._require_tokenizer()(item, add_special_tokens=False).input_ids
+                elif isinstance(item, int) and item > 0:
+                    ids += [None] * item
+                else:
+                    raise ValueError(f"a hole is a number of tokens, at least 1, got {item!r:.100}")
+            segments: Any = [ids]
+        else:
+            segments = items if all(isinstance(i, list | tuple) for i in items) else [items]
+        if not any(token is None for segment in segments for token in segment):
+            raise ValueError(f"there is nothing to fill in: no holes in {text!r:.100}")
+        if any(not isinstance(t, int | None) for segment in segments for t in segment):
+            raise ValueError(f"a text with holes is token ids and None, got {text!r:.100}")
+        return tuple(map(tuple, segments))
+
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        grammar: Callable[[], Grammar] | None = None,
     ) -> list[Generation]:
-        """Answers to prompts, in their order.
+        """Answers to prompts, in their order; with `params.n` > 1 the n of a prompt in a row.
 
         Args:
             prompts: a list of texts, chats or token-id lists; or one of them alone.
             params: options, the same for all; None: the defaults.
+            grammar: makes the grammar of each answer (rule ``prefix``).
 
         Raises:
             ValueError: see `encode` and `Engine.add_request`.
         """
         params = params or SamplingParams()
-        asked = [(prompt, params) for prompt in _as_list(prompts)]
-        answers = dict(self.answer_each(asked))
-        return [answers[index] for index in range(len(asked))]
+        asked = ((self.encode(prompt), params) for prompt in _as_list(prompts))
+        return self._in_order(self._answers(asked, None, grammar))
+
+    def infill(
+        self, texts: Sequence[InfillText], params: SamplingParams | None = None
+    ) -> list[Generation]:
+        """Texts whose holes are filled in; `text` and `token_ids` are the whole text.
+
+        MDLM sees the text on both sides of a hole. BD3LM fills block by block from the left, as it
+        was trained: a hole sees the text up to the end of its own block.
+
+        Args:
+            texts: see `encode_infill`.
+            params: options (`max_new_tokens` and what ends an answer do not matter here).
+
+        Raises:
+            ValueError: see `encode_infill` and `Engine.add_request`.
+        """
+        params = params or SamplingParams()
+        return self._in_order(self._answers((self.encode_infill(t), params) for t in texts))
 
     def answer_each(
         self,
@@ -145,26 +170,18 @@ class LanguageModel:
         Raises:
             ValueError: see `encode` and `Engine.add_request`.
         """
-        engine, writers = self.make_engine(options), []
-        for index, (prompt, params) in enumerate(requests):
-            request = Request(request_id=str(index), prompt=self.encode(prompt), params=params)
-            engine.add_request(request)
-            writers.append(_Writer(self.tokenizer, params))
-        while engine.has_unfinished():
-            for output in engine.step():
-                index = int(output.request_id)
-                if writers[index].push(output).finish_reason is not None:
-                    engine.abort(output.request_id)
-                    yield index, writers[index].result()
+        yield from self._answers(((self.encode(p), params) for p, params in requests), options)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
         """One answer while it is written, a chunk per forward.
 
         Raises:
-            ValueError: as `generate`.
+            ValueError: as `generate`; `n` or `cfg_scale`, which cannot be streamed.
         """
         params = params or SamplingParams()
-        engine, writer = self.make_engine(), _Writer(self.tokenizer, params)
+        if params.n > 1:
+            raise ValueError(f"n ({params.n}): only one answer is streamed; use generate")
+        engine, writer = self.make_engine(), AnswerWriter(self.tokenizer, params)
         engine.add_request(Request(request_id="0", prompt=self.encode(prompt), params=params))
         while engine.has_unfinished():
             for output in engine.step():
@@ -172,6 +189,66 @@ class LanguageModel:
                 yield chunk
                 if chunk.finish_reason is not None:
                     return
+
+    def _answers(
+        self,
+        prompts: Iterable[tuple[Segments, SamplingParams]],
+        options: EngineOptions | None = None,
+        grammar: Callable[[], Grammar] | None = None,
+    ) -> Iterator[tuple[int, Generation]]:
+        engine, guided = self.make_engine(options), []
+        writers: dict[str, tuple[int, AnswerWriter]] = {}
+        for index, (prompt, params) in enumerate(prompts):
+            for choice in range(params.n):
+                request = Request(
+                    request_id=f"{index}-{choice}",
+                    prompt=prompt,
+                    params=params,
+                    choice=choice,
+                    grammar=grammar() if grammar is not None else None,
+                )
+                writers[request.request_id] = index, AnswerWriter(self.tokenizer, params, choice)
+                if params.cfg_scale > 0:
+                    check_prompt(prompt, params, self.max_length, self.model.config.vocab_size)
+                    guided.append(request)
+                else:
+                    engine.add_request(request)
+        for output in itertools.chain(_run(engine), map(self._sample_guided, guided)):
+            index, writer = writers[output.request_id]
+            if writer.push(output).finish_reason is not None:
+                engine.abort(output.request_id)
+                yield index, writer.result()
+
+    def _in_order(self, answers: Iterator[tuple[int, Generation]]) -> list[Generation]:
+        found = sorted(answers, key=lambda pair: (pair[0], pair[1].choice))
+        return [answer for _, answer in found]
+
+    def _sample_guided(self, request: Request) -> StepOutput:
+        """The answer to a request with `cfg_scale`, which the engine does not know."""
+        got = sample(
+            self._forward,
+            request.prompt,
+            request.params,
+            self.contract,
+            eos_ids=self.eos_token_ids,
+            choice=request.choice,
+            grammar=request.grammar,
+        )
+        return StepOutput(
+            request_id=request.request_id,
+            token_ids=tuple(got.token_ids),
+            finish_reason=got.finish_reason,
+            num_forwards=2 * got.num_forwards,
+            num_denoise_steps=got.num_forwards,
+            canvas=(),
+            canvas_confidence=(),
+            logprobs=tuple(got.logprobs),
+        )
+
+    def _forward(self, ids_T: Tensor, mask_TT: Tensor) -> Tensor:
+        device = self.model.lm_head.weight.device
+        mask = mask_TT[None, None].to(device)
+        return self.model(input_ids=ids_T[None].to(device), attention_mask=mask).logits[0].cpu()
 
     def _require_tokenizer(self) -> Any:
         if self.tokenizer is None:
@@ -199,48 +276,9 @@ def load(
     return LanguageModel(loaded.model, loaded.tokenizer, loaded.contract)
 
 
-class _Writer:
-    """Turns a request's step outputs into text and counts."""
-
-    def __init__(self, tokenizer: Any, params: SamplingParams) -> None:
-        if tokenizer is None and params.stop:
-            raise ValueError("stop texts need a tokenizer: use stop_token_ids")
-        self._text = None if tokenizer is None else TextStream(tokenizer, params.stop)
-        self._pieces: list[str] = []
-        self._token_ids: list[int] = []
-        self._finish_reason: str | None = None
-        self._num_forwards = 0
-
-    def push(self, output: StepOutput) -> Chunk:
-        """Takes one round's output."""
-        before = len(self._token_ids)
-        self._token_ids += output.token_ids
-        self._num_forwards, self._finish_reason = output.num_forwards, output.finish_reason
-        piece = ""
-        if self._text is not None:
-            piece = self._text.push(output.token_ids)
-            if self._text.is_stopped:
-                self._finish_reason = "stop"
-                self._token_ids = self._token_ids[: self._text.num_tokens]
-            if self._finish_reason is not None:
-                piece += self._text.finish()
-        self._pieces.append(piece)
-        return Chunk(
-            text=piece,
-            token_ids=self._token_ids[before:],
-            finish_reason=self._finish_reason,
-            num_forwards=self._num_forwards,
-            canvas=output.canvas,
-        )
-
-    def result(self) -> Generation:
-        """The whole answer."""
-        return Generation(
-            text="".join(self._pieces),
-            token_ids=self._token_ids,
-            finish_reason=self._finish_reason or "length",
-            num_forwards=self._num_forwards,
-        )
+def _run(engine: Engine) -> Iterator[StepOutput]:
+    while engine.has_unfinished():
+        yield from engine.step()
 
 
 def _as_list(prompts: Any) -> list[Any]:

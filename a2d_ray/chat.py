@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from a2d_ray.api import Chunk, LanguageModel, Prompt
+from a2d_ray.answers import Chunk
+from a2d_ray.api import LanguageModel, Prompt
 from a2d_ray.config import ChatConfig
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.text import decode

@@ -65,6 +65,85 @@ def test_end_of_turn_ends_the_answer_and_is_not_part_of_it(lm):
     assert all(eos not in a.token_ids for a in answers)
 
 
+def test_choices_of_a_prompt_stand_in_a_row(lm):
+    options = {"max_new_tokens": 8, "temperature": 1.0, "seed": 3, "ignore_eos": True}
+    one, two = lm.generate(["a", "b"], SamplingParams(**options))
+    found = lm.generate(["a", "b"], SamplingParams(**options, n=3))
+    assert [g.choice for g in found] == [0, 1, 2] * 2
+    assert found[0] == one and found[3] == two
+    assert len({tuple(g.token_ids) for g in found}) == 6
+    with pytest.raises(ValueError, match="n \\(3\\)"):
+        next(lm.stream("a", SamplingParams(n=3)))
+
+
+def test_logprobs_when_asked_for_and_cut_with_the_text(lm):
+    options = {"max_new_tokens": 40, "temperature": 2.0, "seed": 1, "ignore_eos": True}
+    (plain,) = lm.generate("hello", SamplingParams(**options))
+    (whole,) = lm.generate("hello", SamplingParams(**options, logprobs=2))
+    assert plain.logprobs is None and whole.token_ids == plain.token_ids
+    assert [entry.token_id for entry in whole.logprobs] == whole.token_ids
+    assert all(entry.logprob <= 0 and len(entry.top) == 2 for entry in whole.logprobs)
+    stop = whole.text[8:10]
+    (cut,) = lm.generate("hello", SamplingParams(**options, logprobs=2, stop=stop))
+    assert cut.logprobs == whole.logprobs[: len(cut.token_ids)]
+    chunks = list(lm.stream("hello", SamplingParams(**options, logprobs=2)))
+    assert [entry for chunk in chunks for entry in chunk.logprobs] == whole.logprobs
+
+
+@pytest.mark.parametrize("objective", ["bd3lm", "mdlm"])
+def test_infill_keeps_the_text_around_the_holes(path, objective):
+    lm = load(path, dtype="float32", device="cpu", **TERMS | {"objective": objective})
+    by_text, by_ids = lm.infill([["ab", 3, "cd"], ["x", 1]])
+    before, after = (lm.tokenizer(t).input_ids for t in ("ab", "cd"))
+    assert by_text.token_ids[:2] == before and by_text.token_ids[5:] == after
+    assert by_text.text.startswith("ab") and by_text.text.endswith("cd")
+    assert by_ids.token_ids[:1] == lm.tokenizer("x").input_ids and len(by_ids.token_ids) == 2
+    assert lm.infill([[*before, None, None, None, *after]]) == [by_text]
+    assert lm.infill([[[*before, None], [None, None, *after]]])[0].token_ids[:2] == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (["ab"], "no holes"),
+        ([5, 6], "no holes"),
+        (["ab", 0], "at least 1"),
+        (["ab", None], "at least 1"),
+        ([[5, None], "x"], "a hole is"),
+        ([5, None, 1.5], "token ids and None"),
+    ],
+)
+def test_things_that_cannot_be_filled_in(lm, text, message):
+    with pytest.raises(ValueError, match=message):
+        lm.infill([text])
+
+
+def test_guidance_goes_through_the_reference_sampler(lm):
+    params = PARAMS.model_copy(update={"cfg_scale": 1.0, "n": 2, "temperature": 1.0})
+    first, second = lm.generate("hello", params)
+    assert first.token_ids != second.token_ids
+    kept = params.model_copy(update={"cfg_keep_tokens": tuple(lm.tokenizer("hello").input_ids)})
+    plain = lm.generate("hello", params.model_copy(update={"cfg_scale": 0.0}))
+    assert [g.text for g in lm.generate("hello", kept)] == [g.text for g in plain]
+    with pytest.raises(ValueError, match="positions"):
+        lm.generate("x" * 600, params)
+
+
+def test_a_grammar_for_every_answer(lm):
+    class OnlyEven:
+        def allowed(self):
+            is_allowed = torch.zeros(320, dtype=torch.bool)
+            is_allowed[::2] = True
+            return is_allowed
+
+        def accept(self, token_id):
+            return token_id % 2 == 0
+
+    params = SamplingParams(max_new_tokens=12, rule="prefix", threshold=0.0, temperature=1.0, n=2)
+    for answer in lm.generate(["a", "b"], params, grammar=OnlyEven):
+        assert all(token % 2 == 0 for token in answer.token_ids)
+
+
 def test_seed_decides_the_text(lm):
     def text(seed):
         params = SamplingParams(max_new_tokens=16, temperature=1.0, seed=seed, ignore_eos=True)

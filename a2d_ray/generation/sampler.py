@@ -11,7 +11,7 @@ from torch import Tensor
 
 from a2d_ray.diffusion.decoding import guide
 from a2d_ray.generation.canvas import Canvas, Segments, make_canvas, stop_token_ids
-from a2d_ray.generation.denoise import Decoder, RuleState, denoise
+from a2d_ray.generation.denoise import Decoder, RuleState, TokenLogprob, denoise
 from a2d_ray.generation.grammar import Grammar
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.models.contract import Contract
@@ -26,7 +26,7 @@ class Sample:
 
     Attributes:
         token_ids: the answer, without its end-of-turn token; for infill the whole text.
-        logprobs: log-probability of each at its commitment; NaN where it was given (infill).
+        logprobs: of each at its commitment, with `params.logprobs` alternatives.
         canvas: the answer's part of the canvas, including what follows its end.
         finish_reason: ``stop`` or ``length``.
         num_forwards: denoise steps; with guidance each is two forwards of the model.
@@ -34,7 +34,7 @@ class Sample:
     """
 
     token_ids: list[int]
-    logprobs: list[float]
+    logprobs: list[TokenLogprob]
     canvas: list[int]
     finish_reason: str
     num_forwards: int
@@ -97,7 +97,7 @@ class _Run:
     def __post_init__(self) -> None:
         self.x_T = torch.tensor(self.canvas.ids, dtype=torch.int64)
         self.is_masked_T = torch.tensor(self.canvas.is_open, dtype=torch.bool)
-        self.logprob_T = torch.full((len(self.canvas),), torch.nan)
+        self.logprobs = [TokenLogprob(token, 0.0) for token in self.canvas.ids]
 
     @property
     def canvas(self) -> Canvas:
@@ -119,7 +119,8 @@ class _Run:
         commitment, self.state = denoise(logits_NV, active, self.decoder, self.state)
         committed_M = active.position_N[commitment.is_committed_N]
         self.x_T[committed_M] = commitment.ids_N[commitment.is_committed_N]
-        self.logprob_T[committed_M] = commitment.logprob_N[commitment.is_committed_N]
+        for place, logprob in zip(committed_M.tolist(), commitment.token_logprobs(), strict=True):
+            self.logprobs[place] = logprob
         self.is_masked_T[committed_M] = False
         remasked_M = active.position_N[commitment.is_remasked_N]
         self.x_T[remasked_M] = self.contract.mask_token_id
@@ -172,7 +173,7 @@ class _Run:
         stop = start + self.canvas.num_answer if end is None else end
         return Sample(
             token_ids=self.x_T[start:stop].tolist(),
-            logprobs=self.logprob_T[start:stop].tolist(),
+            logprobs=self.logprobs[start:stop],
             canvas=self.x_T[start:].tolist(),
             finish_reason="length" if end is None else "stop",
             num_forwards=len(self.history),

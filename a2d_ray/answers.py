@@ -1,0 +1,115 @@
+"""What the Python API returns: whole answers, and pieces of one that is being written."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from a2d_ray.generation.denoise import TokenLogprob
+from a2d_ray.generation.engine import StepOutput
+from a2d_ray.generation.params import SamplingParams
+from a2d_ray.text import TextStream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One answer.
+
+    Attributes:
+        text: the answer, cut before a stop text; for infill the whole text.
+        token_ids: its tokens, without the end-of-turn token.
+        finish_reason: ``stop`` or ``length``.
+        num_forwards: model forwards that it took; len(token_ids) / num_forwards is the TPF.
+        choice: which of the n answers to its prompt.
+        logprobs: of each token at its commitment, if `params.logprobs` asks for them.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    num_forwards: int
+    choice: int = 0
+    logprobs: list[TokenLogprob] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """A piece of an answer that is being written.
+
+    Attributes:
+        text: new text, final.
+        token_ids: new tokens, final.
+        finish_reason: None until the last chunk.
+        num_forwards: forwards so far.
+        canvas: the active block: ids, None where still masked.
+        canvas_confidence: of its ids when they were committed, None where still masked.
+        logprobs: of the new tokens, if `params.logprobs` asks for them.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None
+    num_forwards: int
+    canvas: tuple[int | None, ...]
+    canvas_confidence: tuple[float | None, ...]
+    logprobs: list[TokenLogprob] | None = None
+
+
+class AnswerWriter:
+    """Turns a request's step outputs into text and counts.
+
+    Args:
+        tokenizer: None: ids only.
+        params: of the request.
+        choice: of the request.
+
+    Raises:
+        ValueError: stop texts without a tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any, params: SamplingParams, choice: int = 0) -> None:
+        if tokenizer is None and params.stop:
+            raise ValueError("stop texts need a tokenizer: use stop_token_ids")
+        self._text = None if tokenizer is None else TextStream(tokenizer, params.stop)
+        self._choice = choice
+        self._pieces: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
+        self._finish_reason: str | None = None
+        self._num_forwards = 0
+
+    def push(self, output: StepOutput) -> Chunk:
+        """Takes one round's output."""
+        before = len(self._token_ids)
+        self._token_ids += output.token_ids
+        if self._logprobs is not None:
+            self._logprobs += output.logprobs or ()
+        self._num_forwards, self._finish_reason = output.num_forwards, output.finish_reason
+        piece = ""
+        if self._text is not None:
+            piece = self._text.push(output.token_ids)
+            if self._text.is_stopped:
+                self._finish_reason = "stop"
+                del self._token_ids[self._text.num_tokens :]
+                del (self._logprobs or [])[self._text.num_tokens :]
+            if self._finish_reason is not None:
+                piece += self._text.finish()
+        self._pieces.append(piece)
+        return Chunk(
+            text=piece,
+            token_ids=self._token_ids[before:],
+            finish_reason=self._finish_reason,
+            num_forwards=self._num_forwards,
+            canvas=output.canvas,
+            canvas_confidence=output.canvas_confidence,
+            logprobs=None if self._logprobs is None else self._logprobs[before:],
+        )
+
+    def result(self) -> Generation:
+        """The whole answer."""
+        return Generation(
+            text="".join(self._pieces),
+            token_ids=self._token_ids,
+            finish_reason=self._finish_reason or "length",
+            num_forwards=self._num_forwards,
+            choice=self._choice,
+            logprobs=self._logprobs,
+        )
