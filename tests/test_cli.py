@@ -67,8 +67,10 @@ def test_shipped_files_resolve_and_round_trip(name):
     assert again == config
 
 
-@pytest.mark.parametrize("name", [n for n, c in JOBS.items() if c is configs.TrainConfig])
-def test_training_files_are_complete(name):
+@pytest.mark.parametrize(
+    "name", [n for n, c in JOBS.items() if c is configs.TrainConfig] + ["sample", "chat"]
+)
+def test_files_are_complete(name):
     def keys(values, prefix=""):
         return {
             key
@@ -79,7 +81,7 @@ def test_training_files_are_complete(name):
         }
 
     written = yaml.safe_load((ROOT / f"jobs/configs/{name}.yaml").read_text())
-    assert keys(written) == keys(parse_config(configs.TrainConfig, name, []).model_dump())
+    assert keys(written) == keys(parse_config(JOBS[name], name, []).model_dump())
 
 
 @pytest.mark.parametrize(
