@@ -4,7 +4,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,10 @@ class Responder:
         self._backend, self._cache, self._is_quiet = backend, cache, is_quiet
         self.speed = Speed()
 
+    def forget(self) -> None:
+        """Reads and keeps nothing from here on: for those who measure speed."""
+        self._cache = None
+
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Answer]:
         """An answer for each request, in their order."""
         known = {i: found for i, r in enumerate(requests) if (found := self._cached(r))}
@@ -138,9 +142,3 @@ class Responder:
 
     def _bar(self, name: str, total: int, initial: int) -> tqdm:
         return tqdm(total=total, initial=initial, desc=name, disable=self._is_quiet)
-
-
-def chunks(items: Sequence[Any], size: int) -> Iterator[tuple[int, Sequence[Any]]]:
-    """First index and items of consecutive pieces of at most `size`."""
-    for start in range(0, len(items), size):
-        yield start, items[start : start + size]

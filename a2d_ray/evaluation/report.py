@@ -1,0 +1,134 @@
+"""Reports: one JSON with everything to repeat it, Markdown to read, W&B when configured."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from a2d_ray.config import EvaluateConfig
+from a2d_ray.evaluation.statistics import Comparison, compare, estimate
+
+
+def write_report(report: dict[str, Any], directory: str | Path) -> Path:
+    """Writes ``report.json`` and ``report.md``; returns the JSON's path. Whole or not at all."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in (("report.md", markdown(report)), ("report.json", json.dumps(report))):
+        half = directory / f".{name}.{os.getpid()}"
+        half.write_text(text + "\n")
+        half.replace(directory / name)
+    return directory / "report.json"
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    """A report from its JSON file.
+
+    Raises:
+        ValueError: no such file, or something else.
+    """
+    try:
+        report = json.loads(Path(path).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no report of jobs/evaluate.py: {error}") from error
+    if not isinstance(report, dict) or report.get("format") != 1 or "tasks" not in report:
+        raise ValueError(f"{path} is no report of jobs/evaluate.py (format 1)")
+    return report
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The numbers as a table, with what they were measured on."""
+    lines = [
+        f"# {report['name']}",
+        "",
+        f"{report['model']['path']} · weights `{str(report['model'].get('weights'))[:12]}` · "
+        f"commit `{str(report['commit'])[:12]}` · {report['date']} · {report['seconds']:.0f} s",
+        "",
+        "| task | metric | value | 95 % interval | documents | TPF | tokens/s |",
+        "|---|---|---:|---|---:|---:|---:|",
+    ]
+    for name, task in report["tasks"].items():
+        found = estimate([row["value"] for row in task["samples"]])
+        tpf, per_s = speed(task)
+        lines.append(
+            f"| {name} | {task['metric']} | {task['value']:.4f} | {found.low:.4f} to "
+            f"{found.high:.4f} | {task['num_documents']} | {_number(tpf)} | {_number(per_s)} |"
+        )
+    return "\n".join(lines)
+
+
+def speed(task: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Tokens per forward and per second of the answers that were not read from the cache."""
+    used = task.get("speed") or {}
+    forwards, seconds = used.get("num_forwards"), used.get("seconds")
+    tokens = used.get("num_tokens", 0)
+    return (
+        tokens / forwards if forwards else None,
+        tokens / seconds if seconds and tokens else None,
+    )
+
+
+def compare_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Comparison]:
+    """Every task that both reports measured by the same metric, on the documents of both.
+
+    Raises:
+        ValueError: they share no task, metric and document.
+    """
+    found = {}
+    for name in first["tasks"].keys() & second["tasks"].keys():
+        one, other = first["tasks"][name], second["tasks"][name]
+        if one["metric"] != other["metric"]:
+            continue
+        left, right = _by_document(one), _by_document(other)
+        shared = sorted(left.keys() & right.keys())
+        if shared:
+            found[name] = compare([left[key] for key in shared], [right[key] for key in shared])
+    if not found:
+        raise ValueError("the reports share no task with the same metric and documents")
+    return dict(sorted(found.items()))
+
+
+def _by_document(task: dict[str, Any]) -> dict[tuple[str, str, int], Any]:
+    """Scores by document; equal documents of a task are told apart by their index."""
+    return {(row["task"], row["doc_hash"], row["doc_id"]): row["value"] for row in task["samples"]}
+
+
+def comparison_markdown(names: Sequence[str], comparisons: dict[str, Comparison]) -> str:
+    """The comparison as a table."""
+    lines = [
+        f"A = {names[0]}, B = {names[1]}",
+        "",
+        "| task | A | B | B - A | 95 % interval | p | test | documents |",
+        "|---|---:|---:|---:|---|---:|---|---:|",
+    ]
+    for name, found in comparisons.items():
+        change = found.difference
+        lines.append(
+            f"| {name} | {found.first.value:.4f} | {found.second.value:.4f} | "
+            f"{change.value:+.4f} | {change.low:+.4f} to {change.high:+.4f} | "
+            f"{found.p_value:.3g} | {found.test} | {found.num_documents} |"
+        )
+    return "\n".join(lines)
+
+
+def log_to_wandb(report: dict[str, Any], config: EvaluateConfig, directory: Path) -> None:
+    """The numbers and the JSON as one W&B run, if a mode is set."""
+    if config.wandb.mode == "disabled":
+        return
+    import wandb
+
+    with wandb.init(
+        mode=config.wandb.mode,
+        project=config.wandb.project,
+        entity=config.wandb.entity,
+        name=config.name,
+        job_type="evaluation",
+        dir=str(directory),
+        config=report["config"] | {"commit": report["commit"], "model": report["model"]},
+    ) as run:
+        run.log({f"evaluation/{name}": task["value"] for name, task in report["tasks"].items()})
+        run.save(str(directory / "report.json"), base_path=str(directory), policy="now")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

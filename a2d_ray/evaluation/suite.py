@@ -1,0 +1,238 @@
+"""Runs the tasks of an `EvaluateConfig` and returns a report."""
+
+import contextlib
+import importlib.metadata
+import os
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from a2d_ray.config import EvaluateConfig, EvaluatedTask
+from a2d_ray.evaluation.__main__ import TASKS
+from a2d_ray.evaluation.sandbox import check_isolation
+
+PACKAGES = ("a2d-ray", "lm-eval", "torch", "transformers", "datasets", "ray", "reasoning-gym")
+FORMAT = 1
+
+
+def run_suite(config: EvaluateConfig, *, model: Any = None) -> dict[str, Any]:
+    """Measures every task.
+
+    Args:
+        config: what is measured and where answers are kept.
+        model: a model of the harness to use instead of the one that `config` names.
+
+    Returns:
+        The report: everything that is needed to repeat it; see `a2d_ray.evaluation.report`.
+
+    Raises:
+        ValueError: a task that does not exist or needs what is missing, or a metric that the task
+            does not have.
+    """
+    manager = _task_manager(config)
+    code_tasks = [t.task for t in config.tasks if "humaneval" in t.task or "mbpp" in t.task]
+    if code_tasks and not config.run_code:
+        raise ValueError(
+            f"{code_tasks[0]} runs code that the model wrote: allow it with run_code=true "
+            "(it runs in a sandbox)"
+        )
+    if code_tasks:
+        check_isolation()
+    model = model or build_model(config)
+    started = time.time()
+    results = {task.task: _run_task(config, task, model, manager) for task in config.tasks}
+    described = getattr(model, "described", None)
+    return {
+        "format": FORMAT,
+        "name": config.name,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(time.time() - started, 3),
+        "commit": _commit(),
+        "versions": _versions(),
+        "config": config.model_dump(mode="json"),
+        "model": {"path": config.model.path} | (described.fingerprint if described else {}),
+        "tasks": results,
+    }
+
+
+def build_model(config: EvaluateConfig) -> Any:
+    """The harness's model that `config` names."""
+    if config.kind == "ar":
+        from lm_eval.models.huggingface import HFLM
+
+        device = "cpu" if config.model.device == "auto" else config.model.device
+        return HFLM(pretrained=config.model.path, device=device, batch_size=config.batch_size)
+    from a2d_ray.evaluation.actors import RayBackend
+    from a2d_ray.evaluation.backends import Backend, load_backend
+    from a2d_ray.evaluation.endpoint import EndpointBackend
+    from a2d_ray.evaluation.model import A2DHarnessModel
+
+    keywords = config.model.model_dump(exclude_none=True)
+    backend: Backend
+    if config.endpoint:
+        backend = EndpointBackend(
+            config.endpoint, config.served_model, concurrency=config.batch_size
+        )
+    elif config.num_workers:
+        backend = RayBackend(
+            keywords,
+            num_workers=config.num_workers,
+            batch_size=config.batch_size,
+            cpus_per_worker=config.cpus_per_worker,
+            gpus_per_worker=config.gpus_per_worker,
+        )
+    else:
+        backend = load_backend(keywords, batch_size=config.batch_size)
+    return A2DHarnessModel(
+        backend=backend,
+        pretrained=config.model.path,
+        mc_num=config.mc_num,
+        cache=str(Path(config.output) / "answers.sqlite"),
+    )
+
+
+def _task_manager(config: EvaluateConfig) -> Any:
+    """Our tasks, and the harness's thousands only where one of them is wanted."""
+    from lm_eval.tasks import TaskManager
+
+    ours = {path.stem for path in TASKS.glob("*.yaml")}
+    wanted = {task.task for task in config.tasks}
+    manager = TaskManager(include_path=str(TASKS), include_defaults=not wanted <= ours)
+    unknown = sorted(wanted - set(manager.all_tasks))
+    if unknown:
+        raise ValueError(f"tasks: {unknown[0]} is no task of the harness or of ours {sorted(ours)}")
+    return manager
+
+
+def _run_task(
+    config: EvaluateConfig, task: EvaluatedTask, model: Any, manager: Any
+) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+
+    _set_sampling(model, task)
+    speed = getattr(getattr(model, "responder", None), "speed", None)
+    before = dict(vars(speed)) if speed else {}
+    with _data_from(config.datasets_dir):
+        try:
+            loaded = manager.load([task.task])
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{task.task} needs a package that is missing: {error}") from error
+        _check_metric(task, loaded["tasks"].values())
+        group = loaded["groups"].get(task.task)
+        found = simple_evaluate(
+            model=model,
+            tasks=[group] if group is not None else list(loaded["tasks"].values()),
+            task_manager=manager,
+            num_fewshot=task.num_fewshot,
+            limit=task.limit,
+            apply_chat_template=_is_chat(task, model),
+            fewshot_as_multiturn=_is_chat(task, model),
+            confirm_run_unsafe_code=config.run_code,
+            fewshot_random_seed=config.seed,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    assert found is not None
+    after = dict(vars(speed)) if speed else {}
+    used = {key: round(after[key] - before[key], 6) for key in after}
+    return _summary(task, found) | {"speed": used}
+
+
+def _check_metric(task: EvaluatedTask, members: Iterable[Any]) -> None:
+    """Refuses a metric that no member of the task gives, before any work."""
+    found = {
+        f"{metric},{name}"
+        for member in members
+        for metric in member.aggregation()
+        for name in [f["name"] for f in member.config.filter_list or ()] or ["none"]
+    }
+    if task.metric not in found:
+        raise ValueError(f"{task.task} has no metric {task.metric}: choose from {sorted(found)}")
+
+
+def _set_sampling(model: Any, task: EvaluatedTask) -> None:
+    """Options of the task for our model; one of the harness's own keeps the task's."""
+    options = getattr(model, "options", None)
+    if options is None:
+        return
+    sampling = dict(task.sampling)
+    contract = model.described.contract
+    if task.mdlm_block_size and contract is not None and contract.objective == "mdlm":
+        sampling["block_size"] = task.mdlm_block_size
+    options.sampling.clear()
+    options.sampling.update(sampling)
+
+
+def _is_chat(task: EvaluatedTask, model: Any) -> bool:
+    if task.chat != "auto":
+        return task.chat
+    described = getattr(model, "described", None)
+    tokenizer = described.tokenizer if described else getattr(model, "tokenizer", None)
+    return tokenizer is None or bool(tokenizer.chat_template)
+
+
+def _summary(task: EvaluatedTask, found: dict[str, Any]) -> dict[str, Any]:
+    """The number, and one row per document."""
+    name, metric_filter = task.metric.split(",")
+    values = found["results"].get(task.task) or found["groups"][task.task]
+    rows = [
+        {
+            "task": subtask,
+            "doc_id": sample["doc_id"],
+            "doc_hash": sample["doc_hash"],
+            "prompt_hash": sample["prompt_hash"],
+            "answer": sample["resps"][0][0],
+            "value": _value(sample[name]),
+        }
+        for subtask, samples in found["samples"].items()
+        for sample in samples
+        if sample["filter"] == metric_filter and name in sample
+    ]
+    return {
+        "metric": task.metric,
+        "value": values[task.metric],
+        "num_documents": len(rows),
+        "versions": found["versions"],
+        "higher_is_better": _direction(found, name),
+        "samples": rows,
+    }
+
+
+def _direction(found: dict[str, Any], name: str) -> bool:
+    known = [task[name] for task in found["higher_is_better"].values() if name in task]
+    return bool(known[0]) if known else True
+
+
+def _value(value: Any) -> Any:
+    """A score as JSON: a number, or the terms of a ratio of sums."""
+    return list(map(float, value)) if isinstance(value, tuple | list) else float(value)
+
+
+@contextlib.contextmanager
+def _data_from(directory: str | None) -> Iterator[None]:
+    """Within it, OWNER/NAME is a directory below `directory`, which `datasets` looks for first."""
+    if directory is None:
+        yield
+        return
+    if not os.path.isdir(directory):
+        raise ValueError(f"datasets_dir={directory} does not exist")
+    with contextlib.chdir(directory):
+        yield
+
+
+def _commit() -> str | None:
+    """Of the checkout that this package lies in; None outside one."""
+    done = subprocess.run(
+        ["git", "-C", str(TASKS), "rev-parse", "HEAD"], capture_output=True, text=True
+    )
+    return done.stdout.strip() or None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

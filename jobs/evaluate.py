@@ -1,0 +1,41 @@
+"""Measure a checkpoint: python jobs/evaluate.py [SUITE.yaml] [key=value ...] (help: --help)
+
+python jobs/evaluate.py frontier [CONFIG.yaml] [key=value ...]   speed against quality
+python jobs/evaluate.py compare A.json B.json                    two reports, paired
+"""
+
+import sys
+from pathlib import Path
+
+from a2d_ray.cli import ConfigError, load_config, run
+from a2d_ray.config import EvaluateConfig, FrontierConfig
+
+
+def main() -> None:
+    command, args = (sys.argv[1:2] or [""])[0], sys.argv[2:]
+    if command == "compare":
+        if len(args) != 2:
+            raise ConfigError("the form is python jobs/evaluate.py compare A.json B.json")
+        from a2d_ray.evaluation.report import compare_reports, comparison_markdown, read_report
+
+        print(comparison_markdown(args, compare_reports(*map(read_report, args))))
+    elif command == "frontier":
+        config = load_config(FrontierConfig, "frontier", args)
+        from a2d_ray.evaluation.frontier import run_frontier, write_frontier
+
+        points, aup = run_frontier(config)
+        own = config.evaluate
+        print(write_frontier(points, aup, own.tasks[0].task, Path(own.output) / own.name))
+    else:
+        suite = load_config(EvaluateConfig, "evaluate", sys.argv[1:])
+        from a2d_ray.evaluation.report import log_to_wandb, markdown, write_report
+        from a2d_ray.evaluation.suite import run_suite
+
+        report = run_suite(suite)
+        path = write_report(report, Path(suite.output) / suite.name)
+        log_to_wandb(report, suite, path.parent)
+        print(f"{markdown(report)}\n\n{path}")
+
+
+if __name__ == "__main__":
+    run(main)

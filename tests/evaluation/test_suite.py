@@ -1,0 +1,277 @@
+"""Suites from end to end on a tiny model: our tasks, the harness's, reports, resuming."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from a2d_ray.cli import ConfigError, parse_config
+from a2d_ray.config import EvaluateConfig, FrontierConfig
+from a2d_ray.evaluation.frontier import accuracy_under_parallelism, run_frontier, write_frontier
+from a2d_ray.evaluation.report import (
+    compare_reports,
+    comparison_markdown,
+    log_to_wandb,
+    markdown,
+    read_report,
+    write_report,
+)
+from a2d_ray.evaluation.suite import run_suite
+from a2d_ray.evaluation.tasks import documents
+from tests.evaluation.hub_data import write_all
+
+ROOT = Path(__file__).parent.parent.parent
+SHIPPED = sorted((ROOT / "jobs/configs/evaluate").glob("*.yaml"))
+PUBLIC = {  # task: shots, new tokens = steps, MDLM block
+    "gsm8k_cot": (0, 256, 256),
+    "bbh": (3, 256, 256),
+    "minerva_math": (0, 256, 256),
+    "mmlu_generative_dream": (0, 3, 3),
+    "mmlu_pro": (0, 256, 256),
+    "hellaswag_gen": (0, 3, 3),
+    "humaneval_instruct": (0, 256, 256),
+    "mbpp_instruct": (0, 256, 256),
+}
+
+
+@pytest.fixture
+def configure(checkpoints, tmp_path):
+    def _configure(*tasks, objective="bd3lm", **options):
+        values = {
+            "name": "tiny",
+            "model": {"path": str(checkpoints[objective]), "device": "cpu", "dtype": "float32"},
+            "tasks": list(tasks),
+            "output": str(tmp_path / "out"),
+            "mc_num": 2,
+        }
+        return EvaluateConfig.model_validate(values | options)
+
+    return _configure
+
+
+SUMS = {"task": "a2d_sums", "metric": "exact_match,strict", "limit": 6}
+CHAT = {"task": "a2d_chat_nelbo", "metric": "nelbo_bits_per_byte,none", "limit": 5}
+VERNE = {"task": "a2d_verne_nelbo", "metric": "nelbo_bits_per_byte,none", "limit": 1, "chat": False}
+
+
+def values_of(report):
+    return {
+        name: (task["value"], [(row["answer"], row["value"]) for row in task["samples"]])
+        for name, task in report["tasks"].items()
+    }
+
+
+def test_the_eight_tasks_ship_with_the_public_settings():
+    assert [path.stem for path in SHIPPED] == sorted(PUBLIC)
+    for path in SHIPPED:
+        config = parse_config(EvaluateConfig, "evaluate", [str(path)])
+        (task,) = config.tasks
+        shots, tokens, block = PUBLIC[path.stem]
+        assert task.num_fewshot == shots and task.mdlm_block_size == block
+        assert task.sampling == {"max_new_tokens": tokens, "rule": "steps", "steps": tokens}
+        assert config.name == path.stem and task.limit is None
+
+
+def test_an_offline_suite_reports_all_that_repeats_it(configure, tmp_path):
+    config = configure(SUMS, CHAT, VERNE)
+    report = run_suite(config)
+    again = run_suite(config)  # from the cache
+    assert values_of(report) == values_of(again)
+    assert again["tasks"]["a2d_sums"]["speed"]["num_answers"] == 0
+    assert report["tasks"]["a2d_sums"]["speed"]["num_answers"] == 6
+    fresh = run_suite(configure(SUMS, CHAT, VERNE, output=str(tmp_path / "elsewhere")))
+    assert values_of(report) == values_of(fresh)
+    for key in ("commit", "versions", "config", "date", "model"):
+        assert report[key]
+    assert len(report["model"]["weights"]) == 64
+    assert report["model"]["contract"]["objective"] == "bd3lm"
+    assert EvaluateConfig.model_validate(report["config"]) == config
+    path = write_report(report, tmp_path / "report")
+    assert read_report(path) == json.loads(json.dumps(report))
+    table = markdown(report)
+    assert "| a2d_sums | exact_match,strict | 0.0000 | 0.0000 to 0.39" in table
+    nelbo = report["tasks"]["a2d_chat_nelbo"]
+    bits, num_bytes = map(sum, zip(*[row["value"] for row in nelbo["samples"]], strict=True))
+    assert nelbo["value"] == pytest.approx(bits / num_bytes) and not nelbo["higher_is_better"]
+    assert 6 < nelbo["value"] < 12  # a random model over 319 tokens, a token per byte
+
+
+def test_comparison_pairs_documents(configure, checkpoints, tmp_path):
+    one = run_suite(configure(CHAT))
+    other = run_suite(configure(CHAT, objective="mdlm"))
+    same = compare_reports(one, one)["a2d_chat_nelbo"]
+    assert same.difference.value == 0 and same.p_value == 1 and same.num_documents == 5
+    found = compare_reports(one, other)["a2d_chat_nelbo"]
+    assert found.difference.value == pytest.approx(
+        other["tasks"]["a2d_chat_nelbo"]["value"] - one["tasks"]["a2d_chat_nelbo"]["value"]
+    )
+    text = comparison_markdown(["a", "b"], {"a2d_chat_nelbo": found})
+    assert "A = a, B = b" in text and "sign flips" in text
+    with pytest.raises(ValueError, match="share no task"):
+        compare_reports(one, run_suite(configure(SUMS)))
+    with pytest.raises(ValueError, match="is no report"):
+        read_report(tmp_path / "missing.json")
+
+
+def test_wandb_offline_holds_the_numbers(configure, tmp_path):
+    config = configure(SUMS, wandb={"mode": "offline", "project": "p", "entity": None})
+    report = run_suite(config)
+    write_report(report, tmp_path / "w")
+    log_to_wandb(report, config, tmp_path / "w")
+    assert list((tmp_path / "w" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize("objective", ["mdlm", "bd3lm"])
+def test_own_tasks_run_on_data_of_the_hubs_schemas(configure, tmp_path, objective):
+    write_all(tmp_path / "data", ["x"], ["math"])
+    tasks = [
+        parse_config(EvaluateConfig, "evaluate", [str(ROOT / f"jobs/configs/evaluate/{n}.yaml")])
+        for n in ("hellaswag_gen", "mmlu_generative_dream", "mbpp_instruct")
+    ]
+    short = {"max_new_tokens": 4, "rule": "steps", "steps": 4}
+    shipped = [t.tasks[0].model_copy(update={"sampling": short}).model_dump() for t in tasks]
+    config = configure(
+        *shipped, objective=objective, datasets_dir=str(tmp_path / "data"), run_code=True
+    )
+    report = run_suite(config)
+    documents = {name: task["num_documents"] for name, task in report["tasks"].items()}
+    assert documents == {"hellaswag_gen": 2, "mmlu_generative_dream": 2, "a2d_mbpp_instruct": 1}
+
+
+@pytest.mark.slow
+def test_harness_tasks_run_on_data_of_the_hubs_schemas(configure, tmp_path):
+    from lm_eval.tasks import TaskManager
+
+    names = [n for n in TaskManager().all_tasks if n.startswith("bbh_cot_fewshot_")]
+    subjects = [
+        *("biology", "business", "chemistry", "computer science", "economics", "engineering"),
+        *("health", "history", "law", "math", "other", "philosophy", "physics", "psychology"),
+    ]
+    bbh = [name.removeprefix("bbh_cot_fewshot_") for name in names]
+    write_all(tmp_path / "data", bbh, subjects)
+    sampling = {"max_new_tokens": 4, "rule": "steps", "steps": 4}
+    shipped = [
+        parse_config(EvaluateConfig, "evaluate", [str(ROOT / f"jobs/configs/evaluate/{n}.yaml")])
+        .tasks[0]
+        .model_copy(update={"sampling": sampling, "num_fewshot": 0, "limit": 1})
+        .model_dump()
+        for n in ("gsm8k_cot", "mmlu_pro", "bbh")
+    ]
+    report = run_suite(configure(*shipped, datasets_dir=str(tmp_path / "data")))
+    found = {name: task["num_documents"] for name, task in report["tasks"].items()}
+    assert found == {"gsm8k_cot": 1, "mmlu_pro": 14, "bbh": 27}
+
+
+def test_scores_of_our_tasks():
+    doc = {"prompt": "def f(x):\n", "test": "def check(c):\n    assert c(1) == 2\n"}
+    doc["entry_point"] = "f"
+    assert documents.human_eval_passes(doc, ["    return x + 1\n```\nDone"]) == {"pass@1": 1.0}
+    assert documents.human_eval_passes(doc, ["    return x\n"]) == {"pass@1": 0.0}
+    mbpp = {"test_list": ["assert add(1, 2) == 3"], "test_setup_code": ""}
+    assert documents.mbpp_passes(mbpp, ["def add(a, b):\n    return a + b\n"]) == {"pass@1": 1.0}
+    assert documents.mbpp_passes(mbpp, ["def add(a, b): return a"]) == {"pass@1": 0.0}
+    for answer, right in (("B", 1.0), (" (B).", 1.0), ("Because A", 0.0), ("", 0.0), ("C B", 0.0)):
+        assert documents.first_letter({"letter": "B"}, [answer]) == {"acc": right}
+    assert documents.first_letter({"answer": 1}, ["B"]) == {"acc": 1.0}
+    for grade in documents.GRADES:
+        rows = documents.graded(grade, size=6)["test"]
+        assert len(rows) == 6
+        for row in rows:
+            assert documents.score_graded(row, [row["answer"]]) == {"acc": 1.0}
+            assert documents.score_graded(row, ["So:\n" + row["answer"]]) == {"acc": 1.0}
+            assert documents.score_graded(row, ["no idea"]) == {"acc": 0.0}
+
+
+def test_frontier_orders_points_and_draws_them(configure, tmp_path):
+    config = FrontierConfig(
+        evaluate=configure(SUMS),
+        points=[{"rule": "threshold", "threshold": 0.0}, {"rule": "steps"}],
+    )
+    points, aup = run_frontier(config)
+    assert [p.name for p in points] == ["steps", "threshold 0.0"]
+    assert points[0].tokens_per_forward == pytest.approx(1, abs=0.3)
+    assert points[1].tokens_per_forward > 2 and points[1].tokens_per_s > 0
+    text = write_frontier(points, aup, "sums", tmp_path)
+    assert "| steps | 0.0000 |" in text and (tmp_path / "frontier.png").stat().st_size > 5000
+    assert json.loads((tmp_path / "frontier.json").read_text())["aup"] == aup == 0
+
+
+def test_aup_of_known_curves():
+    assert accuracy_under_parallelism([(1, 80)]) == 80
+    assert accuracy_under_parallelism([(1, 80), (3, 80)]) == pytest.approx(80 + 2 * 80)
+    assert accuracy_under_parallelism([(3, 80), (1, 80), (9, 70)]) == pytest.approx(240)
+    import math
+
+    w = math.exp(-3 * (1 - 76 / 80))
+    assert accuracy_under_parallelism([(1, 80), (2, 76)]) == pytest.approx(80 + (80 + 76 * w) / 2)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "options", "message"),
+    [
+        pytest.param(
+            [SUMS | {"task": "nonsense"}], {}, "nonsense is no task", marks=pytest.mark.slow
+        ),
+        ([SUMS | {"metric": "acc,none"}], {}, "a2d_sums has no metric acc,none: choose from"),
+        (
+            [{"task": "a2d_humaneval_instruct", "metric": "pass@1,none"}],
+            {},
+            "a2d_humaneval_instruct runs code that the model wrote: allow it with run_code=true",
+        ),
+        ([SUMS], {"datasets_dir": "nowhere"}, "datasets_dir=nowhere does not exist"),
+    ],
+)
+def test_what_cannot_run_is_refused(configure, tasks, options, message):
+    with pytest.raises(ValueError, match=message):
+        run_suite(configure(*tasks, **options))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["tasks=[]"], "tasks"),
+        (["endpoint=http://x", "num_workers=2"], "answers by itself"),
+        (["tasks.0.sampling={'rulee': 'x'}"], "tasks.0"),
+        (["tasks.0.metric=acc"], "tasks.0.metric"),
+        (["tasks.1.task=a2d_sums"], "each task once"),
+        (["mc_num=0"], "mc_num"),
+    ],
+)
+def test_bad_configurations_name_the_key(args, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(EvaluateConfig, "evaluate", args)
+
+
+def test_the_default_suites_are_complete():
+    written = yaml.safe_load((ROOT / "jobs/configs/evaluate.yaml").read_text())
+    config = parse_config(EvaluateConfig, "evaluate", [])
+    assert written.keys() == config.model_dump().keys()
+    assert written["model"].keys() == config.model.model_dump().keys()
+    assert parse_config(FrontierConfig, "frontier", []).points[0] == {"rule": "steps"}
+
+
+@pytest.mark.slow
+def test_the_job_evaluates_and_compares(checkpoints, tmp_path):
+    def job(*args):
+        done = subprocess.run(
+            [sys.executable, "jobs/evaluate.py", *args],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=250,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(yaml.safe_dump({"name": "s", "model": {"path": "x"}, "tasks": [SUMS]}))
+    model = f"model.path={checkpoints['mdlm']}"
+    code, out, err = job(str(suite), model, "model.device=cpu", f"output={tmp_path}/o")
+    assert code == 0 and "| a2d_sums |" in out, err[-1500:]
+    report = str(tmp_path / "o" / "s" / "report.json")
+    code, out, err = job("compare", report, report)
+    assert code == 0 and "| a2d_sums | 0.0000 | 0.0000 | +0.0000 |" in out, err[-1500:]
+    code, out, err = job("compare", report)
+    assert code == 2 and "compare A.json B.json" in err
