@@ -138,7 +138,7 @@ class DataSection(Section):
     spec: str = Field(
         min_length=1,
         description="Mixture: name[key:value,...] joined by '+'; Hub ids, directories, files, "
-        "or embedded/sums|sorting|spelling|chat|story.",
+        "or embedded/sums|sorting|spelling|maths|chat|story.",
     )
     packed_path: str = Field(
         "packed", description="Where packed sets are kept; reused by fingerprint."

@@ -111,6 +111,7 @@ def _read_csv(file: IO[bytes]) -> Iterator[NumberedRow]:
     csv.field_size_limit(LONGEST_CSV_FIELD)
     lines = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
     rows = csv.DictReader(lines, strict=True)
+    _ = rows.fieldnames  # reads the header
     while True:
         start = rows.line_num + 1
         try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-EMBEDDED_NAMES = ("sums", "sorting", "spelling", "chat", "story")
+EMBEDDED_NAMES = ("sums", "sorting", "spelling", "maths", "chat", "story")
 DATASETS_DIR_VARIABLE = "A2D_DATASETS_DIR"
 DATA_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv", ".arrow", ".txt")
 URI_SCHEMES = ("s3", "gs", "gcs", "hdfs", "abfs", "abfss", "file")

@@ -5,12 +5,15 @@ URIs go through pyarrow's file systems, the Hub through its own; each is opened 
 
 import contextlib
 import gzip
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from a2d_ray.data.mixture import has_wildcard, is_hub_offline, local_path, matching_paths
+
+_BUFFER = 2**20
 
 
 class DataFile(NamedTuple):
@@ -60,7 +63,8 @@ def open_file(path: str) -> Iterator[IO[bytes]]:
             from pyarrow.fs import FileSystem
 
             filesystem, inside = FileSystem.from_uri(path)
-            raw = stack.enter_context(filesystem.open_input_file(inside))
+            opened: Any = stack.enter_context(filesystem.open_input_file(inside))
+            raw = stack.enter_context(io.BufferedReader(opened, _BUFFER))  # it reads lines
         else:
             raw = stack.enter_context(open(path, "rb"))
         if path.endswith(".gz"):

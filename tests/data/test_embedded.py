@@ -55,6 +55,16 @@ def test_held_out_questions_are_trained_on_in_no_wording(name):
     assert len(set(test)) == len(test)
 
 
+def test_problems_are_held_out_by_their_wording():
+    train, test = (
+        {"".join(c for c in q if not c.isdigit()) for q, _ in pairs("maths", split)}
+        for split in ("train", "test")
+    )
+    assert len(test) > 500 and not train & test
+    answers = [answer for _, answer in pairs("maths", "test")]
+    assert all("#### " in answer for answer in answers)
+
+
 def test_chat_is_held_out_by_its_opening_message():
     openings = [{q.lower() for q, _ in pairs("chat", split)} for split in ("train", "test")]
     assert not openings[0] & openings[1]

@@ -8,10 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from a2d_ray.data.adapters import Example
-from a2d_ray.data.mixture import parse_spec
+from a2d_ray.data.mixture import check_spec, parse_spec
 from a2d_ray.data.sources import Shape, read_shard, resolve
 
 PAIR = (("user", "What is 2 + 2?"), ("assistant", "4"))
+TOOLS = "tool messages are not supported"
+IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
 TURNS = [{"role": role, "content": content} for role, content in PAIR]
 SCHEMAS = {
     "tulu-3": {"id": "a_1", "messages": TURNS, "source": "ai2-adapt-dev/x"},
@@ -25,6 +27,16 @@ SCHEMAS = {
             {"from": "human", "value": "What is 2 + 2?"},
             {"from": "gpt", "value": "4"},
         ],
+    },
+    "gsm8k": {"question": "What is 2 + 2?", "answer": "4"},
+    "opc-sft-stage2": {
+        **{"seq_id": 1, "instruction": "What is 2 + 2?", "output": "4", "code": "4"},
+        **{"entry_point": "add", "testcase": ["assert add(2, 2) == 4"]},
+    },
+    "multi-part": {
+        "messages": [
+            {"role": role, "content": [{"type": "text", "text": text}]} for role, text in PAIR
+        ]
     },
     "completion": {"prompt": "What is 2 + 2?", "completion": "4"},
 }
@@ -150,6 +162,10 @@ def test_a_language_is_chosen_by_column_then_fence_then_word(tmp_path):
         ({"messages": [{"role": "user", "content": 3}]}, "content is not a string"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "content is not a string"),
         ({"messages": [{"role": "user", "content": " "}]}, "empty content"),
+        ({"messages": [{"role": "user", "content": None}]}, "content is not a string"),
+        ({"messages": [TURNS[0], {"role": "tool", "content": "4"}]}, TOOLS),
+        ({"messages": [TURNS[0], {"role": "assistant", "tool_calls": [{"id": "x"}]}]}, TOOLS),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "a part of the content is not text"),
         ({"messages": TURNS[:1]}, "no answer"),
         ({"messages": TURNS[1:]}, "starts with an answer"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "invalid Unicode"),
@@ -204,3 +220,117 @@ def test_the_identity_follows_the_files(tmp_path):
 def test_embedded_sets_have_their_own_splits():
     assert len(examples("embedded/sums[train:7,test:3]")) == 7
     assert len(examples("embedded/sums[train:7,test:3]", "test")) == 3
+
+
+def test_a_directory_a_glob_and_a_uri_read_the_same_files(tmp_path, monkeypatch):
+    for split, count in (("train", 3), ("test", 2)):
+        for part in range(2):
+            write_jsonl(tmp_path / "set" / f"{split}-{part}.jsonl", [{"messages": TURNS}] * count)
+    (tmp_path / "set" / "notes.md").write_text("no data")
+    for name in ("{root}/set", "{root}/set/*.jsonl", "file://{root}/set", "file://{root}/set/t*"):
+        spec = name.format(root=tmp_path)
+        assert (len(examples(spec)), len(examples(spec, "test"))) == (6, 4), name
+    assert len(examples(f"file://{tmp_path}/set/train-?.jsonl")) == 6
+    assert len(examples(f"file://{tmp_path}/**/train-1.jsonl")) == 3
+    assert len(examples(f"{tmp_path}/set/train-1.jsonl")) == 3
+    monkeypatch.setenv("A2D_DATASETS_DIR", str(tmp_path))
+    assert len(examples("set")) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("{root}/*.jsonl", "no file matches"),
+        ("ftp://host/x", "cannot read ftp://"),
+        ("file://{root}/missing", "does not exist"),
+        ("s3://a bucket/x", "cannot be listed"),
+    ],
+)
+def test_what_is_not_there_is_an_error(tmp_path, name, message):
+    with pytest.raises(ValueError, match=message):
+        spec = name.format(root=tmp_path)
+        check_spec(spec)
+        examples(spec)
+
+
+def test_a_remote_file_is_opened_when_it_is_read(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(json.dumps({"messages": TURNS}).encode())
+    (row,) = examples(f"file://{path}")
+    assert row.example == Example(messages=PAIR)
+
+
+def test_an_adapter_of_one_s_own(tmp_path, monkeypatch):
+    (tmp_path / "mine_adapters.py").write_text(
+        "from a2d_ray.data.adapters import MalformedRowError\n"
+        "def pair(row):\n"
+        "    if row['bad']:\n"
+        "        raise MalformedRowError('marked as bad')\n"
+        "    return {'messages': [{'role': 'user', 'content': row['a']},\n"
+        "                         {'role': 'assistant', 'content': row['b']}]}\n"
+        "def nothing(row):\n"
+        "    return row['a']\n"
+        "number = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = [{"a": PAIR[0][1], "b": "4", "bad": bad} for bad in (False, True)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    good, bad = examples(path, adapter="mine_adapters:pair")
+    assert good.example == Example(messages=PAIR) and bad.reason == "marked as bad"
+    assert examples(path, adapter="mine_adapters:nothing")[0].reason.startswith("data.adapter")
+    for name, message in (
+        ("mine_adapters:none", "has no attribute 'none'"),
+        ("no_such_module:pair", "must be importable where the job runs"),
+        ("mine_adapters:number", "is no function"),
+        ("mine_adapters", "write package.module:function"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            examples(path, adapter=name)
+
+
+def test_shards_of_a_source_may_differ_in_shape(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [SCHEMAS["opc-sft"]])
+    write_jsonl(tmp_path / "b.jsonl", [SCHEMAS["tulu-3"]])
+    assert [row.example for row in examples(tmp_path)] == [Example(messages=PAIR)] * 2
+
+
+def test_lines_are_numbered_as_an_editor_does(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"\n{json.dumps({'messages': TURNS})}\n\n{{broken\n")
+    assert [(row.number, row.reason) for row in examples(path)] == [(2, None), (4, "invalid JSON")]
+    path = tmp_path / "rows.csv"
+    path.write_text('instruction,output\nq,"a\nb"\nq\nq,a,b\nq,a\n')
+    reason = "other columns than the header"
+    assert [(row.number, row.reason) for row in examples(path)] == [
+        (2, None),
+        (4, reason),
+        (5, reason),
+        (6, None),
+    ]
+
+
+def test_invalid_utf_8_is_a_malformed_row_in_every_text_format(tmp_path):
+    (tmp_path / "rows.csv").write_bytes(b"instruction,output\nq,a\nq,\xff\n")
+    assert [row.reason for row in examples(tmp_path / "rows.csv")] == [None, "invalid Unicode"]
+    (tmp_path / "x.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="no readable rows: invalid UTF-8"):
+        examples(tmp_path / "x.txt")
+
+
+def test_a_message_of_a_megabyte_is_read_from_every_format(tmp_path):
+    row = {"instruction": "q", "output": "word " * 210_000}
+    write_jsonl(tmp_path / "rows.jsonl", [row])
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    (tmp_path / "rows.csv").write_text(f"instruction,output\nq,{row['output']}\n")
+    for name in ("rows.jsonl", "rows.parquet", "rows.csv"):
+        (found,) = examples(tmp_path / name)
+        assert len(found.example.messages[1][1]) > 2**20, name
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    pq.write_table(pa.table({"text": ["a"] * 1000}), tmp_path / "rows.parquet")
+    data = (tmp_path / "rows.parquet").read_bytes()
+    (tmp_path / "rows.parquet").write_bytes(data[:-20])
+    with pytest.raises(ValueError, match=r"rows.parquet cannot be read as parquet"):
+        examples(tmp_path / "rows.parquet")
