@@ -835,6 +835,69 @@ class PlanConfig(Section):
     output: Literal["table", "json"] = Field("table", description="What is printed.")
 
 
+class SweepSection(Section):
+    """How hyper-parameters are searched."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the sweep; everything lies in storage_path/name.",
+    )
+    storage_path: str = Field("runs", description="Directory that all nodes share.")
+    resume: bool = Field(
+        False, description="Continue this sweep if it exists; without it a used name is refused."
+    )
+    num_trials: int = Field(16, ge=1, description="Points that are tried.")
+    search: Literal["random", "optuna"] = Field(
+        "random", description="random points, or Optuna's TPE, which learns from finished trials."
+    )
+    scheduler: Literal["none", "asha"] = Field(
+        "none", description="asha: stop the worse trials early, by their NELBO."
+    )
+    grace: float = Field(
+        0.25, gt=0, le=1, description="asha: share of a run before it may be stopped."
+    )
+    reduction: float = Field(
+        3, gt=1, description="asha: one in so many goes on at each rung; rungs lie as far apart."
+    )
+    metric: Literal["nelbo", "exact_match"] = Field(
+        "nelbo",
+        description="What is optimised: held-out NELBO with fixed draws (compares within one block "
+        "size), or the share of exactly right answers.",
+    )
+    exact_match_tasks: int = Field(
+        0, ge=0, description="Held-out tasks of each embedded data set that finished trials answer."
+    )
+    max_concurrent: int | None = Field(
+        None, ge=1, description="Trials at a time; null: as many as there is room for."
+    )
+    time_budget: Duration | None = Field(
+        None, description="Wall time of this command; sweep.resume=true goes on."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the points.")
+
+    @model_validator(mode="after")
+    def _check_metric(self) -> Self:
+        if self.metric == "exact_match" and not self.exact_match_tasks:
+            raise ValueError("sweep.metric=exact_match needs sweep.exact_match_tasks, e.g. 32")
+        if self.metric == "exact_match" and self.scheduler == "asha":
+            raise ValueError(
+                "sweep.scheduler=asha stops by NELBO, which sweep.metric=exact_match does not "
+                "trust: set sweep.scheduler=none"
+            )
+        return self
+
+
+class SweepConfig(Section):
+    """Search hyper-parameters with Ray Tune; every trial is a training run."""
+
+    sweep: SweepSection
+    space: dict[str, Any] = Field(
+        description="What varies: any key of `train` with {choice: [...]}, {uniform: [low, high]}, "
+        "{loguniform: [low, high]} or {randint: [low, high]} (high excluded)."
+    )
+    train: TrainConfig = Field(description="The run that all trials share.")
+
+
 class StatusConfig(Section):
     """Show what runs are doing: step, loss, speed, time left, last checkpoint."""
 

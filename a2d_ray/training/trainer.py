@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ray.train import (
     Result,
     RunConfig,
     ScalingConfig,
+    UserCallback,
 )
 from ray.train.torch import TorchTrainer
 
@@ -48,13 +50,19 @@ class DiffusionTrainer(TorchTrainer):
             return super().fit()
 
 
-def build_trainer(config: TrainConfig) -> DiffusionTrainer:
+def build_trainer(
+    config: TrainConfig, *, callbacks: Sequence[UserCallback] = ()
+) -> DiffusionTrainer:
     """A trainer for continual pre-training or SFT, with MDLM or BD3LM.
 
     Checks everything that can be checked, starts or joins Ray, packs the mixture (or finds it
     packed), and settles the number of steps. `fit()` then trains, or continues a run that was
     interrupted, and returns Ray's `Result`. The run's directory, storage_path/name, holds
     config.yaml, metrics.jsonl, loss.png and the checkpoints, at last ``checkpoint-final``.
+
+    Args:
+        config: of the run.
+        callbacks: Ray Train's, called on the driver for every report (a sweep's trial has one).
 
     Raises:
         ValueError: what is wrong, naming the key, the value and the fix.
@@ -85,6 +93,7 @@ def build_trainer(config: TrainConfig) -> DiffusionTrainer:
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=config.schedule.keep_last),
             worker_runtime_env={"env_vars": WORKER_ENV},
+            callbacks=list(callbacks),  # type: ignore[arg-type]
         ),
         # Train gives datasets execution options of its own: without these, rows change places.
         dataset_config=DataConfig(

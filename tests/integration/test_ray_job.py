@@ -26,7 +26,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
     """A head node with its job server; yields the server's address. Only it is stopped."""
     dashboard = free_port()
@@ -69,25 +69,81 @@ def _wait_until_up(url: str, process: subprocess.Popen) -> None:
             time.sleep(0.5)
 
 
-def test_training_job_on_a_started_cluster(cluster, tmp_path):
-    address, environ = cluster
-    convert(str(save_tiny_ar(tmp_path / "ar")), tmp_path / "a2d")
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A converted tiny model and rows to train on."""
+    root = tmp_path_factory.mktemp("submitted")
+    convert(str(save_tiny_ar(root / "ar")), root / "a2d")
     rows = [{"instruction": f"say {i}", "output": f"ok {i}"} for i in range(200)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    done = subprocess.run(
-        [
-            shutil.which("ray", path=environ["PATH"]), "job", "submit", "--address", address,
-            "--working-dir", ".", "--", "python", "jobs/sft_bd3lm.py",
-            "run.name=submitted", f"run.storage_path={tmp_path / 'runs'}",
-            f"model.path={tmp_path / 'a2d'}", f"data.spec={tmp_path / 'rows.jsonl'}",
-            f"data.packed_path={tmp_path / 'packed'}", "schedule.max_steps=2",
-            "schedule.save_steps=0", "scaling.num_workers=2",
-        ],
+    (root / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return root
+
+
+def ray_job(cluster, *args) -> subprocess.CompletedProcess:
+    """`ray job ARGS` against the cluster."""
+    address, environ = cluster
+    command, *rest = args
+    return subprocess.run(
+        [shutil.which("ray", path=environ["PATH"]), "job", command, "--address", address, *rest],
         env=environ,
         cwd=ROOT,
         capture_output=True,
         text=True,
-    )  # fmt: skip
+    )
+
+
+def training(files, name, *args):
+    """The training job's command."""
+    return [
+        "python", "jobs/sft_bd3lm.py", f"run.name={name}", f"run.storage_path={files / 'runs'}",
+        f"model.path={files / 'a2d'}", f"data.spec={files / 'rows.jsonl'}",
+        f"data.packed_path={files / 'packed'}", "scaling.num_workers=2", *args,
+    ]  # fmt: skip
+
+
+def test_training_job_on_a_started_cluster(cluster, files):
+    command = training(files, "submitted", "schedule.max_steps=2", "schedule.save_steps=0")
+    done = ray_job(cluster, "submit", "--working-dir", ".", "--", *command)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "succeeded" in done.stdout
-    assert (tmp_path / "runs" / "submitted" / "checkpoint-final" / "model.safetensors").exists()
+    assert (files / "runs" / "submitted" / "checkpoint-final" / "model.safetensors").exists()
+
+
+def test_a_stopped_job_leaves_a_run_that_goes_on(cluster, files):
+    from a2d_ray.tuning.status import run_status
+
+    def submit(steps, *args):
+        command = training(files, "stopped", "schedule.save_steps=2", f"schedule.max_steps={steps}")
+        return ray_job(cluster, "submit", *args, "--working-dir", ".", "--", *command,
+                       "schedule.eval_steps=0", "run.resume=true")  # fmt: skip
+
+    steps = 400  # more than it gets to
+    assert submit(steps, "--no-wait", "--submission-id", "first").returncode == 0
+    deadline = time.monotonic() + 120
+    while not list((files / "runs").glob("stopped/checkpoint_*/state/progress.json")):
+        assert time.monotonic() < deadline, ray_job(cluster, "logs", "first").stdout[-3000:]
+        time.sleep(0.1)
+    assert ray_job(cluster, "stop", "first").returncode == 0
+    assert "STOPPED" in ray_job(cluster, "status", "first").stdout
+    before = run_status(str(files / "runs"), "stopped")
+    assert 2 <= before.checkpoint_step <= before.step < steps
+
+    assert submit(steps, "--no-wait", "--submission-id", "second").returncode == 0
+    while run_status(str(files / "runs"), "stopped").checkpoint_step <= before.step + 2:
+        assert time.monotonic() < deadline + 120, ray_job(cluster, "logs", "second").stdout[-3000:]
+        time.sleep(0.1)
+    assert ray_job(cluster, "stop", "second").returncode == 0
+    lines = map(json.loads, (files / "runs" / "stopped" / "metrics.jsonl").read_text().splitlines())
+    numbers = [line["step"] for line in lines]
+    assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) > before.step
+
+
+def test_jobs_without_workers_are_submitted_alike(cluster, files):
+    for job in (
+        ["jobs/status.py", f"storage_path={files / 'runs'}"],
+        ["jobs/prepare_data.py", f"model.path={files / 'a2d'}", f"data.spec={files / 'rows.jsonl'}",
+         f"data.packed_path={files / 'packed'}"],
+        ["cluster/with_gpus.py", "0", "python", "jobs/plan.py"],
+    ):  # fmt: skip
+        done = ray_job(cluster, "submit", "--working-dir", ".", "--", "python", *job)
+        assert done.returncode == 0 and "succeeded" in done.stdout, done.stdout[-3000:]

@@ -1,0 +1,189 @@
+"""What a sweep found: a table, a CSV, plots, and the best configuration."""
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from a2d_ray.cli import to_yaml
+from a2d_ray.config import SweepConfig
+from a2d_ray.tuning.space import trial_config, varies_blocks
+
+CSV_FILE, BEST_FILE = "results.csv", "best.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """One trial.
+
+    Attributes:
+        trial: its id; its run is trials/trial-ID.
+        status: ``finished``, ``stopped`` (early, by the scheduler or the budget) or ``failed``.
+        percent: how far it got.
+        nelbo: last held-out NELBO, nats per token; None: it never got there.
+        exact_match: share of right answers; None: not measured.
+        point: value of each searched key.
+        block_size: blocks whose NELBO this is; 0: mdlm.
+        error: first line of what went wrong.
+    """
+
+    trial: str
+    status: str
+    percent: float
+    nelbo: float | None
+    exact_match: float | None
+    point: dict[str, Any]
+    block_size: int
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResults:
+    """All trials of a sweep.
+
+    Attributes:
+        rows: best first, failed ones last; with several block sizes, grouped by them unless the
+            metric compares them.
+        best: file of the best configuration, by group; empty: no trial finished.
+        directory: of the sweep.
+    """
+
+    rows: list[TrialRow]
+    best: dict[str, Path]
+    directory: Path
+
+
+def write_results(results: Any, config: SweepConfig, directory: Path) -> SweepResults:
+    """Collects a Tuner's results and writes results.csv, plots and the best configurations."""
+    rows = sort_rows([_row(result, config) for result in results], config)
+    _write_csv(rows, directory / CSV_FILE)
+    best = _write_best(rows, config, directory)
+    from a2d_ray.tuning.plots import write_plots
+
+    write_plots(rows, config.sweep.metric, directory)
+    return SweepResults(rows=rows, best=best, directory=directory)
+
+
+def sort_rows(rows: list[TrialRow], config: SweepConfig) -> list[TrialRow]:
+    """Best first; NELBO compares within a block size only."""
+    metric = config.sweep.metric
+
+    def key(row: TrialRow) -> tuple[Any, ...]:
+        value = getattr(row, metric)
+        is_missing = value is None or not math.isfinite(value)
+        order = 0.0 if is_missing else value if metric == "nelbo" else -value
+        group = row.block_size if metric == "nelbo" else 0
+        return is_missing or row.status == "failed", group, -row.percent, order
+
+    return sorted(rows, key=key)
+
+
+def format_results(results: SweepResults, metric: str) -> str:
+    """The trials as a table, and where things lie."""
+    keys = list(dict.fromkeys(key for row in results.rows for key in row.point))
+    header = ("trial", "status", "done", "nelbo", "exact match", *keys)
+    cells = [header, *(_cells(row, keys) for row in results.rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+    lines += [f"{row.trial}: {row.error}" for row in results.rows if row.error]
+    if len(results.best) > 1 and metric == "nelbo":
+        lines.append("NELBO compares within one block size: a best configuration for each")
+    lines += [
+        f"best {group}: {path}".replace("best :", "best:") for group, path in results.best.items()
+    ]
+    return "\n".join(lines)
+
+
+def _cells(row: TrialRow, keys: list[str]) -> tuple[str, ...]:
+    return (
+        row.trial,
+        row.status,
+        f"{row.percent:.0f}%",
+        "" if row.nelbo is None else f"{row.nelbo:.4f}",
+        "" if row.exact_match is None else f"{row.exact_match:.1%}",
+        *(_short(row.point.get(key)) for key in keys),
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _row(result: Any, config: SweepConfig) -> TrialRow:
+    metrics = result.metrics or {}
+    point = dict(result.config or {})
+    percent = float(metrics.get("percent", 0.0))
+    status = "finished" if percent >= 100 else "stopped"
+    error = ""
+    if result.error is not None:
+        status, error = "failed", _first_line(result.error)
+    return TrialRow(
+        trial=str(metrics.get("trial_id") or Path(result.path).name.split("_")[2]),
+        status=status,
+        percent=percent,
+        nelbo=metrics.get("nelbo"),
+        exact_match=metrics.get("exact_match"),
+        point=point,
+        block_size=_block_size(point, config),
+        error=error,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong: the last line of a remote traceback."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _block_size(point: dict[str, Any], config: SweepConfig) -> int:
+    objective = config.train.objective
+    if point.get("objective.name", objective.name) == "mdlm":
+        return 0
+    return int(point.get("objective.block_size", objective.block_size))
+
+
+def _write_csv(rows: list[TrialRow], path: Path) -> None:
+    keys = list(dict.fromkeys(key for row in rows for key in row.point))
+    columns = ("trial", "status", "percent", "nelbo", "exact_match", "block_size", "error")
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*columns, *keys])
+        for row in rows:
+            values = [getattr(row, column) for column in columns]
+            writer.writerow([*values, *(row.point.get(key) for key in keys)])
+
+
+def _write_best(rows: list[TrialRow], config: SweepConfig, directory: Path) -> dict[str, Path]:
+    """Configurations that a training job runs as they are; one per block size if they vary."""
+    keys = [key for row in rows for key in row.point]
+    is_grouped = config.sweep.metric == "nelbo" and varies_blocks(keys)
+    best: dict[str, Path] = {}
+    for row in rows:
+        if row.status != "finished" or getattr(row, config.sweep.metric) is None:
+            continue
+        blocks = "mdlm" if row.block_size == 0 else f"block-{row.block_size}"
+        group = blocks if is_grouped else ""
+        if group in best:
+            continue
+        name = "-".join(filter(None, (config.sweep.name, "best", group)))
+        path = directory / (f"best-{group}.yaml" if group else BEST_FILE)
+        base = config.train
+        run = trial_config(base, row.point, name=name, storage_path=base.run.storage_path)
+        run = run.model_copy(
+            update={
+                "run": run.run.model_copy(update={"resume": False}),
+                "schedule": run.schedule.model_copy(
+                    update={
+                        "save_steps": base.schedule.save_steps,
+                        "keep_last": base.schedule.keep_last,
+                    }
+                ),
+            }
+        )
+        path.write_text(to_yaml(run))
+        best[group] = path
+    return best

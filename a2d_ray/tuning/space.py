@@ -1,0 +1,140 @@
+"""The search space: keys of a training run and what they may be. No Ray, no torch here."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from a2d_ray.cli import ConfigError, validate
+from a2d_ray.config import SweepConfig, TrainConfig
+
+KINDS = ("choice", "uniform", "loguniform", "randint")
+# What a trial must have for itself.
+_OWNED = ("run.name", "run.storage_path", "run.resume", "data.packed_path", "schedule.save_steps")
+BLOCK_KEYS = ("objective.block_size", "objective.name")
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """What one key may be.
+
+    Attributes:
+        key: dotted key of the training configuration.
+        kind: of the distribution.
+        values: the choices, or (low, high).
+    """
+
+    key: str
+    kind: str
+    values: tuple[Any, ...]
+
+    @property
+    def corners(self) -> tuple[Any, ...]:
+        """Values to check before anything runs: every choice, or the ends of the range."""
+        if self.kind == "randint":
+            return (self.values[0], self.values[1] - 1)
+        return self.values
+
+
+def read_space(config: SweepConfig) -> list[Dimension]:
+    """The dimensions of a sweep, each checked against the run that it changes.
+
+    Raises:
+        ConfigError: an unknown key or distribution, a value that the run refuses, or a metric that
+            does not compare what the space varies.
+    """
+    dimensions = [_dimension(key, value) for key, value in _leaves(config.space)]
+    if not dimensions:
+        raise ConfigError(
+            "space is empty: name a key, e.g. space.optim.lr={loguniform: [1e-5, 1e-3]}"
+        )
+    for dimension in dimensions:
+        if dimension.key in _OWNED:
+            raise ConfigError(
+                f"space.{dimension.key}: each trial has its own, it cannot be searched"
+            )
+        for value in dimension.corners:
+            try:
+                trial_config(config.train, {dimension.key: value}, name="check", storage_path="/")
+            except ConfigError as error:
+                raise ConfigError(f"space.{dimension.key}={value}: {error}") from None
+    _check_comparable(config, [d.key for d in dimensions])
+    return dimensions
+
+
+def trial_config(
+    base: TrainConfig, point: dict[str, Any], *, name: str, storage_path: str
+) -> TrainConfig:
+    """The run of one trial: the base with the point's values, saved at every evaluation.
+
+    Args:
+        base: what all trials share.
+        point: value of each dotted key.
+        name: of the run.
+        storage_path: absolute.
+
+    Raises:
+        ConfigError: values that do not go together.
+    """
+    values = base.model_dump(mode="json")
+    for key, value in point.items():
+        *sections, last = key.split(".")
+        place = values
+        for section in sections:
+            if not isinstance(place.get(section), dict):
+                place[section] = {}
+            place = place[section]
+        place[last] = value
+    values["run"] |= {"name": name, "storage_path": storage_path, "resume": True}
+    values["schedule"] |= {"save_steps": values["schedule"]["eval_steps"], "keep_last": 1}
+    return validate(TrainConfig, values)
+
+
+def varies_blocks(keys: list[str]) -> bool:
+    """Whether NELBO does not compare the trials: bounds of different block sizes."""
+    return any(key in BLOCK_KEYS for key in keys)
+
+
+def _leaves(space: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in space.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and not set(value) & set(KINDS):
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _dimension(key: str, value: Any) -> Dimension:
+    values = list(value.values()) if isinstance(value, dict) else []
+    if len(values) != 1 or not isinstance(values[0], list):
+        raise ConfigError(
+            f"space.{key}={value!r}: give {{choice: [...]}}, or {{uniform: [low, high]}}, with "
+            "loguniform or randint likewise"
+        )
+    ((kind, values),) = value.items()
+    if kind == "choice":
+        if not values:
+            raise ConfigError(f"space.{key}.choice is empty: give its values")
+        return Dimension(key, kind, tuple(values))
+    convert = int if kind == "randint" else float
+    try:
+        low, high = map(convert, values)
+    except (TypeError, ValueError):
+        raise ConfigError(f"space.{key}.{kind}={values}: give two numbers [low, high]") from None
+    if low >= high or (kind == "loguniform" and low <= 0):
+        raise ConfigError(
+            f"space.{key}.{kind}={values}: low must be below high, and above 0 for logs"
+        )
+    return Dimension(key, kind, (low, high))
+
+
+def _check_comparable(config: SweepConfig, keys: list[str]) -> None:
+    sweep = config.sweep
+    is_steered = sweep.search == "optuna" or sweep.scheduler == "asha"
+    if sweep.metric == "nelbo" and is_steered and varies_blocks(keys):
+        raise ConfigError(
+            "space varies the blocks, and NELBO compares within one block size only: set "
+            "sweep.metric=exact_match with sweep.exact_match_tasks=32 and sweep.scheduler=none, or "
+            "sweep.search=random and sweep.scheduler=none"
+        )
+    if config.train.schedule.eval_steps == 0:
+        raise ConfigError("train.schedule.eval_steps=0: a sweep needs evaluations, e.g. 0.25")

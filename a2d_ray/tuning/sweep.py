@@ -1,0 +1,174 @@
+"""`run_sweep`: Ray Tune over training runs, each with workers of its own."""
+
+import logging
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from a2d_ray.cli import to_yaml
+from a2d_ray.config import SweepConfig, TrainConfig
+from a2d_ray.data.pipeline import prepare
+from a2d_ray.training.preflight import check_run, check_writable
+from a2d_ray.tuning.resources import concurrent_trials, start_ray
+from a2d_ray.tuning.results import SweepResults, write_results
+from a2d_ray.tuning.space import Dimension, read_space, trial_config
+from a2d_ray.tuning.trial import run_trial
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILE, TUNE_DIRECTORY, TRIALS_DIRECTORY = "sweep.yaml", "tune", "trials"
+DRIVER_CPUS = 0.5
+
+
+def run_sweep(config: SweepConfig) -> SweepResults:
+    """Tries points of the search space, and writes what came out.
+
+    The directory storage_path/name holds sweep.yaml, trials/ (a run each), results.csv, plots and
+    the best configuration. A trial that fails is a line in the results. Killed and called again
+    with `sweep.resume`, finished trials are kept and interrupted runs continue.
+
+    Returns:
+        A row per trial.
+
+    Raises:
+        ValueError: what is wrong, naming the key, the value and the fix, before Ray starts.
+    """
+    dimensions = read_space(config)
+    base = _with_absolute_paths(config.train)
+    directory = _settle(config)
+    check_run(trial_config(base, {}, name="check", storage_path=str(directory / TRIALS_DIRECTORY)))
+    start_ray(base.scaling)
+    _prepare_data(base, dimensions)
+    results = _tuner(config, base, dimensions, directory).fit()
+    return write_results(results, config, directory)
+
+
+def _tuner(
+    config: SweepConfig, base: TrainConfig, dimensions: list[Dimension], directory: Path
+) -> tune.Tuner:
+    """A new Tuner, or the one that was interrupted."""
+    sweep = config.sweep
+    trainable = tune.with_resources(
+        partial(
+            run_trial,
+            base=base.model_dump(mode="json"),
+            storage_path=str(directory / TRIALS_DIRECTORY),
+            exact_match_tasks=sweep.exact_match_tasks,
+        ),
+        {"CPU": DRIVER_CPUS},
+    )
+    path = str(directory / TUNE_DIRECTORY)
+    if sweep.resume and tune.Tuner.can_restore(path):
+        return tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True)
+    return tune.Tuner(
+        trainable,
+        param_space={d.key: _domain(d) for d in dimensions},
+        tune_config=tune.TuneConfig(
+            metric=sweep.metric,
+            mode="min" if sweep.metric == "nelbo" else "max",
+            num_samples=sweep.num_trials,
+            max_concurrent_trials=sweep.max_concurrent or concurrent_trials(base.scaling),
+            search_alg=_search(config),
+            scheduler=_scheduler(config),
+            time_budget_s=sweep.time_budget,
+        ),
+        run_config=tune.RunConfig(
+            name=TUNE_DIRECTORY,
+            storage_path=str(directory),
+            failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
+        ),
+    )
+
+
+def _domain(dimension: Dimension) -> Any:
+    make = getattr(tune, dimension.kind)
+    if dimension.kind == "choice":
+        return make(list(dimension.values))
+    return make(*dimension.values)
+
+
+def _search(config: SweepConfig) -> Any:
+    """Optuna's TPE, or random points; both seeded."""
+    sweep = config.sweep
+    if sweep.search == "optuna":
+        mode = "min" if sweep.metric == "nelbo" else "max"
+        return OptunaSearch(metric=sweep.metric, mode=mode, seed=sweep.seed)
+    return tune.search.BasicVariantGenerator(random_state=sweep.seed)
+
+
+def _scheduler(config: SweepConfig) -> ASHAScheduler | None:
+    if config.sweep.scheduler == "none":
+        return None
+    return ASHAScheduler(
+        time_attr="percent",
+        max_t=1000,  # above 100, or a trial would be ended before its last report
+        grace_period=max(1, round(100 * config.sweep.grace)),
+        reduction_factor=config.sweep.reduction,
+    )
+
+
+def _prepare_data(base: TrainConfig, dimensions: list[Dimension]) -> None:
+    """Packs what the trials train on, once for all, before they start."""
+    packs = [d for d in dimensions if d.key.split(".")[0] in ("data", "objective")]
+    points: list[dict[str, Any]] = [{}]
+    for dimension in packs:
+        values = dimension.values if dimension.kind == "choice" else ()
+        points = [{**p, dimension.key: v} for p in points for v in values or (None,)]
+    done = set()
+    for point in points:
+        known = {key: value for key, value in point.items() if value is not None}
+        try:
+            config = trial_config(base, known, name="check", storage_path="/")
+        except ValueError:
+            continue  # values that do not go together: this trial fails, and says so
+        packed = prepare(config.data, config.objective, config.model.path)
+        done.add(packed.fingerprint)
+    log.info("%d packed sets for %d combinations", len(done), len(points))
+
+
+def _settle(config: SweepConfig) -> Path:
+    """The sweep's directory, with what it is written down; refuses a used name or another sweep."""
+    sweep = config.sweep
+    if "://" in sweep.storage_path:
+        raise ValueError(f"sweep.storage_path={sweep.storage_path} must be a (shared) directory")
+    check_writable("sweep.storage_path", sweep.storage_path)
+    directory = Path(sweep.storage_path).expanduser().absolute() / sweep.name
+    file = directory / CONFIG_FILE
+    if not file.exists():
+        directory.mkdir(exist_ok=True)
+        file.write_text(to_yaml(config))
+        return directory
+    if not sweep.resume:
+        raise ValueError(
+            f"sweep.name={sweep.name} is in use: {directory} exists. Set sweep.resume=true to "
+            "continue that sweep, or choose another sweep.name"
+        )
+    ours, theirs = config.model_dump(mode="json"), yaml.safe_load(file.read_text())
+    free = ("resume", "time_budget", "max_concurrent")
+    for values in (ours, theirs):
+        values["sweep"] = {k: v for k, v in values["sweep"].items() if k not in free}
+    for key in ours:
+        if ours[key] != theirs.get(key):
+            raise ValueError(
+                f"sweep.name={sweep.name} was started with {key}={theirs.get(key)}, not "
+                f"{ours[key]}: resume it as it was, or choose another sweep.name"
+            )
+    return directory
+
+
+def _with_absolute_paths(train: TrainConfig) -> TrainConfig:
+    """Trials work in other directories."""
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # data.spec may name relative files
+    path = Path(train.model.path).expanduser()
+    model = train.model
+    if path.exists():
+        model = model.model_copy(update={"path": str(path.absolute())})
+    packed_path = str(Path(train.data.packed_path).expanduser().absolute())
+    data = train.data.model_copy(update={"packed_path": packed_path})
+    return train.model_copy(update={"model": model, "data": data})
