@@ -24,7 +24,7 @@ from ray.util.state import list_actors
 
 from a2d_ray.config import ServeConfig, TrainConfig
 
-PORT_ENVIRONMENT = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+WORKER_NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 
 
 def main() -> None:
@@ -32,9 +32,9 @@ def main() -> None:
     # The head has no CPU for tasks, so it outlives whoever is killed.
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0},
+        head_node_args={"num_cpus": 0, "include_dashboard": True},
     )
-    nodes = [cluster.add_node(**PORT_ENVIRONMENT) for _ in range(3)]
+    nodes = [cluster.add_node(**WORKER_NODE) for _ in range(3)]
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False)
     said: dict[str, Any] = {}
@@ -88,7 +88,7 @@ def train_with_a_death(values: dict[str, Any], cluster: Cluster, nodes: list) ->
     started = time.monotonic()
     cluster.remove_node(victim, allow_graceful=False)
     nodes.remove(victim)
-    nodes.append(cluster.add_node(**PORT_ENVIRONMENT))
+    nodes.append(cluster.add_node(**WORKER_NODE))
     thread.join()
     return {"seconds_from_death_to_end": time.monotonic() - started}
 
@@ -110,7 +110,7 @@ def serve_with_a_death(checkpoint: str, cluster: Cluster, nodes: list, port: int
     before = replica_nodes()
     counts = {"before": [0, 0], "after": [0, 0]}
     ask(port, counts["before"], 8)
-    replacement = cluster.add_node(**PORT_ENVIRONMENT)
+    replacement = cluster.add_node(**WORKER_NODE)
     victim = next(n for n in nodes if n.node_id in before)
     cluster.remove_node(victim, allow_graceful=False)
     nodes.remove(victim)
