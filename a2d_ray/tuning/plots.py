@@ -23,15 +23,15 @@ def write_plots(rows: "list[TrialRow]", metric: str, directory: Path) -> None:
 
 
 def draw_parallel(axes: "Axes", rows: "list[TrialRow]", metric: str) -> None:
-    """A line per trial through its values; the darker, the better."""
+    """A line per trial through its values; the darker, the better (NELBO: of its block size)."""
     import matplotlib
 
     keys = list(dict.fromkeys(key for row in rows for key in row.point))
     columns = [_scale([row.point.get(key) for row in rows]) for key in keys]
     columns.append(_scale([getattr(row, metric) for row in rows]))
-    goodness = columns[-1][0] if metric == "exact_match" else [1 - y for y in columns[-1][0]]
     colors = matplotlib.colormaps["viridis_r"]
-    for i, good in enumerate(goodness):
+    goodness = _goodness(rows, metric)
+    for i, good in sorted(enumerate(goodness), key=lambda pair: pair[1]):  # the best on top
         line = [column[0][i] for column in columns]
         axes.plot(range(len(columns)), line, color=colors(good), linewidth=1 + 1.5 * good)
     for x, (_, ticks) in enumerate(columns):
@@ -41,7 +41,8 @@ def draw_parallel(axes: "Axes", rows: "list[TrialRow]", metric: str) -> None:
     axes.set_xticks(range(len(columns)), [*keys, metric])
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(columns) - 0.6)
-    axes.set_title(f"{len(rows)} trials; dark: better {metric}")
+    peers = " of those with its block size" if metric == "nelbo" else ""
+    axes.set_title(f"{len(rows)} trials; dark: better {metric}{peers}")
 
 
 def draw_nelbo_by_lr(axes: "Axes", rows: "list[TrialRow]") -> None:
@@ -68,6 +69,19 @@ def draw_nelbo_by_lr(axes: "Axes", rows: "list[TrialRow]") -> None:
     axes.set(xscale="log", xlabel="optim.lr", ylabel="held-out NELBO, nats per token")
     axes.grid(alpha=0.3)
     axes.legend()
+
+
+def _goodness(rows: "list[TrialRow]", metric: str) -> list[float]:
+    """0 for the worst to 1 for the best, within a block size where only that compares."""
+    groups = [row.block_size if metric == "nelbo" else 0 for row in rows]
+    sign = -1 if metric == "nelbo" else 1
+    values = [sign * getattr(row, metric) for row in rows]
+    good = []
+    for group, value in zip(groups, values, strict=True):
+        peers = [v for g, v in zip(groups, values, strict=True) if g == group]
+        span = max(peers) - min(peers)
+        good.append((value - min(peers)) / span if span else 1.0)
+    return good
 
 
 def _figure(path: Path, draw: Any) -> None:

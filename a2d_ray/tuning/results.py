@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def _row(result: Any, config: SweepConfig) -> TrialRow:
     if result.error is not None:
         status, error = "failed", _first_line(result.error)
     return TrialRow(
-        trial=str(metrics.get("trial_id") or Path(result.path).name.split("_")[2]),
+        trial=str(metrics.get("trial_id") or _trial_id(result.path)),
         status=status,
         percent=percent,
         nelbo=metrics.get("nelbo"),
@@ -131,6 +132,12 @@ def _row(result: Any, config: SweepConfig) -> TrialRow:
         block_size=_block_size(point, config),
         error=error,
     )
+
+
+def _trial_id(path: str) -> str:
+    """A trial's id in the name of its directory: run_trial_ID_NUMBER_VALUES."""
+    match = re.match(r"run_trial_([0-9a-f]{8}|[0-9a-f]{5}_[0-9]{5})_", Path(path).name)
+    return match.group(1) if match else Path(path).name
 
 
 def _first_line(error: BaseException) -> str:
