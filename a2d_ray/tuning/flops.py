@@ -6,8 +6,10 @@ A multiplication and an addition are two FLOPs. The counts equal those of `diffu
 
 from dataclasses import dataclass
 
-from a2d_ray.config import ObjectiveSection
+from a2d_ray.config import ModelSection, ObjectiveSection
 from a2d_ray.tuning.sizes import ModelSizes
+
+WHOLE = ModelSection(path="whole")  # everything is trained, nothing computed twice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,25 +76,24 @@ def forward_flops(cost: LayoutCost, sizes: ModelSizes) -> float:
     return _layer_flops(cost, sizes) * sizes.layers + _head_flops(cost, sizes)
 
 
-def train_flops(
-    cost: LayoutCost,
-    sizes: ModelSizes,
-    *,
-    trainable_layers: int | None = None,
-    is_checkpointed: bool = False,
-) -> float:
-    """FLOPs of a forward and a backward pass; the backward pass costs twice its forward.
+def train_flops(cost: LayoutCost, sizes: ModelSizes, model: ModelSection = WHOLE) -> float:
+    """FLOPs of a forward and a backward pass.
+
+    The backward pass costs twice its forward, half of it for the gradients of weights: frozen
+    weights need none, and layers below the first trained one no backward pass. Checkpointed layers
+    are computed once more. The adapters' own products are left out.
 
     Args:
         cost: of what is trained on.
         sizes: of the model.
-        trainable_layers: the last layers that are trained; None: all.
-        is_checkpointed: layers are computed a second time for the backward pass.
+        model: what of it is trained, and how.
     """
     layer, head = _layer_flops(cost, sizes), _head_flops(cost, sizes)
-    trained = sizes.layers if trainable_layers is None else trainable_layers
-    backward = 2 * layer * trained + head * (2 if trainable_layers is None else 1)
-    again = layer * sizes.layers if is_checkpointed else 0
+    trained = model.trainable_layers or sizes.layers
+    is_frozen = model.lora is not None
+    is_head_trained = not is_frozen and model.trainable_layers is None
+    backward = (1 if is_frozen else 2) * layer * trained + (2 if is_head_trained else 1) * head
+    again = layer * sizes.layers if model.gradient_checkpointing else 0
     return forward_flops(cost, sizes) + backward + again
 
 

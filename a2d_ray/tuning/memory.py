@@ -7,6 +7,7 @@ what autograd saves: arXiv 2205.05198.
 
 from dataclasses import dataclass
 
+from a2d_ray.config import ModelSection
 from a2d_ray.tuning.sizes import ModelSizes
 
 GIB = 2**30
@@ -45,8 +46,7 @@ def worker_memory(
     zero_stage: int,
     num_workers: int,
     micro_tokens: float,
-    trainable_layers: int | None = None,
-    is_checkpointed: bool = False,
+    model: ModelSection,
 ) -> Memory:
     """Bytes on one worker at the end of a forward pass.
 
@@ -55,11 +55,11 @@ def worker_memory(
         zero_stage: 0 to 3.
         num_workers: that share what the stage shards.
         micro_tokens: laid-out tokens of one forward.
-        trainable_layers: the last layers that are trained; None: all.
-        is_checkpointed: only the inputs of layers are kept, and one layer computed again.
+        model: what of it is trained, and how.
     """
-    trained = sizes.trained_parameters(trainable_layers)
-    weights = FP32 * sizes.parameters / (num_workers if zero_stage == 3 else 1)
+    trained = sizes.trained_parameters(model)
+    bytes_each = 0.5 if model.load_in_4bit else FP32
+    weights = bytes_each * sizes.parameters / (num_workers if zero_stage == 3 else 1)
     kept_layers = 1 if zero_stage == 3 else sizes.layers  # stage 3 gathers a layer at a time
     casts = BF16 * kept_layers * sizes.layer_matrix_parameters
     flat_copy = 0 if zero_stage == 0 else FP32 * trained / num_workers
@@ -68,18 +68,18 @@ def worker_memory(
         weights=weights + casts,
         gradients=FP32 * trained / (num_workers if zero_stage >= 2 else 1) + bucket,
         optimizer=2 * FP32 * trained / (num_workers if zero_stage >= 1 else 1) + flat_copy,
-        activations=micro_tokens
-        * token_activations(sizes, trainable_layers, is_checkpointed=is_checkpointed),
+        activations=micro_tokens * token_activations(sizes, model),
         logits=3 * FP32 * min(CHUNK_TOKENS, micro_tokens) * sizes.vocab,
     )
 
 
-def token_activations(
-    sizes: ModelSizes, trainable_layers: int | None = None, *, is_checkpointed: bool = False
-) -> float:
-    """Bytes that autograd keeps per laid-out token, over all trained layers."""
-    layers = sizes.layers if trainable_layers is None else trainable_layers
-    if is_checkpointed:
+def token_activations(sizes: ModelSizes, model: ModelSection) -> float:
+    """Bytes that autograd keeps per laid-out token, over all trained layers.
+
+    With gradient checkpointing: the inputs of layers, and one layer that is computed again.
+    """
+    layers = model.trainable_layers or sizes.layers
+    if model.gradient_checkpointing:
         return FP32 * sizes.hidden * layers + layer_activations(sizes)
     return layers * layer_activations(sizes)
 

@@ -98,11 +98,11 @@ def plan_run(config: PlanConfig) -> RunPlan:
         1, math.floor(load.documents * train.schedule.epochs / step_documents)
     )
     workers = train.scaling.world_sizes[-1]
-    flops = step_documents * _train_flops(cost, sizes, train)
+    flops = step_documents * train_flops(cost, sizes, train.model)
     micro_rows = train.batch.rows_per_device or train.batch.size // workers
     stage = zero_stage(train)
     sent = network_bytes(
-        sizes.trained_parameters(train.model.trainable_layers),
+        sizes.trained_parameters(train.model),
         zero_stage=stage,
         num_workers=workers,
         num_micro=train.batch.size // workers // micro_rows,
@@ -116,7 +116,7 @@ def plan_run(config: PlanConfig) -> RunPlan:
         num_workers=workers,
         num_nodes=math.ceil(workers / cluster.devices_per_node),
         parameters=sizes.parameters,
-        trained_parameters=sizes.trained_parameters(train.model.trainable_layers),
+        trained_parameters=sizes.trained_parameters(train.model),
         zero_stage=stage,
         steps=steps,
         step_tokens=step_documents * cost.tokens,
@@ -202,21 +202,12 @@ def _mean_cost(load: WorkloadSection, train: TrainConfig) -> LayoutCost:
     return layout_cost(round(length) - answer, answer, train.objective)
 
 
-def _train_flops(cost: LayoutCost, sizes: ModelSizes, train: TrainConfig) -> float:
-    return train_flops(
-        cost,
-        sizes,
-        trainable_layers=train.model.trainable_layers,
-        is_checkpointed=train.model.gradient_checkpointing,
-    )
-
-
 def _padded_ratio(cost: LayoutCost, sizes: ModelSizes, train: TrainConfig) -> float:
     """Padded rows of `data.max_length`, one view, over our layout: FLOPs per target and view."""
     targets = cost.targets / train.objective.views
     padded = padded_cost(train.data.max_length, round(targets), train.objective)
-    theirs = _train_flops(padded, sizes, train) / padded.targets
-    return theirs / (_train_flops(cost, sizes, train) / cost.targets)
+    theirs = train_flops(padded, sizes, train.model) / padded.targets
+    return theirs / (train_flops(cost, sizes, train.model) / cost.targets)
 
 
 def _memory(sizes: ModelSizes, train: TrainConfig, stage: int, micro_rows: int) -> Memory:
@@ -225,6 +216,5 @@ def _memory(sizes: ModelSizes, train: TrainConfig, stage: int, micro_rows: int) 
         zero_stage=stage,
         num_workers=train.scaling.world_sizes[-1],
         micro_tokens=micro_rows * train.data.tokens_per_row,
-        trainable_layers=train.model.trainable_layers,
-        is_checkpointed=train.model.gradient_checkpointing,
+        model=train.model,
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from a2d_ray.config import ModelSection
 from a2d_ray.models.architectures import find_architecture
 from a2d_ray.models.directories import find_directory, read_json
 from a2d_ray.models.sources import PACKAGE_PREFIX
@@ -44,10 +45,22 @@ class ModelSizes:
         return self.kv_heads * self.head_dim
 
     @property
+    def layer_matrices(self) -> dict[str, tuple[int, int]]:
+        """Widths in and out of the linear layers of one layer, by name."""
+        return {
+            "q_proj": (self.hidden, self.query_width),
+            "k_proj": (self.hidden, self.kv_width),
+            "v_proj": (self.hidden, self.kv_width),
+            "o_proj": (self.query_width, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+
+    @property
     def layer_matrix_parameters(self) -> int:
         """Weights of one layer that a token is multiplied with."""
-        attention = self.hidden * (2 * self.query_width + 2 * self.kv_width)
-        return attention + 3 * self.hidden * self.intermediate
+        return sum(a * b for a, b in self.layer_matrices.values())
 
     @property
     def layer_parameters(self) -> int:
@@ -62,11 +75,19 @@ class ModelSizes:
         embeddings = self.vocab * self.hidden * (1 if self.is_tied else 2)
         return self.layers * self.layer_parameters + self.hidden + embeddings
 
-    def trained_parameters(self, num_layers: int | None) -> int:
-        """Parameters that are trained: all, or the last layers' and the final norm's."""
-        if num_layers is None:
-            return self.parameters
-        return num_layers * self.layer_parameters + self.hidden
+    def trained_parameters(self, model: ModelSection) -> int:
+        """Parameters that are trained: all, the last layers' and the final norm's, or adapters'.
+
+        With adapters the mask token's row is trained too.
+        """
+        if model.lora is not None:
+            targets = model.lora.targets
+            wanted = self.layer_matrices if targets == "all-linear" else targets
+            sizes = [a + b for name, (a, b) in self.layer_matrices.items() if name in wanted]
+            return self.layers * model.lora.r * sum(sizes) + self.hidden
+        if model.trainable_layers is not None:
+            return model.trainable_layers * self.layer_parameters + self.hidden
+        return self.parameters
 
 
 # Sizes of models that need no download to be planned for; from their config.json files.

@@ -5,14 +5,25 @@ from itertools import product
 import pytest
 import torch
 
-from a2d_ray.config import ObjectiveSection
+from a2d_ray.config import ModelSection, ObjectiveSection
 from a2d_ray.diffusion.layout import LayoutSpec, build_layout
 from a2d_ray.diffusion.masks import dense_mask
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
-from a2d_ray.tuning.flops import LayoutCost, forward_flops, layout_cost, padded_cost, train_flops
+from a2d_ray.tuning.flops import (
+    LayoutCost,
+    forward_flops,
+    layout_cost,
+    padded_cost,
+    train_flops,
+)
 from a2d_ray.tuning.sizes import find_sizes
 from tests.rows import packed_row
 from tests.tiny import tiny_a2d_model
+
+
+def trained(**options):
+    return ModelSection(path="x", **options)
+
 
 CASES = [
     *product(["bd3lm"], [1, 3, 4], [1, 2], ["block", "causal"], [(9, 13), (0, 8), (8, 4), (5, 1)]),
@@ -105,9 +116,12 @@ def test_a_backward_pass_costs_two_forwards_and_checkpointing_one_more():
     sizes = find_sizes("package:smollm2")
     cost = layout_cost(256, 256, ObjectiveSection(name="bd3lm", block_size=32))
     forward = forward_flops(cost, sizes)
-    assert train_flops(cost, sizes) == pytest.approx(3 * forward)
-    checkpointed = train_flops(cost, sizes, is_checkpointed=True)
+    whole = train_flops(cost, sizes)
+    assert whole == pytest.approx(3 * forward)
+    checkpointed = train_flops(cost, sizes, trained(gradient_checkpointing=True))
     head = 2 * cost.logits * sizes.hidden * sizes.vocab
-    assert checkpointed - train_flops(cost, sizes) == pytest.approx(forward - head)
-    half = train_flops(cost, sizes, trainable_layers=15)
+    assert checkpointed - whole == pytest.approx(forward - head)
+    half = train_flops(cost, sizes, trained(trainable_layers=15))
     assert half == pytest.approx(forward + (forward - head) + head)
+    adapters = train_flops(cost, sizes, trained(lora={"r": 8}))
+    assert adapters == pytest.approx(2 * forward)

@@ -7,11 +7,13 @@ from a2d_ray.diffusion import losses
 from a2d_ray.diffusion.layout import LayoutSpec, build_layout
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
 from a2d_ray.tuning import memory
+from a2d_ray.tuning.flops import WHOLE
 from a2d_ray.tuning.memory import layer_activations, token_activations, worker_memory
 from a2d_ray.tuning.sizes import KNOWN_MODELS, find_sizes, sizes_of
 from tests.rows import packed_row
 from tests.tiny import tiny_a2d_model
 from tests.training.modules import module_of
+from tests.tuning.test_flops import trained
 
 WIDE = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 8}
 N = 304
@@ -97,7 +99,9 @@ def test_zero_shards_what_its_stage_says():
     p = sizes.parameters
 
     def of(stage, workers):
-        return worker_memory(sizes, zero_stage=stage, num_workers=workers, micro_tokens=2048)
+        return worker_memory(
+            sizes, zero_stage=stage, num_workers=workers, micro_tokens=2048, model=WHOLE
+        )
 
     bucket = 4 * memory.BUCKET_ELEMENTS
     assert of(0, 8).gradients == 4 * p and of(0, 8).optimizer == 8 * p
@@ -108,11 +112,31 @@ def test_zero_shards_what_its_stage_says():
     assert totals[1] > totals[2] > totals[3]
 
 
+def test_adapters_are_those_of_peft():
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny_a2d_model("qwen3", **WIDE)
+    sizes = sizes_of(model.config.to_dict())
+    for targets in ("all-linear", ["q_proj", "down_proj"]):
+        adapted = get_peft_model(
+            tiny_a2d_model("qwen3", **WIDE), LoraConfig(r=4, target_modules=targets)
+        )
+        counted = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+        mask_row = sizes.hidden
+        assert (
+            sizes.trained_parameters(trained(lora={"r": 4, "targets": targets}))
+            == counted + mask_row
+        )
+
+
 def test_checkpointing_keeps_the_inputs_of_layers():
     sizes = find_sizes("package:smollm2")
-    kept = token_activations(sizes, is_checkpointed=True) - layer_activations(sizes)
+    kept = token_activations(sizes, trained(gradient_checkpointing=True)) - layer_activations(sizes)
     assert kept == sizes.layers * sizes.hidden * 4
-    assert token_activations(sizes, 15) == token_activations(sizes) / 2
+    assert (
+        token_activations(sizes, trained(trainable_layers=15))
+        == token_activations(sizes, WHOLE) / 2
+    )
 
 
 def test_the_chunk_of_logits_is_the_loss_s():
