@@ -14,7 +14,7 @@ import pytest
 from a2d_ray.cli import parse_config, to_yaml
 from a2d_ray.config import SweepConfig, TrainConfig
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -47,7 +47,11 @@ def swept(workshop, make_config, tmp_path_factory):
     first.wait()
     before = {path: path.read_bytes() for path in finished(directory)}
     again = start(file, "sweep.resume=true", log=root / "again.log")
-    assert again.wait(timeout=300) == 0, (root / "again.log").read_text()[-4000:]
+    try:
+        assert again.wait(timeout=450) == 0, (root / "again.log").read_text()[-4000:]
+    finally:
+        if again.poll() is None:
+            os.killpg(again.pid, signal.SIGKILL)
     output = (root / "again.log").read_text()
     return directory, output, before
 
@@ -66,7 +70,7 @@ def start(file, *args, log):
 
 
 def wait_for(condition, process, log):
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not condition():
         assert process.poll() is None, log.read_text()[-4000:]
         assert time.monotonic() < deadline
