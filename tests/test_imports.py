@@ -28,7 +28,7 @@ ALLOWED = {
     "serving": LIGHT | {"api", "diffusion", "models", "data", "generation"},
     "evaluation": LIGHT | {"api", "diffusion", "models", "data", "generation"},
     "benchmarks": LIGHT
-    | {"api", "diffusion", "models", "data", "generation", "training", "tuning"},
+    | {"api", "diffusion", "models", "data", "generation", "training", "tuning", "serving"},
     "tuning": LIGHT
     | {"api", "diffusion", "models", "data", "generation", "training", "evaluation"},
     "quickstart": LIGHT

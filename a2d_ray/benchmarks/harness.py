@@ -18,6 +18,7 @@ SUITES: dict[str, str] = {
     "data": "a2d_ray.benchmarks.data",
     "training": "a2d_ray.benchmarks.training",
     "sampling": "a2d_ray.benchmarks.sampling",
+    "serving": "a2d_ray.benchmarks.serving",
 }
 PACKAGES = ("torch", "transformers", "ray", "deepspeed")
 
