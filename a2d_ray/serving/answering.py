@@ -8,9 +8,10 @@ from fastapi import Request, Response
 from pydantic import BaseModel
 
 from a2d_ray.serving.errors import RequestError
+from a2d_ray.serving.formats import Format
 from a2d_ray.serving.http import EventStream, unless_disconnected
 from a2d_ray.serving.pieces import Piece
-from a2d_ray.serving.responses import Format, Usage
+from a2d_ray.serving.responses import Usage
 
 
 async def answer(
@@ -41,14 +42,11 @@ async def answer(
 
 
 async def _whole(pieces: AsyncGenerator[Piece, None], form: Format) -> BaseModel:
-    texts: dict[int, list[str]] = {}
-    last: dict[int, Piece] = {}
+    choices: dict[int, list[Piece]] = {}
     async with aclosing(pieces):
         async for piece in pieces:
-            texts.setdefault(piece.index, []).append(piece.text)
-            last[piece.index] = piece
-    order = sorted(last)
-    return form.whole(["".join(texts[i]) for i in order], [last[i] for i in order])
+            choices.setdefault(piece.index, []).append(piece)
+    return form.whole([choices[index] for index in sorted(choices)])
 
 
 async def _first(pieces: AsyncGenerator[Piece, None]) -> Piece:

@@ -18,19 +18,15 @@ from a2d_ray.generation.params import Rule
 from a2d_ray.serving.access import ANYBODY, ApiKeys, Caller, Gate, RateLimit
 from a2d_ray.serving.answering import answer
 from a2d_ray.serving.errors import RequestError, model_not_found
-from a2d_ray.serving.http import BodyLimit, error_response
+from a2d_ray.serving.formats import ChatFormat, CompletionFormat, Format
+from a2d_ray.serving.http import BodyLimit, error_response, unless_disconnected
+from a2d_ray.serving.infill import Infilled, InfillRequest
 from a2d_ray.serving.metrics import HttpMetrics, merge
 from a2d_ray.serving.page import add_page
 from a2d_ray.serving.pieces import Server
 from a2d_ray.serving.problems import to_request_error
 from a2d_ray.serving.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
-from a2d_ray.serving.responses import (
-    ChatCompletion,
-    ChatFormat,
-    Completion,
-    CompletionFormat,
-    Format,
-)
+from a2d_ray.serving.responses import ChatCompletion, Completion
 from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 from a2d_ray.serving.tracing import RequestLog
 
@@ -71,11 +67,20 @@ def create_app(
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion)
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        return await _generate(servers, body, ChatFormat(body.model), request)
+        form = ChatFormat(
+            body.model, has_logprobs=bool(body.logprobs), has_tools=bool(body.usable_tools())
+        )
+        return await _generate(servers, body, form, request)
 
     @app.post("/v1/completions", response_model=Completion)
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        return await _generate(servers, body, CompletionFormat(body.model), request)
+        form = CompletionFormat(body.model, has_logprobs=body.logprobs is not None)
+        return await _generate(servers, body, form, request)
+
+    @app.post("/v1/infill")
+    async def infill(body: InfillRequest, request: Request) -> Infilled:
+        work = _find(servers, body.model).infill(body, _caller(request).cache_salt)
+        return await unless_disconnected(work, request)
 
     return app
 
@@ -137,13 +142,17 @@ def _find(servers: Mapping[str, Server], model: str) -> Server:
     return servers[model]
 
 
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.scope.get("caller", ANYBODY)
+    return caller
+
+
 async def _generate(
     servers: Mapping[str, Server], body: GenerationRequest, form: Format, request: Request
 ) -> Response:
     server = _find(servers, body.model)
-    caller: Caller = request.scope.get("caller", ANYBODY)
     return await answer(
-        server.generate(body, caller.cache_salt),
+        server.generate(body, _caller(request).cache_salt),
         form,
         request,
         is_streamed=bool(body.stream),

@@ -19,6 +19,7 @@ from a2d_ray.serving.access import ApiKeys
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.conversations import conversation_key
 from a2d_ray.serving.errors import ENGINE_DEAD, RequestError, not_ready, overloaded
+from a2d_ray.serving.infill import Infilled, InfillRequest
 from a2d_ray.serving.pieces import Piece, Server
 from a2d_ray.serving.protocol import GenerationRequest
 from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
@@ -107,6 +108,13 @@ class ModelReplica:
         """Text of token ids, or the refusal."""
         try:
             return await self._server.detokenize(request)
+        except RequestError as error:
+            return error
+
+    async def infill(self, request: InfillRequest, cache_salt: str) -> Infilled | RequestError:
+        """A text with its holes filled in, or the refusal."""
+        try:
+            return await self._server.infill(request, cache_salt)
         except RequestError as error:
             return error
 
@@ -219,9 +227,13 @@ class RemoteServer:
         """Text of token ids; raises as `generate` does."""
         return await self._ask("detokenize", request)
 
-    async def _ask(self, method: str, request: Any) -> Any:
+    async def infill(self, request: InfillRequest, cache_salt: str = "") -> Infilled:
+        """A text with its holes filled in; raises as `generate` does."""
+        return await self._ask("infill", request, cache_salt)
+
+    async def _ask(self, method: str, *args: Any) -> Any:
         try:
-            answer = await getattr(self._handle, method).remote(request)
+            answer = await getattr(self._handle, method).remote(*args)
         except BackPressureError as error:
             raise overloaded("too many requests wait already: try again later") from error
         except (RayActorError, RayTaskError, RayServeException) as error:

@@ -2,10 +2,13 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from a2d_ray.serving.protocol import GenerationRequest
 from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
+
+if TYPE_CHECKING:
+    from a2d_ray.serving.infill import Infilled, InfillRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,21 @@ class CanvasToken:
     confidence: float
 
 
+@dataclass(frozen=True)
+class TokenInfo:
+    """How likely a token was at the step that committed it.
+
+    Attributes:
+        text: its text alone.
+        logprob: nats.
+        top: (text, log-probability) of the most likely tokens there, best first.
+    """
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Piece:
     """The next part of one choice: final text, to be appended.
@@ -51,6 +69,7 @@ class Piece:
         counts: so far.
         canvas: what the active block holds behind the final text, None where it is masked; it
             replaces the canvas before. None if it was not asked for.
+        logprobs: of the tokens since the last piece, if they were asked for.
     """
 
     index: int
@@ -58,6 +77,7 @@ class Piece:
     finish_reason: str | None
     counts: Counts
     canvas: tuple[CanvasToken | None, ...] | None = None
+    logprobs: tuple[TokenInfo, ...] = ()
 
 
 class Server(Protocol):
@@ -78,6 +98,9 @@ class Server(Protocol):
 
     async def detokenize(self, request: DetokenizeRequest) -> Detokenized:
         """Text of token ids; raises `RequestError`."""
+
+    async def infill(self, request: "InfillRequest", cache_salt: str = "") -> "Infilled":
+        """The text with its holes filled in; raises `RequestError`."""
 
     async def check_health(self) -> None:
         """Returns if the model can answer; raises `RequestError` (503) otherwise."""

@@ -1,30 +1,16 @@
 """A body that does not validate, as an error that names the parameter as the client wrote it."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from a2d_ray.serving.errors import RequestError
-from a2d_ray.serving.protocol import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    DiffusionOptions,
-    Message,
-    StreamOptions,
-    TextPart,
-)
-from a2d_ray.serving.tokens import DetokenizeRequest, TokenizeRequest
+from a2d_ray.serving.options import Plain
 
-_MODELS = (
-    ChatCompletionRequest,
-    CompletionRequest,
-    DiffusionOptions,
-    StreamOptions,
-    Message,
-    TextPart,
-    TokenizeRequest,
-    DetokenizeRequest,
-)
-_FIELDS = {name for model in _MODELS for name in model.model_fields}
+
+def _fields(model: type[Plain]) -> set[str]:
+    own = {field.alias or name for name, field in model.model_fields.items()}
+    return own.union(*(_fields(each) for each in model.__subclasses__()))
 
 
 def to_request_error(problems: Sequence[Any]) -> RequestError:
@@ -49,8 +35,10 @@ def to_request_error(problems: Sequence[Any]) -> RequestError:
 
 def _param(path: Sequence[str | int], *, is_unknown: bool) -> str | None:
     """``messages[0].role`` from a location, without pydantic's names of union branches."""
-    parts = [part for part in path if isinstance(part, int) or part in _FIELDS]
-    if is_unknown and path[-1] not in _FIELDS:
+    known = _fields(Plain)  # of all requests that were defined
+    parts = [part for part in path if isinstance(part, int) or part in known]
+    if is_unknown and path[-1] not in known:
         parts.append(path[-1])
+    parts = [part for part, _ in groupby(parts)]  # a union's tag may be called like its field
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
     return text.removeprefix(".") or None

@@ -4,88 +4,42 @@ A field that OpenAI has and we do not is listed with the values that ask for not
 other value is an error that names the field. So is a field that nobody knows.
 """
 
-import json
 from collections.abc import Iterable
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from a2d_ray.config import SamplingSection
-from a2d_ray.generation.params import Remasking, Rule, SamplingParams
+from a2d_ray.generation.params import SamplingParams
 from a2d_ray.serving.errors import RequestError
-
-StreamMode = Literal["prefix", "block", "denoise"]
+from a2d_ray.serving.options import DiffusionOptions, StreamMode, StreamOptions, Strict, only
+from a2d_ray.serving.structured import (
+    NamedTool,
+    ResponseFormat,
+    TextFormat,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    describe_tools,
+)
 
 Prompt = str | list[int] | list[dict[str, str]]
 """What `LanguageModel.encode` takes: plain text, token ids, or chat messages."""
 
-
-def only(*neutral: Any) -> Any:
-    """A field that is accepted only if left out, null, or in values that ask for nothing."""
-    return Field(None, json_schema_extra={"enum": [None, *neutral]})
-
-
-class Strict(BaseModel):
-    """Types as they are, no unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _check_neutral(cls, value: Any, info: ValidationInfo) -> Any:
-        extra = cls.model_fields[info.field_name or ""].json_schema_extra
-        if not isinstance(extra, dict):
-            return value
-        neutral = cast(list[Any], extra["enum"])
-        if not any(type(value) is type(n) and value == n for n in neutral):
-            allowed = " or ".join(map(json.dumps, neutral[1:])) or "null"
-            raise ValueError(f"{value!r} is not supported: leave it out or send {allowed}")
-        return value
-
-
-class DiffusionOptions(Strict):
-    """How the answer is denoised; what is left out is the served model's default."""
-
-    rule: Rule | None = Field(None, description="Decoding rule.")
-    threshold: float | None = Field(None, ge=0, le=1, description="Confidence bound.")
-    steps: int | None = Field(None, ge=1, description="Denoise steps in total (rule steps).")
-    block_size: int | None = Field(None, ge=1, description="Tokens per block.")
-    remasking: Remasking | None = Field(None, description="What rule steps commits first.")
-    stream_mode: StreamMode | None = Field(
-        None,
-        description="What a stream brings: tokens as soon as they are final (prefix, the default), "
-        "whole blocks, or besides the tokens the canvas of every denoise step.",
-    )
-
-    @model_validator(mode="after")
-    def _check_rule(self) -> Self:
-        rule = self.chosen_rule
-        if self.steps is not None and rule == "threshold":
-            raise ValueError("steps needs rule 'steps', and threshold needs rule 'threshold'")
-        if self.threshold is not None and rule == "steps":
-            raise ValueError("threshold needs rule 'threshold', and steps needs rule 'steps'")
-        return self
-
-    @property
-    def chosen_rule(self) -> Rule | None:
-        """The rule asked for, by name or by an option that only it has."""
-        if self.rule is None and self.threshold is not None:
-            return "threshold"
-        return "steps" if self.rule is None and self.steps is not None else self.rule
-
-
-class StreamOptions(Strict):
-    """Options of a streamed answer."""
-
-    include_usage: bool = False
-    include_obfuscation: Any = only(False)
+_DECODING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "min_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+)
 
 
 class GenerationRequest(Strict):
@@ -93,11 +47,21 @@ class GenerationRequest(Strict):
 
     model: str
     max_tokens: int | None = Field(None, ge=1)
+    min_tokens: int | None = Field(None, ge=0)
+    n: int | None = Field(None, ge=1, le=128)
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, description="-1 and 0: all tokens.")
+    min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    logit_bias: dict[str, float] | None = Field(None, max_length=1024)
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = Field(None, max_length=64)
     ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     diffusion: DiffusionOptions | None = None
@@ -106,31 +70,37 @@ class GenerationRequest(Strict):
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    # Of OpenAI's and vLLM's API, not supported.
-    n: Any = only(1)
-    top_p: Any = only(1, 1.0)
-    top_k: Any = only(-1, 0)
-    min_p: Any = only(0, 0.0)
-    presence_penalty: Any = only(0, 0.0)
-    frequency_penalty: Any = only(0, 0.0)
-    repetition_penalty: Any = only(1, 1.0)
-    logit_bias: Any = only({})
-    logprobs: Any = only(False)
-    response_format: Any = only({"type": "text"})
     service_tier: Any = only("auto", "default")
 
     @field_validator("stop")
     @classmethod
     def _check_stop(cls, stop: str | list[str] | None) -> str | list[str] | None:
         texts = [stop] if isinstance(stop, str) else stop or []
-        if len(texts) > 4 or "" in texts:
-            raise ValueError("must be one to four texts that are not empty")
+        if len(texts) > 16 or "" in texts:
+            raise ValueError("must be one to sixteen texts that are not empty")
         return stop
 
+    @field_validator("logit_bias")
+    @classmethod
+    def _check_bias(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
+        for token, value in (bias or {}).items():
+            if not (token.isascii() and token.isdecimal() and len(token) < 10):
+                raise ValueError(f"keys are token ids, got {token!r}")
+            if not -100 <= value <= 100:
+                raise ValueError(f"values lie between -100 and 100, got {value!r}")
+        return bias
+
     @model_validator(mode="after")
-    def _check_stream_options(self) -> Self:
+    def _check_together(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream=true", param="stream_options")
+        rule = self.diffusion and self.diffusion.chosen_rule
+        if self.constraint() is not None and rule not in (None, "prefix"):
+            raise RequestError(
+                f"{self.constraint()} reads from left to right: it needs diffusion.rule 'prefix', "
+                f"not {rule!r}",
+                param="diffusion.rule",
+            )
         return self
 
     def stream_mode(self) -> StreamMode:
@@ -142,9 +112,21 @@ class GenerationRequest(Strict):
         """Whether a last chunk shall carry the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    def constraint(self) -> str | None:
+        """The field that gives the answer a form; None: it is free."""
+        return None if isinstance(self.response_format, TextFormat | None) else "response_format"
+
     def prompts(self) -> list[Prompt]:
-        """One prompt per choice."""
+        """The prompts; each gets `num_choices` answers."""
         raise NotImplementedError(f"{type(self).__name__}.prompts")
+
+    def num_choices(self) -> int:
+        """Answers to each prompt."""
+        return self.n or 1
+
+    def num_logprobs(self) -> int | None:
+        """Alternatives to report beside each token's log-probability; None: report nothing."""
+        return None
 
     def max_new_tokens(self) -> int | None:
         """Longest answer asked for."""
@@ -160,22 +142,19 @@ class GenerationRequest(Strict):
         Args:
             seed: used when the request names none.
         """
-        diffusion = self.diffusion or DiffusionOptions()
-        asked = {
-            "max_new_tokens": self.max_new_tokens(),
-            "temperature": self.temperature,
-            "seed": self.seed,
-            "ignore_eos": self.ignore_eos,
-            "stop": self.stop,
-            "stop_token_ids": self.stop_token_ids,
-            "rule": diffusion.chosen_rule,
-            **diffusion.model_dump(include={"threshold", "steps", "block_size", "remasking"}),
-        }
-        values = defaults.model_dump() | {"seed": seed}
-        if asked["rule"] not in (None, defaults.rule):
+        asked = {name: getattr(self, name) for name in _DECODING}
+        asked |= (self.diffusion or DiffusionOptions()).asked()
+        asked |= {"max_new_tokens": self.max_new_tokens(), "logprobs": self.num_logprobs()}
+        if self.top_k is not None:
+            asked["top_k"] = max(self.top_k, 0)
+        if self.logit_bias is not None:
+            asked["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
+        if self.constraint() is not None:
+            asked["rule"] = "prefix"
+        values = defaults.model_dump() | {"seed": seed, "n": 1}
+        if asked.get("rule") not in (None, defaults.rule):
             values.pop("steps")  # belongs to the default's rule
-        values |= {key: value for key, value in asked.items() if value is not None}
-        return SamplingParams(**values)
+        return SamplingParams(**values | {k: v for k, v in asked.items() if v is not None})
 
 
 class TextPart(Strict):
@@ -188,19 +167,31 @@ class TextPart(Strict):
 class Message(Strict):
     """One turn of a chat."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
     name: Any = only()
-    tool_calls: Any = only([])
     function_call: Any = only()
     refusal: Any = only()
     audio: Any = only()
     annotations: Any = only([])
 
+    @model_validator(mode="after")
+    def _check_content(self) -> Self:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("tool_calls belong to role 'assistant'")
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content is missing")
+        return self
+
     def to_chat(self) -> dict[str, str]:
-        """The message as chat templates take it."""
-        parts = self.content
+        """The message as chat templates take it: calls and results of tools are text there."""
+        parts = self.content or ""
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        text += "\n".join(call.to_text() for call in self.tool_calls or [])
+        if self.role == "tool":
+            return {"role": "user", "content": f"<tool_response>\n{text}\n</tool_response>"}
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
@@ -209,9 +200,10 @@ class ChatCompletionRequest(GenerationRequest):
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    top_logprobs: Any = only(0)
-    tools: Any = only([])
-    tool_choice: Any = only("none", "auto")
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[Tool] | None = Field(None, max_length=128)
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: Any = only(True, False)
     functions: Any = only([])
     function_call: Any = only("none", "auto")
@@ -224,17 +216,67 @@ class ChatCompletionRequest(GenerationRequest):
     store: Any = only(False)
 
     @model_validator(mode="after")
-    def _check_max_tokens(self) -> Self:
+    def _check_chat(self) -> Self:
         if None not in (self.max_tokens, self.max_completion_tokens):
             raise RequestError(
                 "max_tokens and max_completion_tokens mean the same: send one of them",
                 param="max_completion_tokens",
             )
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestError("top_logprobs needs logprobs=true", param="top_logprobs")
+        self._check_tools()
         return self
 
+    def _check_tools(self) -> None:
+        names = [tool.function.name for tool in self.tools or []]
+        if len(set(names)) < len(names):
+            raise RequestError(f"the names of tools must differ, got {names}", param="tools")
+        choice = self.tool_choice
+        if choice not in (None, "none", "auto") and not names:
+            raise RequestError("tool_choice needs tools", param="tool_choice")
+        if isinstance(choice, NamedTool) and choice.function.name not in names:
+            raise RequestError(
+                f"tool_choice names {choice.function.name!r}, which is none of {names}",
+                param="tool_choice",
+            )
+        if self.usable_tools() and not isinstance(self.response_format, TextFormat | None):
+            raise RequestError(
+                "response_format and tools exclude each other: send tool_choice='none' or no "
+                "response_format",
+                param="response_format",
+            )
+
+    def usable_tools(self) -> list[Tool]:
+        """The tools that this answer may call."""
+        if self.tool_choice == "none":
+            return []
+        if isinstance(self.tool_choice, NamedTool):
+            wanted = self.tool_choice.function.name
+            return [tool for tool in self.tools or [] if tool.function.name == wanted]
+        return self.tools or []
+
+    def is_call_required(self) -> bool:
+        """Whether the answer must be a call."""
+        return self.tool_choice not in (None, "auto", "none")
+
+    def constraint(self) -> str | None:
+        """The field that gives the answer a form; None: it is free."""
+        return "tools" if self.usable_tools() else super().constraint()
+
     def prompts(self) -> list[Prompt]:
-        """The chat, as one prompt."""
-        return [[message.to_chat() for message in self.messages]]
+        """The chat, as one prompt; the tools are part of what the system says."""
+        messages = [message.to_chat() for message in self.messages]
+        if self.tools:
+            told = describe_tools(self.tools)
+            if messages[0]["role"] == "system":
+                messages[0]["content"] += f"\n\n{told}"
+            else:
+                messages.insert(0, {"role": "system", "content": told})
+        return [messages]
+
+    def num_logprobs(self) -> int | None:
+        """Alternatives to report beside each token's log-probability; None: report nothing."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     def max_new_tokens(self) -> int | None:
         """Longest answer asked for."""
@@ -242,13 +284,24 @@ class ChatCompletionRequest(GenerationRequest):
 
 
 class CompletionRequest(GenerationRequest):
-    """Body of ``POST /v1/completions``; `prompt` may hold several prompts: one choice each."""
+    """Body of ``POST /v1/completions``; `prompt` may hold several prompts."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
     echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=20)
     suffix: Any = only()
     best_of: Any = only(1)
-    logprobs: Any = only()
+
+    @model_validator(mode="after")
+    def _check_echo(self) -> Self:
+        if self.echo and self.logprobs is not None:
+            raise RequestError(
+                "echo with logprobs is not supported: a diffusion model has no probability of the "
+                "next token for a given text; its likelihood is bounded by the NELBO of "
+                "`a2d_ray.evaluation`",
+                param="logprobs",
+            )
+        return self
 
     def prompts(self) -> list[Prompt]:
         """Every prompt, as text or token ids."""
@@ -257,6 +310,10 @@ class CompletionRequest(GenerationRequest):
         if not self.prompt or isinstance(self.prompt[0], int):
             return [_as_ids(self.prompt)]
         return [p if isinstance(p, str) else _as_ids(p) for p in self.prompt]
+
+    def num_logprobs(self) -> int | None:
+        """Alternatives to report beside each token's log-probability; None: report nothing."""
+        return self.logprobs
 
     def echoed(self) -> bool:
         """Whether the prompt is part of the answer."""

@@ -2,12 +2,13 @@
 
 import time
 import uuid
-from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, Protocol
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
-from a2d_ray.serving.pieces import Counts, Piece
+from a2d_ray.serving.pieces import Counts, Piece, TokenInfo
 
 
 class DiffusionUsage(BaseModel):
@@ -55,7 +56,7 @@ class Usage(BaseModel):
         )
 
 
-class _Sparse(BaseModel):
+class Sparse(BaseModel):
     """Leaves out fields of `sparse` that hold null, as OpenAI does."""
 
     sparse: ClassVar[tuple[str, ...]] = ("usage",)
@@ -98,19 +99,100 @@ class Canvas(BaseModel):
         )
 
 
-class _Envelope(_Sparse):
+class Envelope(Sparse):
+    """What every answer begins with."""
+
     id: str
     created: int = Field(default_factory=lambda: int(time.time()))
     model: str
     system_fingerprint: str | None = None
 
 
-class AssistantMessage(BaseModel):
+class TopLogprob(BaseModel):
+    """A token that was likely."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+    @classmethod
+    def of(cls, text: str, logprob: float) -> Self:
+        """The entry of a token; half a character has no bytes of its own here."""
+        code = None if "\ufffd" in text else list(text.encode(errors="replace"))
+        return cls(token=text, logprob=logprob, bytes=code)
+
+
+class TokenLogprob(TopLogprob):
+    """A token of the answer, as likely as it was at the step that committed it."""
+
+    top_logprobs: list[TopLogprob] = []
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities of a chat's answer."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+    @classmethod
+    def of(cls, infos: Iterable[TokenInfo]) -> Self:
+        """Entries of tokens."""
+        entries = []
+        for info in infos:
+            entry = TokenLogprob.of(info.text, info.logprob)
+            top = [TopLogprob.of(text, logprob) for text, logprob in info.top]
+            entries.append(entry.model_copy(update={"top_logprobs": top}))
+        return cls(content=entries)
+
+
+class CompletionLogprobs(BaseModel):
+    """Log-probabilities of a continuation, in the columns of OpenAI's older form."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+    @classmethod
+    def of(cls, infos: Sequence[TokenInfo], offset: int) -> Self:
+        """Columns of tokens; the first one's text begins at `offset`."""
+        starts = accumulate((len(info.text) for info in infos), initial=offset)
+        return cls(
+            tokens=[info.text for info in infos],
+            token_logprobs=[info.logprob for info in infos],
+            # Different tokens may have one text (half characters): the likeliest of them stays.
+            top_logprobs=[dict(reversed(info.top)) for info in infos],
+            text_offset=list(starts)[: len(infos)],
+        )
+
+
+class FunctionCall(BaseModel):
+    """What is to be called, with a JSON text."""
+
+    name: str
+    arguments: str
+
+
+class MessageToolCall(Sparse):
+    """A call that the model asks for; `index` only in chunks."""
+
+    sparse = ("index",)
+
+    index: int | None = None
+    id: str = Field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class AssistantMessage(Sparse):
     """The answer to a chat."""
 
+    sparse = ("tool_calls",)
+
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
 
 
 class ChatChoice(BaseModel):
@@ -118,11 +200,11 @@ class ChatChoice(BaseModel):
 
     index: int
     message: AssistantMessage
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: str
 
 
-class ChatCompletion(_Envelope):
+class ChatCompletion(Envelope):
     """Body of an answer to ``POST /v1/chat/completions``."""
 
     object: Literal["chat.completion"] = "chat.completion"
@@ -130,28 +212,29 @@ class ChatCompletion(_Envelope):
     usage: Usage
 
 
-class Delta(_Sparse):
+class Delta(Sparse):
     """What a chunk adds to the message."""
 
-    sparse = ("role", "content")
+    sparse = ("role", "content", "tool_calls")
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
 
 
-class ChatChunkChoice(_Sparse):
+class ChatChunkChoice(Sparse):
     """What a chunk adds to one answer."""
 
     sparse = ("diffusion",)
 
     index: int
     delta: Delta
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     diffusion: Canvas | None = None
 
 
-class ChatCompletionChunk(_Envelope):
+class ChatCompletionChunk(Envelope):
     """One event of a streamed chat answer."""
 
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -159,115 +242,21 @@ class ChatCompletionChunk(_Envelope):
     usage: Usage | None = None
 
 
-class CompletionChoice(_Sparse):
+class CompletionChoice(Sparse):
     """One continuation, or what a chunk adds to it."""
 
     sparse = ("diffusion",)
 
     index: int
     text: str
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
     diffusion: Canvas | None = None
 
 
-class Completion(_Envelope):
+class Completion(Envelope):
     """Body of an answer to ``POST /v1/completions``, and one event of a streamed one."""
 
     object: Literal["text_completion"] = "text_completion"
     choices: list[CompletionChoice]
     usage: Usage | None = None
-
-
-class Format(Protocol):
-    """How pieces become bodies of one endpoint. An instance belongs to one answer."""
-
-    def whole(self, texts: list[str], last: list[Piece]) -> BaseModel:
-        """The complete answer, from each choice's text and last piece."""
-
-    def opening(self, index: int) -> list[BaseModel]:
-        """Chunks before the first piece of a choice."""
-
-    def chunks(self, piece: Piece) -> list[BaseModel]:
-        """Chunks of a piece."""
-
-    def usage(self, usage: Usage) -> BaseModel:
-        """The chunk that carries the usage."""
-
-
-class ChatFormat:
-    """`Format` of ``/v1/chat/completions``."""
-
-    def __init__(self, model: str) -> None:
-        self._envelope = _Envelope(id=f"chatcmpl-{uuid.uuid4().hex}", model=model).model_dump()
-
-    def whole(self, texts: list[str], last: list[Piece]) -> ChatCompletion:
-        """The complete answer."""
-        choices = [
-            ChatChoice(
-                index=piece.index,
-                message=AssistantMessage(content=text),
-                finish_reason=piece.finish_reason or "",
-            )
-            for text, piece in zip(texts, last, strict=True)
-        ]
-        usage = Usage.of(piece.counts for piece in last)
-        return ChatCompletion(**self._envelope, choices=choices, usage=usage)
-
-    def opening(self, index: int) -> list[BaseModel]:
-        """The chunk that names the role."""
-        return [self._chunk(index, Delta(role="assistant", content=""))]
-
-    def chunks(self, piece: Piece) -> list[BaseModel]:
-        """One chunk for the text, one for the end."""
-        made = []
-        if piece.text or piece.canvas is not None:
-            delta = Delta(content=piece.text or None)
-            made.append(self._chunk(piece.index, delta, canvas=Canvas.of(piece)))
-        if piece.finish_reason is not None:
-            made.append(self._chunk(piece.index, Delta(), piece.finish_reason))
-        return list(made)
-
-    def usage(self, usage: Usage) -> BaseModel:
-        """The chunk that carries the usage."""
-        return ChatCompletionChunk(**self._envelope, choices=[], usage=usage)
-
-    def _chunk(
-        self, index: int, delta: Delta, reason: str | None = None, canvas: Canvas | None = None
-    ) -> BaseModel:
-        choice = ChatChunkChoice(index=index, delta=delta, finish_reason=reason, diffusion=canvas)
-        return ChatCompletionChunk(**self._envelope, choices=[choice])
-
-
-class CompletionFormat:
-    """`Format` of ``/v1/completions``."""
-
-    def __init__(self, model: str) -> None:
-        self._envelope = _Envelope(id=f"cmpl-{uuid.uuid4().hex}", model=model).model_dump()
-
-    def whole(self, texts: list[str], last: list[Piece]) -> Completion:
-        """The complete answer."""
-        choices = [
-            CompletionChoice(index=piece.index, text=text, finish_reason=piece.finish_reason)
-            for text, piece in zip(texts, last, strict=True)
-        ]
-        usage = Usage.of(piece.counts for piece in last)
-        return Completion(**self._envelope, choices=choices, usage=usage)
-
-    def opening(self, index: int) -> list[BaseModel]:
-        """Nothing: a completion has no role."""
-        return []
-
-    def chunks(self, piece: Piece) -> list[BaseModel]:
-        """One chunk."""
-        choice = CompletionChoice(
-            index=piece.index,
-            text=piece.text,
-            finish_reason=piece.finish_reason,
-            diffusion=Canvas.of(piece),
-        )
-        return [Completion(**self._envelope, choices=[choice])]
-
-    def usage(self, usage: Usage) -> BaseModel:
-        """The chunk that carries the usage."""
-        return Completion(**self._envelope, choices=[], usage=usage)

@@ -7,18 +7,23 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from a2d_ray.config import EngineSection, LimitsSection, SamplingSection
-from a2d_ray.generation.engine import EngineOptions, Request
+from a2d_ray.generation.engine import EngineOptions, Request, StepOutput
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.serving.engine_loop import AsyncEngine, EngineDeadError
 from a2d_ray.serving.errors import ENGINE_DEAD, RequestError, not_ready
+from a2d_ray.serving.grammars import GrammarCompiler, TokenGrammar, grammar_of
+from a2d_ray.serving.infill import Infilled, InfillRequest
 from a2d_ray.serving.metrics import ModelMetrics
-from a2d_ray.serving.pieces import Piece
+from a2d_ray.serving.options import DiffusionOptions
+from a2d_ray.serving.pieces import Counts, Piece
 from a2d_ray.serving.protocol import ChatCompletionRequest, GenerationRequest, Prompt
+from a2d_ray.serving.responses import Usage
 from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
-from a2d_ray.serving.writing import CanvasReader, ChoiceWriter
+from a2d_ray.serving.writing import ChoiceWriter, TokenReader
 from a2d_ray.text import decode
 
 if TYPE_CHECKING:
@@ -64,7 +69,8 @@ class ModelServer:
         core = lm.make_engine(options)
         self._engine = AsyncEngine(core, round_timeout_s=round_timeout_s)
         self._metrics = ModelMetrics(name, replica, core)
-        self._canvas = CanvasReader(lm.tokenizer)
+        self._reader = TokenReader(lm.tokenizer)
+        self._grammars = GrammarCompiler(lm.tokenizer, lm.model.config.vocab_size, lm.eos_token_ids)
         self._seeds = random.Random(self._defaults.seed)
         # Fast tokenizers do not like two threads at once; one is enough beside a model.
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
@@ -79,16 +85,12 @@ class ModelServer:
         """
         try:
             params = request.params(self._defaults, self._seeds.getrandbits(31))
-            prompts = request.prompts()
-            if len(prompts) > self._limits.max_choices:
-                raise RequestError(
-                    f"{len(prompts)} prompts exceed the {self._limits.max_choices} answers that "
-                    f"this server gives to one request",
-                    param="prompt",
-                )
+            prompts, n = request.prompts(), request.num_choices()
+            self._check_num_choices(len(prompts), n)
             choices = [
-                self._choice(index, request, prompt, params, cache_salt)
+                self._choice(request, prompt, params, index * n + choice, choice, cache_salt)
                 for index, prompt in enumerate(prompts)
+                for choice in range(n)
             ]
             async with aclosing(_merge(choices)) as pieces:
                 async for piece in pieces:
@@ -97,6 +99,75 @@ class ModelServer:
             raise _refusal(error, request) from error
         except EngineDeadError as error:
             raise not_ready(str(error), code=ENGINE_DEAD) from error
+
+    async def infill(self, request: InfillRequest, cache_salt: str = "") -> Infilled:
+        """The text with its holes filled in.
+
+        Raises:
+            RequestError: 400 for what the model cannot do, 503 if the engine died.
+        """
+        ids: list[int | None] = []
+        ends: list[int] = []  # of the parts, in tokens
+        parts = request.to_parts()
+        for part in parts:
+            if isinstance(part, str):
+                ids += await self._in_tokenizer_thread(self._plain_ids, part)
+            else:
+                ids += [None] * part.tokens
+            ends.append(len(ids))
+        try:
+            params = request.params(self._defaults, self._seeds.getrandbits(31), len(ids))
+            filled, output = await self._fill(ids, params, cache_salt)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        except EngineDeadError as error:
+            raise not_ready(str(error), code=ENGINE_DEAD) from error
+        pieces = [filled[start:end] for start, end in pairwise([0, *ends])]
+        texts = await self._in_tokenizer_thread(
+            lambda: [decode(self._lm.tokenizer, piece) for piece in pieces]
+        )
+        whole = [p if isinstance(p, str) else t for p, t in zip(parts, texts, strict=True)]
+        num_holes = ids.count(None)
+        return Infilled(
+            model=request.model,
+            text="".join(whole),
+            holes=[t for p, t in zip(parts, texts, strict=True) if not isinstance(p, str)],
+            usage=Usage.of(
+                [
+                    Counts(
+                        num_prompt_tokens=len(ids) - num_holes,
+                        num_tokens=num_holes,
+                        num_forwards=output.num_forwards,
+                        num_denoise_steps=output.num_denoise_steps,
+                        num_cached_tokens=output.num_cached_tokens,
+                    )
+                ]
+            ),
+        )
+
+    async def _fill(
+        self, ids: list[int | None], params: SamplingParams, cache_salt: str
+    ) -> tuple[list[int], StepOutput]:
+        request = Request(
+            request_id=uuid.uuid4().hex, prompt=(tuple(ids),), params=params, salt=cache_salt
+        )
+        filled: list[int] = []
+        async with aclosing(self._engine.generate(request)) as outputs:
+            async for output in outputs:
+                filled += output.token_ids
+        return filled, output
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return list(self._lm.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _check_num_choices(self, num_prompts: int, n: int) -> None:
+        most = self._limits.max_choices
+        if num_prompts * n > most:
+            raise RequestError(
+                f"{num_prompts} prompts x n={n} exceed the {most} answers that this server gives "
+                f"to one request",
+                param="n" if n > 1 else "prompt",
+            )
 
     async def tokenize(self, request: TokenizeRequest) -> Tokens:
         """Token ids of a prompt.
@@ -147,10 +218,11 @@ class ModelServer:
 
     async def _choice(
         self,
-        index: int,
         request: GenerationRequest,
         prompt: Prompt,
         params: SamplingParams,
+        index: int,
+        choice: int,
         cache_salt: str,
     ) -> AsyncGenerator[Piece, None]:
         """The pieces of one choice, its prompt first if it is to be echoed."""
@@ -159,15 +231,20 @@ class ModelServer:
         params = self._within_limits(request, params, num_prompt_tokens)
         writer = ChoiceWriter(
             self._lm.tokenizer,
-            self._canvas,
+            self._reader,
             index=index,
-            num_prompt_tokens=num_prompt_tokens,
+            num_prompt_tokens=0 if choice else num_prompt_tokens,  # a prompt counts once
             stop=tuple(params.stop),
             mode=request.stream_mode(),
             echo=await self._echo(prompt) if request.echoed() else "",
         )
         engine_request = Request(
-            request_id=uuid.uuid4().hex, prompt=segments, params=params, salt=cache_salt
+            request_id=uuid.uuid4().hex,
+            prompt=segments,
+            params=params,
+            choice=choice,
+            grammar=await self._in_tokenizer_thread(self._grammar, request),
+            salt=cache_salt,
         )
         watch = self._metrics.watch()
         try:
@@ -183,6 +260,11 @@ class ModelServer:
                         return
         finally:
             watch.ended()
+
+    def _grammar(self, request: GenerationRequest) -> TokenGrammar | None:
+        """The form of an answer, at its beginning; every choice needs one of its own."""
+        field = request.constraint()
+        return None if field is None else self._grammars.compile(grammar_of(request), field)
 
     def _within_limits(
         self, request: GenerationRequest, params: SamplingParams, num_prompt_tokens: int
@@ -228,13 +310,8 @@ class ModelServer:
         return await loop.run_in_executor(self._tokenizer_thread, work, *args)
 
 
-_FIELD_OF_PARAM = {
-    "max_new_tokens": "max_tokens",
-    "block_size": "diffusion.block_size",
-    "steps": "diffusion.steps",
-    "rule": "diffusion.rule",
-    "threshold": "diffusion.threshold",
-    "remasking": "diffusion.remasking",
+_FIELD_OF_PARAM = {"max_new_tokens": "max_tokens"} | {
+    name: f"diffusion.{name}" for name in DiffusionOptions.model_fields
 }
 
 

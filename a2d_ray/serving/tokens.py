@@ -4,7 +4,8 @@ from typing import Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from a2d_ray.serving.protocol import Message, Prompt, Strict
+from a2d_ray.serving.options import Strict
+from a2d_ray.serving.protocol import Message, Prompt
 
 
 class TokenizeRequest(Strict):

@@ -4,20 +4,31 @@ from functools import lru_cache
 from typing import Any
 
 from a2d_ray.generation.engine import StepOutput
-from a2d_ray.serving.pieces import CanvasToken, Counts, Piece
-from a2d_ray.serving.protocol import StreamMode
+from a2d_ray.serving.options import StreamMode
+from a2d_ray.serving.pieces import CanvasToken, Counts, Piece, TokenInfo
 from a2d_ray.text import TextStream, decode
 
 
-class CanvasReader:
-    """Texts of single tokens, for canvases.
+class TokenReader:
+    """Texts of single tokens, for canvases and log-probabilities.
 
     Args:
         tokenizer: a Hugging Face tokenizer; used by one thread.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._text = lru_cache(maxsize=65536)(lambda token_id: _token_text(tokenizer, token_id))
+        self.text = lru_cache(maxsize=65536)(lambda token_id: _token_text(tokenizer, token_id))
+
+    def infos(self, output: StepOutput) -> tuple[TokenInfo, ...]:
+        """The new tokens with their log-probabilities, if they were asked for."""
+        return tuple(
+            TokenInfo(
+                self.text(entry.token_id),
+                entry.logprob,
+                tuple((self.text(token_id), logprob) for token_id, logprob in entry.top),
+            )
+            for entry in output.logprobs or ()
+        )
 
     def read(self, output: StepOutput) -> tuple[CanvasToken | None, ...]:
         """What the active block holds from its first mask on; before it, all is final."""
@@ -28,7 +39,7 @@ class CanvasReader:
         return tuple(
             None
             if token_id is None or confidence is None
-            else CanvasToken(self._text(token_id), confidence)
+            else CanvasToken(self.text(token_id), confidence)
             for token_id, confidence in pairs
         )
 
@@ -38,7 +49,7 @@ class ChoiceWriter:
 
     Args:
         tokenizer: of the model.
-        canvas: reads canvases for mode ``denoise``.
+        reader: of the tokenizer.
         index: the choice.
         num_prompt_tokens: of its prompt.
         stop: texts that end the answer.
@@ -49,7 +60,7 @@ class ChoiceWriter:
     def __init__(
         self,
         tokenizer: Any,
-        canvas: CanvasReader,
+        reader: TokenReader,
         *,
         index: int,
         num_prompt_tokens: int,
@@ -57,12 +68,14 @@ class ChoiceWriter:
         mode: StreamMode,
         echo: str = "",
     ) -> None:
-        self._text, self._canvas = TextStream(tokenizer, stop), canvas
+        self._text, self._reader = TextStream(tokenizer, stop), reader
         self._index, self._num_prompt_tokens, self._mode = index, num_prompt_tokens, mode
-        self._pending = echo
+        self._pending, self._infos = echo, list[TokenInfo]()
+        self._has_stop, self._num_told = bool(stop), 0
 
     def push(self, output: StepOutput) -> Piece | None:
         """Takes a round's output; the piece that is due, its last one with a finish reason."""
+        self._infos += self._reader.infos(output)
         self._pending += self._text.push(output.token_ids)
         if output.finish_reason is not None:
             self._pending += self._text.finish()
@@ -75,8 +88,18 @@ class ChoiceWriter:
             text=text,
             finish_reason=reason,
             counts=self._counts(output),
-            canvas=self._canvas.read(output) if self._mode == "denoise" and not reason else None,
+            canvas=self._reader.read(output) if self._mode == "denoise" and not reason else None,
+            logprobs=self._due_infos(is_last=reason is not None),
         )
+
+    def _due_infos(self, *, is_last: bool) -> tuple[TokenInfo, ...]:
+        """Tokens not told of yet. Where texts may end the answer, all come at its end: only then
+        is it known which tokens belong to it."""
+        if self._has_stop and not is_last:
+            return ()
+        end = min(self._text.num_tokens, len(self._infos))
+        due, self._num_told = self._infos[self._num_told : end], max(self._num_told, end)
+        return tuple(due)
 
     def _is_due(self, output: StepOutput) -> bool:
         if self._mode == "denoise":

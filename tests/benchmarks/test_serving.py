@@ -19,8 +19,8 @@ def test_every_case_gives_a_line(small):
     assert set(cases) == {"clients8", "lock8", "turns"}
     assert all(case.ours > 0 and case.baseline > 0 for case in cases.values())
     tokens = [(32 + 4 * i) // 4 for i in range(8)]
-    assert cases["clients8"].facts["by_clients"][8]["tokens"] == sum(tokens)
-    assert cases["clients8"].facts["by_clients"][1]["tokens"] == tokens[0]
+    for n in (1, 8):  # the same requests
+        assert cases["clients8"].facts["by_clients"][n]["tokens"] == sum(tokens)
     # In whole blocks: what is stored of 512 tokens.
     assert set(cases["turns"].facts["cached_tokens"]) == {512}
     # Behind a lock the last client waits for all others.

@@ -10,10 +10,13 @@ from a2d_ray.generation.params import SamplingParams
 from a2d_ray.serving.errors import RequestError
 from a2d_ray.serving.problems import to_request_error
 from a2d_ray.serving.protocol import ChatCompletionRequest, CompletionRequest
+from a2d_ray.serving.structured import parse_call
 
 USER = {"role": "user", "content": "hi"}
 CHAT = {"model": "tiny", "messages": [USER]}
 TEXT = {"model": "tiny", "prompt": "hi"}
+TOOL = {"type": "function", "function": {"name": "add"}}
+CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
 
 
 def problem(request_class, values) -> RequestError:
@@ -29,17 +32,24 @@ def problem(request_class, values) -> RequestError:
 @pytest.mark.parametrize(
     ("field", "value", "param"),
     [
-        ("n", 2, "n"),
+        ("n", 0, "n"),
         ("n", True, "n"),
-        ("top_p", 0.9, "top_p"),
-        ("top_k", 5, "top_k"),
-        ("presence_penalty", 0.1, "presence_penalty"),
-        ("logit_bias", {"5": 1}, "logit_bias"),
-        ("logprobs", True, "logprobs"),
+        ("n", 129, "n"),
+        ("top_p", 0, "top_p"),
+        ("top_k", 1.5, "top_k"),
+        ("presence_penalty", 2.1, "presence_penalty"),
+        ("logit_bias", {"five": 1}, "logit_bias"),
+        ("logit_bias", {"5": 101}, "logit_bias"),
+        ("logprobs", 1, "logprobs"),
         ("top_logprobs", 3, "top_logprobs"),
-        ("tools", [{"type": "function"}], "tools"),
+        ("tools", [{"type": "function"}], "tools[0].function"),
+        ("tools", [TOOL, TOOL], "tools"),
         ("tool_choice", "required", "tool_choice"),
-        ("response_format", {"type": "json_object"}, "response_format"),
+        ("tool_choice", {"type": "function", "function": {"name": "x"}}, "tool_choice"),
+        ("response_format", {"type": "yaml"}, "response_format"),
+        ("response_format", {"type": "json_schema"}, "response_format.json_schema"),
+        ("service_tier", "flex", "service_tier"),
+        ("reasoning_effort", "high", "reasoning_effort"),
         ("max_tokens", "5", "max_tokens"),
         ("max_tokens", 0, "max_tokens"),
         ("max_tokens", 1.5, "max_tokens"),
@@ -47,7 +57,7 @@ def problem(request_class, values) -> RequestError:
         ("temperature", float("nan"), "temperature"),
         ("seed", "a", "seed"),
         ("stop", "", "stop"),
-        ("stop", ["a", "b", "c", "d", "e"], "stop"),
+        ("stop", ["a"] * 17, "stop"),
         ("stop", ["a", 1], "stop[1]"),
         ("stop_token_ids", [1, "x"], "stop_token_ids[1]"),
         ("stream_options", {"include_usage": True}, "stream_options"),
@@ -56,13 +66,15 @@ def problem(request_class, values) -> RequestError:
         ("diffusion", {"threshold": 2}, "diffusion.threshold"),
         ("diffusion", {"steps": 4, "threshold": 0.5}, "diffusion"),
         ("diffusion", {"rule": "steps", "threshold": 0.5}, "diffusion"),
+        ("diffusion", {"rule": "factor", "gamma": 0.5}, "diffusion"),
         ("diffusion", {"stream_mode": "canvas"}, "diffusion.stream_mode"),
         ("diffusion", {"tempo": 1}, "diffusion.tempo"),
         ("best_of", 1, "best_of"),
         ("messages", [], "messages"),
         ("messages", "hi", "messages"),
-        ("messages", [USER, {"role": "tool", "content": "x"}], "messages[1].role"),
-        ("messages", [{"role": "user"}], "messages[0].content"),
+        ("messages", [USER, {"role": "robot", "content": "x"}], "messages[1].role"),
+        ("messages", [{"role": "user"}], "messages[0]"),
+        ("messages", [USER | {"tool_calls": [CALL]}], "messages[0]"),
         ("messages", [USER | {"name": "Ann"}], "messages[0].name"),
         (
             "messages",
@@ -82,7 +94,8 @@ def test_a_chat_field_that_we_cannot_honour_is_named(field, value, param):
     [
         ("prompt", 5, "prompt"),
         ("prompt", [1.5], "prompt[0]"),
-        ("logprobs", 0, "logprobs"),
+        ("logprobs", True, "logprobs"),
+        ("logprobs", 21, "logprobs"),
         ("suffix", "x", "suffix"),
         ("best_of", 2, "best_of"),
         ("messages", [USER], "messages"),
@@ -137,6 +150,37 @@ def test_parameters_are_the_requests_then_the_defaults():
 )
 def test_a_completion_prompt_is_one_or_many(prompt, prompts):
     assert CompletionRequest.model_validate(TEXT | {"prompt": prompt}).prompts() == prompts
+
+
+def test_every_rule_and_option_reaches_the_decoder():
+    """What a request asks for by an option alone is the rule that has it."""
+    for options, wanted in (
+        ({"rule": "prefix", "threshold": 0.3}, {"rule": "prefix", "threshold": 0.3}),
+        ({"factor": 2.0}, {"rule": "factor", "factor": 2.0}),
+        ({"delta": 0.5}, {"rule": "frechet", "delta": 0.5}),
+        ({"gamma": 0.5}, {"rule": "entropy_bound", "gamma": 0.5}),
+        ({"kl_threshold": 0.1}, {"rule": "klass", "kl_threshold": 0.1}),
+        ({"remask_threshold": 0.1}, {"rule": "steps", "remask_threshold": 0.1}),
+        ({"remasking": "leftmost"}, {"rule": "steps", "remasking": "leftmost"}),
+    ):
+        request = CompletionRequest.model_validate(TEXT | {"diffusion": options})
+        params = request.params(SamplingSection(rule="steps"), seed=1)
+        assert params == SamplingParams(seed=1, **wanted)
+    fields = {"top_p": 0.5, "top_k": -1, "min_p": 0.1, "min_tokens": 2, "presence_penalty": 1.0}
+    fields |= {"frequency_penalty": 0.5, "repetition_penalty": 1.5, "logit_bias": {"7": -100}}
+    request = CompletionRequest.model_validate(TEXT | fields | {"logprobs": 3, "n": 2})
+    wanted = fields | {"top_k": 0, "logit_bias": {7: -100.0}, "logprobs": 3}
+    assert request.params(SamplingSection(), seed=1) == SamplingParams(seed=1, **wanted)
+
+
+def test_calls_and_results_of_tools_become_text():
+    messages = [USER, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "3"}]
+    request = ChatCompletionRequest.model_validate(CHAT | {"messages": messages, "tools": [TOOL]})
+    (prompt,) = request.prompts()
+    assert [m["role"] for m in prompt] == ["system", "user", "assistant", "user"]
+    assert '"name": "add"' in prompt[0]["content"]
+    assert parse_call(prompt[2]["content"]) == ("add", "{}")
+    assert prompt[3]["content"] == "<tool_response>\n3\n</tool_response>"
 
 
 def test_message_parts_are_joined_and_developers_are_the_system():

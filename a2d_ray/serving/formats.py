@@ -1,0 +1,197 @@
+"""How pieces of text become the bodies of an endpoint."""
+
+import uuid
+from collections.abc import Sequence
+from typing import Protocol
+
+from pydantic import BaseModel
+
+from a2d_ray.serving.pieces import Piece, TokenInfo
+from a2d_ray.serving.responses import (
+    AssistantMessage,
+    Canvas,
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatLogprobs,
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    Delta,
+    Envelope,
+    FunctionCall,
+    MessageToolCall,
+    Usage,
+)
+from a2d_ray.serving.structured import may_be_call, parse_call
+
+
+class Format(Protocol):
+    """How pieces become bodies of one endpoint. An instance belongs to one answer."""
+
+    def whole(self, choices: Sequence[Sequence[Piece]]) -> BaseModel:
+        """The complete answer, from the pieces of each choice."""
+
+    def opening(self, index: int) -> list[BaseModel]:
+        """Chunks before the first piece of a choice."""
+
+    def chunks(self, piece: Piece) -> list[BaseModel]:
+        """Chunks of a piece."""
+
+    def usage(self, usage: Usage) -> BaseModel:
+        """The chunk that carries the usage."""
+
+
+class ChatFormat:
+    """`Format` of ``/v1/chat/completions``.
+
+    Args:
+        model: its id.
+        has_logprobs: whether log-probabilities were asked for.
+        has_tools: whether an answer may be the call of a tool.
+    """
+
+    def __init__(self, model: str, *, has_logprobs: bool = False, has_tools: bool = False) -> None:
+        self._envelope = Envelope(id=f"chatcmpl-{uuid.uuid4().hex}", model=model).model_dump()
+        self._has_logprobs, self._has_tools = has_logprobs, has_tools
+        self._held: dict[int, str] = {}  # text of a choice that may become a call
+
+    def whole(self, choices: Sequence[Sequence[Piece]]) -> ChatCompletion:
+        """The complete answer."""
+        return ChatCompletion(
+            **self._envelope,
+            choices=[self._choice(pieces) for pieces in choices],
+            usage=_usage(choices),
+        )
+
+    def opening(self, index: int) -> list[BaseModel]:
+        """The chunk that names the role."""
+        return [self._chunk(index, Delta(role="assistant", content=""))]
+
+    def chunks(self, piece: Piece) -> list[BaseModel]:
+        """One chunk for the text, one for the end. A call comes as a whole, in one chunk."""
+        text, call = self._without_call(piece)
+        made: list[BaseModel] = []
+        logprobs = self._logprobs(piece.logprobs) if piece.logprobs else None
+        if text or call or piece.canvas is not None or logprobs:
+            calls = call and [call.model_copy(update={"index": 0})]
+            delta = Delta(content=text or None, tool_calls=calls)
+            made.append(self._chunk(piece.index, delta, None, Canvas.of(piece), logprobs))
+        if piece.finish_reason is not None:
+            reason = "tool_calls" if call else piece.finish_reason
+            made.append(self._chunk(piece.index, Delta(), reason))
+        return made
+
+    def usage(self, usage: Usage) -> BaseModel:
+        """The chunk that carries the usage."""
+        return ChatCompletionChunk(**self._envelope, choices=[], usage=usage)
+
+    def _choice(self, pieces: Sequence[Piece]) -> ChatChoice:
+        text, last = "".join(piece.text for piece in pieces), pieces[-1]
+        call = self._call(text) if last.finish_reason == "stop" else None
+        infos = [info for piece in pieces for info in piece.logprobs]
+        message = AssistantMessage(content=text)
+        if call is not None:
+            message = AssistantMessage(content=None, tool_calls=[call])
+        return ChatChoice(
+            index=last.index,
+            message=message,
+            logprobs=self._logprobs(infos),
+            finish_reason="tool_calls" if call else last.finish_reason or "",
+        )
+
+    def _without_call(self, piece: Piece) -> tuple[str, MessageToolCall | None]:
+        """Text that is no call for certain, and the call that has become complete."""
+        if not self._has_tools:
+            return piece.text, None
+        text = self._held.pop(piece.index, "") + piece.text
+        if piece.finish_reason is None and may_be_call(text):
+            self._held[piece.index] = text
+            return "", None
+        call = self._call(text) if piece.finish_reason == "stop" else None
+        return ("" if call else text), call
+
+    def _call(self, text: str) -> MessageToolCall | None:
+        found = parse_call(text) if self._has_tools else None
+        if found is None:
+            return None
+        return MessageToolCall(function=FunctionCall(name=found[0], arguments=found[1]))
+
+    def _logprobs(self, infos: Sequence[TokenInfo]) -> ChatLogprobs | None:
+        return ChatLogprobs.of(infos) if self._has_logprobs else None
+
+    def _chunk(
+        self,
+        index: int,
+        delta: Delta,
+        reason: str | None = None,
+        canvas: Canvas | None = None,
+        logprobs: ChatLogprobs | None = None,
+    ) -> BaseModel:
+        choice = ChatChunkChoice(
+            index=index, delta=delta, finish_reason=reason, diffusion=canvas, logprobs=logprobs
+        )
+        return ChatCompletionChunk(**self._envelope, choices=[choice])
+
+
+class CompletionFormat:
+    """`Format` of ``/v1/completions``.
+
+    Args:
+        model: its id.
+        has_logprobs: whether log-probabilities were asked for.
+    """
+
+    def __init__(self, model: str, *, has_logprobs: bool = False) -> None:
+        self._envelope = Envelope(id=f"cmpl-{uuid.uuid4().hex}", model=model).model_dump()
+        self._has_logprobs = has_logprobs
+        self._offsets: dict[int, int] = {}  # characters of a choice's tokens so far
+
+    def whole(self, choices: Sequence[Sequence[Piece]]) -> Completion:
+        """The complete answer."""
+        return Completion(
+            **self._envelope,
+            choices=[
+                CompletionChoice(
+                    index=pieces[-1].index,
+                    text="".join(piece.text for piece in pieces),
+                    finish_reason=pieces[-1].finish_reason,
+                    logprobs=self._logprobs(
+                        pieces[-1].index, [info for piece in pieces for info in piece.logprobs]
+                    ),
+                )
+                for pieces in choices
+            ],
+            usage=_usage(choices),
+        )
+
+    def opening(self, index: int) -> list[BaseModel]:
+        """Nothing: a completion has no role."""
+        return []
+
+    def chunks(self, piece: Piece) -> list[BaseModel]:
+        """One chunk."""
+        choice = CompletionChoice(
+            index=piece.index,
+            text=piece.text,
+            finish_reason=piece.finish_reason,
+            diffusion=Canvas.of(piece),
+            logprobs=self._logprobs(piece.index, piece.logprobs),
+        )
+        return [Completion(**self._envelope, choices=[choice])]
+
+    def usage(self, usage: Usage) -> BaseModel:
+        """The chunk that carries the usage."""
+        return Completion(**self._envelope, choices=[], usage=usage)
+
+    def _logprobs(self, index: int, infos: Sequence[TokenInfo]) -> CompletionLogprobs | None:
+        if not self._has_logprobs:
+            return None
+        offset = self._offsets.get(index, 0)
+        self._offsets[index] = offset + sum(len(info.text) for info in infos)
+        return CompletionLogprobs.of(infos, offset)
+
+
+def _usage(choices: Sequence[Sequence[Piece]]) -> Usage:
+    return Usage.of(pieces[-1].counts for pieces in choices)

@@ -1,0 +1,87 @@
+"""llguidance behind the decoder's `Grammar`: which tokens an answer may go on with."""
+
+from collections.abc import Collection
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.hf import from_tokenizer
+from torch import Tensor
+
+from a2d_ray.serving.errors import RequestError
+from a2d_ray.serving.protocol import ChatCompletionRequest, GenerationRequest
+from a2d_ray.serving.structured import GrammarFormat, JsonSchemaFormat, RegexFormat, tool_grammar
+
+_ANY_OBJECT = {"type": "object"}
+
+
+class GrammarCompiler:
+    """Grammars over one model's tokens.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer.
+        vocab_size: columns of the model's logits, V.
+        eos_ids: tokens that end an answer.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int, eos_ids: Collection[int]) -> None:
+        self._hf, self._vocab_size, self._eos_ids = tokenizer, vocab_size, sorted(eos_ids)
+
+    def compile(self, source: str, field: str) -> "TokenGrammar":
+        """The state at the beginning of an answer.
+
+        Args:
+            source: as `LLMatcher.grammar_from_json_schema` and its like return it.
+            field: of the request, for errors.
+
+        Raises:
+            RequestError: 400: a grammar that llguidance refuses, in its words.
+        """
+        problem = LLMatcher.validate_grammar(source, self._tokenizer)
+        if problem and not problem.startswith("WARNING"):
+            raise RequestError(f"{field}: {problem}", param=field, code="invalid_value")
+        return TokenGrammar(LLMatcher(self._tokenizer, source), self._vocab_size)
+
+    @cached_property
+    def _tokenizer(self) -> LLTokenizer:
+        return from_tokenizer(self._hf, n_vocab=self._vocab_size, eos_token=self._eos_ids)
+
+
+class TokenGrammar:
+    """A `Grammar`: one answer under an llguidance matcher.
+
+    Args:
+        matcher: at the beginning; used by nobody else.
+        vocab_size: V.
+    """
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        self._matcher, self._vocab_size = matcher, vocab_size
+
+    def allowed(self) -> Tensor:
+        """bool [V]: the tokens that may come next; none when the text is complete."""
+        if self._matcher.is_stopped():
+            return torch.zeros(self._vocab_size, dtype=torch.bool)
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        allowed_V = np.unpackbits(bits, bitorder="little", count=self._vocab_size)
+        return torch.from_numpy(allowed_V.astype(bool))
+
+    def accept(self, token_id: int) -> bool:
+        """Takes the next token; False, and no change, if it is not allowed."""
+        return self._matcher.try_consume_tokens([token_id]) == 1
+
+
+def grammar_of(request: GenerationRequest) -> str:
+    """The grammar that a request's `constraint` asks for, in llguidance's form."""
+    if isinstance(request, ChatCompletionRequest) and request.usable_tools():
+        lark = tool_grammar(request.usable_tools(), is_required=request.is_call_required())
+        return LLMatcher.grammar_from_lark(lark)
+    form = request.response_format
+    if isinstance(form, RegexFormat):
+        return LLMatcher.grammar_from_regex(form.regex)
+    if isinstance(form, GrammarFormat):
+        return LLMatcher.grammar_from_lark(form.grammar)
+    schema = form.json_schema.json_schema if isinstance(form, JsonSchemaFormat) else _ANY_OBJECT
+    return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})

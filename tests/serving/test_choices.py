@@ -1,0 +1,247 @@
+"""n, seeds, log-probabilities, forms, tools, holes: against the Python API or a validator."""
+
+import json
+import math
+
+import pytest
+
+import a2d_ray
+from a2d_ray import SamplingParams
+from a2d_ray.config import SamplingSection
+from a2d_ray.serving.app import create_app
+from a2d_ray.serving.server import ModelServer
+from tests.serving.in_process import Client
+from tests.tiny import save_tiny_ar
+
+CHAT, TEXT, INFILL = "/v1/chat/completions", "/v1/completions", "/v1/infill"
+MESSAGES = [{"role": "user", "content": "2+2?"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "ages": {"type": "array", "items": {"type": "integer"}, "maxItems": 3},
+        "kind": {"enum": ["cat", "dog"]},
+    },
+    "required": ["name", "ages", "kind"],
+    "additionalProperties": False,
+}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {
+                "type": "object",
+                "properties": {"x": {"type": "boolean"}, "y": {"enum": [1, 2, 3]}},
+                "required": ["x", "y"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    for name in ("add", "subtract")
+]
+
+
+def test_n_answers_are_those_of_the_python_api_and_stream_alike(client, lm):
+    options = {"temperature": 1.0, "seed": 7, "max_tokens": 10, "ignore_eos": True}
+    body = client.post(CHAT, messages=MESSAGES, n=3, **options).json()
+    texts = [choice["message"]["content"] for choice in body["choices"]]
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert len(set(texts)) == 3
+    params = SamplingParams(temperature=1.0, seed=7, max_new_tokens=10, ignore_eos=True, n=3)
+    assert texts == [answer.text for answer in lm.generate([MESSAGES], params)]
+    num_prompt = sum(map(len, lm.encode(MESSAGES)))
+    assert body["usage"]["prompt_tokens"] == num_prompt  # once, not three times
+    assert body["usage"]["completion_tokens"] == 30
+    chunks = client.events(CHAT, messages=MESSAGES, n=3, **options)
+    for index, text in enumerate(texts):
+        deltas = [c["choices"][0]["delta"] for c in chunks if c["choices"][0]["index"] == index]
+        assert deltas[0]["role"] == "assistant"
+        assert "".join(delta.get("content") or "" for delta in deltas) == text
+    prompts = client.post(TEXT, prompt=["a", "b"], n=2, **options).json()["choices"]
+    assert [choice["index"] for choice in prompts] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("stop", [None, ["e", "o", "a"]])
+def test_logprobs_are_those_of_the_answers_tokens(client, stop):
+    options = {"max_tokens": 12, "ignore_eos": True, "stop": stop}
+    whole = client.post(TEXT, prompt="abc", logprobs=2, **options).json()["choices"][0]
+    columns = whole["logprobs"]
+    assert "".join(columns["tokens"]).startswith(whole["text"])
+    greedy = [max(top.values()) for top in columns["top_logprobs"]]
+    assert columns["token_logprobs"] == pytest.approx(greedy)  # temperature 0
+    assert all(sum(map(math.exp, top.values())) <= 1 + 1e-5 for top in columns["top_logprobs"])
+    lengths = [len(token) for token in columns["tokens"]]
+    assert columns["text_offset"] == [sum(lengths[:i]) for i in range(len(lengths))]
+    chunks = client.events(TEXT, prompt="abc", logprobs=2, stream=True, **options)
+    parts = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    for column in columns:
+        assert [value for part in parts for value in part[column]] == columns[column]
+
+
+def test_chat_logprobs_have_the_confidence_of_the_commitment(client):
+    options = {"messages": MESSAGES, "max_tokens": 8, "ignore_eos": True}
+    body = client.post(CHAT, **options, logprobs=True, top_logprobs=3).json()
+    content = body["choices"][0]["logprobs"]["content"]
+    assert len(content) == body["usage"]["completion_tokens"] == 8
+    assert all(len(entry["top_logprobs"]) == 3 for entry in content)
+    assert all(entry["logprob"] == entry["top_logprobs"][0]["logprob"] for entry in content)
+    assert client.post(CHAT, **options).json()["choices"][0]["logprobs"] is None
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory):
+    """A model with room: tools take many bytes, and under a grammar a random model rambles."""
+    directory = tmp_path_factory.mktemp("roomy")
+    ar = save_tiny_ar(directory / "ar", max_position_embeddings=2048)
+    checkpoint = a2d_ray.convert(str(ar), directory / "a2d")
+    options = {"objective": "bd3lm", "block_size": 4}
+    lm = a2d_ray.load(checkpoint, dtype="float32", device="cpu", **options)
+    server = ModelServer(lm, SamplingSection(max_new_tokens=200))
+    yield Client(create_app({"tiny": server}))
+    server.close()
+
+
+def form(schema):
+    return {"type": "json_schema", "json_schema": {"name": "pet", "schema": schema}}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_under_a_schema_is_valid(roomy, seed, stream):
+    """A random model at temperature 1: only the grammar can make this JSON."""
+    import jsonschema
+
+    options = {"messages": MESSAGES, "response_format": form(SCHEMA), "logit_bias": {"2": 5}}
+    options |= {"temperature": 1.0, "seed": seed}
+    if stream:
+        chunks = roomy.events(CHAT, **options)
+        text = "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks)
+        reason = chunks[-1]["choices"][0]["finish_reason"]
+    else:
+        (choice,) = roomy.post(CHAT, **options).json()["choices"]
+        text, reason = choice["message"]["content"], choice["finish_reason"]
+    if reason == "stop":
+        jsonschema.validate(json.loads(text), SCHEMA)
+    else:  # cut off by its length: a beginning of such a text
+        assert reason == "length" and text.startswith('{"name":"')
+
+
+def test_regular_expressions_and_grammars(roomy):
+    regex = {"type": "regex", "regex": "(yes|no), [0-9]{3}"}
+    answers = roomy.post(CHAT, messages=MESSAGES, response_format=regex, temperature=1.0, n=4)
+    texts = {choice["message"]["content"] for choice in answers.json()["choices"]}
+    assert all(text[:-5] in ("yes", "no") and text[-3:].isdecimal() for text in texts)
+    lark = {"type": "grammar", "grammar": 'start: "(" start ")" | "x"'}
+    (choice,) = roomy.post(TEXT, prompt="a", response_format=lark, logit_bias={"90": 3}).json()[
+        "choices"
+    ]
+    inner = choice["text"].strip("()")
+    assert inner in ("x", "") and choice["text"].count("(") >= choice["text"].count(")")
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"response_format": form({"type": "objekt"})}, "response_format"),
+        ({"response_format": {"type": "regex", "regex": "("}}, "response_format"),
+        ({"response_format": {"type": "grammar", "grammar": "start: nothing"}}, "response_format"),
+        ({"response_format": form(SCHEMA), "diffusion": {"rule": "steps"}}, "diffusion.rule"),
+        ({"tools": TOOLS, "response_format": form(SCHEMA)}, "response_format"),
+    ],
+)
+def test_a_form_that_cannot_be_kept_is_a_400(roomy, options, param):
+    answer = roomy.post(CHAT, messages=MESSAGES, **options)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
+def test_a_required_call_is_a_call(roomy, choice):
+    options = {"messages": MESSAGES, "tools": TOOLS, "tool_choice": choice, "temperature": 1.0}
+    for seed in range(3):
+        (answer,) = roomy.post(CHAT, **options, seed=seed).json()["choices"]
+        assert answer["finish_reason"] == "tool_calls"
+        assert answer["message"]["content"] is None
+        (call,) = answer["message"]["tool_calls"]
+        names = ("add",) if isinstance(choice, dict) else ("add", "subtract")
+        assert call["function"]["name"] in names
+        arguments = json.loads(call["function"]["arguments"])
+        assert set(arguments) == {"x", "y"} and arguments["y"] in (1, 2, 3)
+        chunks = roomy.events(CHAT, **options, seed=seed)
+        calls = [d for c in chunks for d in c["choices"][0]["delta"].get("tool_calls", [])]
+        assert [each["function"] for each in calls] == [call["function"]]
+        assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_with_free_choice_an_answer_is_a_call_or_text(roomy):
+    options = {"messages": MESSAGES, "tools": TOOLS, "temperature": 1.0, "max_tokens": 60}
+    for seed in range(4):
+        (answer,) = roomy.post(CHAT, **options, seed=seed).json()["choices"]
+        text = answer["message"]["content"]
+        assert ("tool_calls" in answer["message"]) != bool(text)
+        chunks = roomy.events(CHAT, **options, seed=seed)
+        streamed = "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks)
+        assert streamed == (text or "")
+
+
+def test_holes_are_filled_and_the_rest_is_kept(client, lm):
+    body = client.post(INFILL, prefix="once upon ", suffix=" happily", max_tokens=6).json()
+    assert body["text"] == f"once upon {body['holes'][0]} happily"
+    ids = [*lm.tokenizer("once upon ").input_ids, *[None] * 6, *lm.tokenizer(" happily").input_ids]
+    (wanted,) = lm.generate([[ids]], SamplingParams(max_new_tokens=len(ids)))
+    assert body["text"] == wanted.text
+    assert body["usage"]["completion_tokens"] == 6
+    parts = ["a", {"tokens": 2}, "b", {"tokens": 3}]
+    body = client.post(INFILL, parts=parts, diffusion={"rule": "steps", "steps": 4}).json()
+    assert body["text"] == f"a{body['holes'][0]}b{body['holes'][1]}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, None),
+        ({"parts": ["a"]}, None),
+        ({"parts": ["a", {"tokens": 0}]}, "parts[1].tokens"),
+        ({"parts": ["a", {"tokens": 1}], "prefix": "b"}, None),
+        ({"prefix": "a" * 600}, None),
+        ({"prefix": "a", "stream": True}, "stream"),
+    ],
+)
+def test_a_text_that_cannot_be_filled_is_a_400(client, fields, param):
+    answer = client.post(INFILL, **fields)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert answer.json()["error"]["message"]
+
+
+def test_tokens_and_text_are_inverses(client, lm):
+    text = "héllo <|im_end|> \u4f60"
+    body = client.post("/tokenize", prompt=text).json()
+    assert body["tokens"] == list(lm.tokenizer(text).input_ids)
+    assert (body["count"], body["max_model_len"]) == (len(body["tokens"]), 512)
+    assert client.post("/detokenize", tokens=body["tokens"]).json() == {"prompt": text}
+    chat = client.post("/tokenize", messages=MESSAGES).json()
+    assert chat["tokens"] == [token for segment in lm.encode(MESSAGES) for token in segment]
+    refused = client.post("/detokenize", tokens=[5, 10**9])
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tokens[1]")
+    assert client.post("/tokenize", prompt="a", messages=MESSAGES).status_code == 400
+
+
+@pytest.mark.parametrize("mode", ["prefix", "block", "denoise"])
+def test_every_stream_mode_joins_to_the_whole_text(client, mode):
+    options = {"prompt": "abc", "max_tokens": 22, "ignore_eos": True}
+    whole = client.post(TEXT, **options).json()["choices"][0]["text"]
+    chunks = client.events(TEXT, **options, diffusion={"stream_mode": mode})
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert "".join(choice["text"] for choice in choices) == whole
+    canvases = [c["diffusion"] for c in choices if "diffusion" in c]
+    if mode == "block":
+        assert len(choices) == math.ceil(22 / 4)
+    if mode != "denoise":
+        assert not canvases
+        return
+    assert all(c["replace"] is True for c in canvases)
+    steps = [c["denoise_steps"] for c in canvases]
+    assert steps == sorted(steps)
+    assert all(len(c["canvas"]) <= 4 for c in canvases)
+    shown = [slot for c in canvases for slot in c["canvas"] if slot is not None]
+    assert shown and all(0 < slot["confidence"] <= 1 for slot in shown)
