@@ -73,7 +73,7 @@ def test_logprobs_are_those_of_the_answers_tokens(client, stop):
     assert all(sum(map(math.exp, top.values())) <= 1 + 1e-5 for top in columns["top_logprobs"])
     lengths = [len(token) for token in columns["tokens"]]
     assert columns["text_offset"] == [sum(lengths[:i]) for i in range(len(lengths))]
-    chunks = client.events(TEXT, prompt="abc", logprobs=2, stream=True, **options)
+    chunks = client.events(TEXT, prompt="abc", logprobs=2, **options)
     parts = [chunk["choices"][0]["logprobs"] for chunk in chunks]
     for column in columns:
         assert [value for part in parts for value in part[column]] == columns[column]
