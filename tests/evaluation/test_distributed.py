@@ -1,0 +1,62 @@
+"""Actors and HTTP give what one process gives."""
+
+from pathlib import Path
+
+import pytest
+
+from a2d_ray import load
+from a2d_ray.config import EvaluateConfig
+from a2d_ray.evaluation.suite import run_suite
+from a2d_ray.serving.app import create_app
+from a2d_ray.serving.server import ModelServer
+from tests.serving.live import listening
+
+SUMS = {"task": "a2d_sums", "metric": "exact_match,strict", "limit": 9}
+PLAIN = {"task": "a2d_spelling", "metric": "exact_match,strict", "limit": 4, "chat": False}
+CHAT = {"task": "a2d_chat_nelbo", "metric": "nelbo_bits_per_byte,none", "limit": 8}
+
+
+def measure(checkpoint: Path, output: Path, tasks, **options):
+    values = {
+        "name": "tiny",
+        "model": {"path": str(checkpoint), "device": "cpu", "dtype": "float32"},
+        "tasks": tasks,
+        "output": str(output),
+        "batch_size": 2,
+        "mc_num": 4,
+    }
+    report = run_suite(EvaluateConfig.model_validate(values | options))
+    return {
+        name: (task["value"], [(row["answer"], row["value"]) for row in task["samples"]])
+        for name, task in report["tasks"].items()
+    }
+
+
+@pytest.mark.cluster
+def test_sharded_over_actors_is_one_process(checkpoints, tmp_path, ray_local):
+    tasks = [SUMS, CHAT]
+    alone = measure(checkpoints["bd3lm"], tmp_path / "alone", tasks)
+    sharded = measure(checkpoints["bd3lm"], tmp_path / "sharded", tasks, num_workers=2)
+    assert sharded == alone
+
+
+@pytest.mark.parametrize("objective", ["mdlm", "bd3lm"])
+def test_an_endpoint_gives_the_same_greedy_answers(checkpoints, tmp_path, objective):
+    checkpoint = checkpoints[objective]
+    server = ModelServer(load(checkpoint, dtype="float32", device="cpu"))
+    try:
+        with listening(create_app({"tiny": server})) as url:
+            served = measure(checkpoint, tmp_path / "http", [SUMS, PLAIN], endpoint=f"{url}/v1")
+            with pytest.raises(ValueError, match="endpoint"):
+                measure(checkpoint, tmp_path / "http", [CHAT], endpoint=f"{url}/v1")
+            with pytest.raises(ValueError, match="served_model=other"):
+                measure(
+                    checkpoint,
+                    tmp_path / "http",
+                    [SUMS],
+                    endpoint=f"{url}/v1",
+                    served_model="other",
+                )
+    finally:
+        server.close()
+    assert served == measure(checkpoint, tmp_path / "offline", [SUMS, PLAIN])
