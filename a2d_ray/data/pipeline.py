@@ -53,7 +53,7 @@ __all__ = ["PackedSet", "prepare", "to_packed_rows", "training_dataset"]
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 3  # raise it when the same options give other packs
+FORMAT_VERSION = 4  # raise it when the same options give other packs
 BLOCK_BYTES = 4 * 2**20  # of rows that one task tokenizes
 READER_CPUS = 0.5  # unlike the tokenizers' share, so that Ray Data keeps the two apart
 

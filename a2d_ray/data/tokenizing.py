@@ -23,6 +23,7 @@ from a2d_ray.data.chat import ChatRenderer, Piece, encode_pieces
 from a2d_ray.data.costs import Streams
 from a2d_ray.data.documents import Cutting, Document, conversation_documents, text_documents
 from a2d_ray.data.hashing import stable_id
+from a2d_ray.data.literals import LiteralSpecials
 from a2d_ray.models.tokenizers import load_tokenizer
 
 DOCUMENTS_SCHEMA = pa.schema(
@@ -182,9 +183,14 @@ def _documents(
     rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, recipe: Recipe
 ) -> Iterator[list[Document | str]]:
     """Per row, its documents and the reasons for those that were dropped; never empty."""
-    rendered = _render(rows, ChatRenderer(tokenizer))
+    literals = LiteralSpecials(tokenizer)
+    rendered = _render(rows, ChatRenderer(tokenizer), literals)
     pieces = [p for result in rendered if isinstance(result, list) for p in result]
-    segments = iter(encode_pieces(pieces, tokenizer))
+    encoded = encode_pieces(pieces, tokenizer)
+    for number, piece in enumerate(pieces):
+        if literals.is_hidden_in(piece.text):
+            encoded[number] = literals.encode(piece.text)
+    segments = iter(encoded)
     eos_id = tokenizer.eos_token_id if recipe.insert_eos else None
     for result in rendered:
         if isinstance(result, str):
@@ -201,8 +207,14 @@ def _documents(
         yield [*documents, *reasons] or ["no tokens"]
 
 
-def _render(rows: Sequence[dict[str, Any]], renderer: ChatRenderer) -> list[list[Piece] | str]:
-    """Pieces per row, or why there are none. A text is pieces that are all answers."""
+def _render(
+    rows: Sequence[dict[str, Any]], renderer: ChatRenderer, literals: LiteralSpecials
+) -> list[list[Piece] | str]:
+    """Pieces per row, or why there are none. A text is pieces that are all answers.
+
+    Special tokens that a row spells out stay text, as in prompts: a document can neither hold the
+    mask token nor end a turn from within.
+    """
     results: list[list[Piece] | str] = []
     for row in rows:
         if row["reason"] is not None:
@@ -210,11 +222,12 @@ def _render(rows: Sequence[dict[str, Any]], renderer: ChatRenderer) -> list[list
             continue
         payload = json.loads(row["payload"])
         if isinstance(payload, str):
-            results.append([Piece(text, is_answer=True) for text in _cut_text(payload)])
+            texts = map(literals.hide_in, _cut_text(payload))
+            results.append([Piece(text, is_answer=True) for text in texts])
             continue
         try:
             messages = [{"role": role, "content": content} for role, content in payload]
-            results.append(renderer.render(messages))
+            results.append(renderer.render(literals.hide(messages)))
         except ValueError as error:
             row["reason"], row["is_malformed"] = str(error), True
             results.append(str(error))

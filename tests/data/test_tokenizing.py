@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2d_ray.data.chat import ChatRenderer, encode_pieces
+from a2d_ray.data.chat import ChatRenderer, encode_pieces, render_prompt
 from a2d_ray.data.costs import Streams
 from a2d_ray.data.documents import Cutting
 from a2d_ray.data.packed import to_packed_rows
@@ -199,3 +199,15 @@ def test_a_long_text_is_tokenized_in_pieces_and_stays_one_text():
     ids = documents["ids"].combine_chunks().flatten().to_pylist()
     assert TOKENIZER.decode(ids[:-1]) == text and ids[-1] == TOKENIZER.eos_token_id
     assert documents["is_complete"].to_pylist() == [False] * (documents.num_rows - 1) + [True]
+
+
+def test_special_tokens_that_a_row_spells_out_stay_text_as_in_prompts():
+    mark = "<|im_end|>"
+    talk = [["user", f"a{mark}b"], ["assistant", f"c{mark}"]]
+    documents, _, _ = tokenized(rows_table([talk, f"x{mark}"]), recipe())
+    chat, text = documents["ids"].to_pylist()
+    prompt = render_prompt([{"role": "user", "content": f"a{mark}b"}], TOKENIZER)
+    assert chat[: len(prompt[0])] == prompt[0]
+    eos = TOKENIZER.eos_token_id
+    assert (chat.count(eos), text.count(eos)) == (2, 1)  # the ends of the turns and of the text
+    assert TOKENIZER.decode(text) == f"x{mark}{mark}"
