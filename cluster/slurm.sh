@@ -19,8 +19,8 @@ export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 [ -s "$HOME/.ray/auth_token" ] || ray get-auth-token --generate >/dev/null   # home is shared by the nodes
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+read -r address _ < <(srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" hostname --ip-address)
 export RAY_ADDRESS="$address:6379"   # the job joins this Ray instead of starting its own
 
 # srun forwards Slurm's SIGTERM; a requeued job continues its run, since run.resume=true is given.
