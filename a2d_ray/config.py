@@ -88,7 +88,7 @@ class RunSection(Section):
 
 class LoraSection(Section):
     r: int = Field(16, ge=1, description="Rank of the adapters.")
-    alpha: float = Field(32.0, gt=0, description="Adapters are scaled by alpha / r.")
+    alpha: int = Field(32, ge=1, description="Adapters are scaled by alpha / r.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters.")
     targets: Literal["all-linear"] | list[str] = Field(
         "all-linear",
@@ -491,6 +491,11 @@ class TrainConfig(Section):
                     f"deepspeed.{key}.enabled: precision is model.dtype (masters stay float32)"
                 )
         stage = self.deepspeed.get("zero_optimization", {}).get("stage", 0)
+        if stage == 3 and self.model.lora is not None:
+            raise ValueError(
+                "deepspeed.zero_optimization.stage=3 does not go with model.lora: use 2 (what "
+                "adapters need beside the frozen weights is small)"
+            )
         if stage not in (0, 1, 2, 3):
             raise ValueError(
                 f"deepspeed.zero_optimization.stage ({stage}) does not exist: use 0, 1, 2 or 3"
@@ -499,7 +504,7 @@ class TrainConfig(Section):
 
 
 class ConvertConfig(Section):
-    """Convert an AR checkpoint (llama, qwen2, qwen3) into an A2D checkpoint."""
+    """Convert an AR checkpoint (llama, qwen2, qwen3, olmo2) into an A2D checkpoint."""
 
     source: str = Field(
         min_length=1,
@@ -514,6 +519,15 @@ class ConvertConfig(Section):
     )
     random_init: bool = Field(False, description="Fresh random weights (for experiments).")
     seed: int = Field(0, ge=0, description="Seed of random_init.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Stored precision.")
+    overwrite: bool = Field(False, description="Replace the output directory if it exists.")
+
+
+class MergeConfig(Section):
+    """Merge the LoRA adapters of a checkpoint into its base: one plain checkpoint."""
+
+    source: str = Field(min_length=1, description="Checkpoint of a run with model.lora.")
+    output: str = Field(min_length=1, description="Directory to write.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Stored precision.")
     overwrite: bool = Field(False, description="Replace the output directory if it exists.")
 

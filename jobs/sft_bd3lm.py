@@ -8,8 +8,10 @@ def main() -> None:
     config = load_config(TrainConfig, "sft_bd3lm")
     from a2d_ray.training import build_trainer
 
-    result = build_trainer(config).fit()
-    print(f"{result.metrics}\ncheckpoint: {result.checkpoint.path}")
+    trainer = build_trainer(config)
+    outcome = trainer.outcome(trainer.fit())
+    print(outcome.text)
+    raise SystemExit(outcome.exit_code)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The command line: one form, complete files, errors that name key, value and fix."""
 
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ JOBS = {
     "sample": configs.SampleConfig,
     "chat": configs.ChatConfig,
     "serve": configs.ServeConfig,
+    "merge_lora": configs.MergeConfig,
     "quickstart": configs.QuickstartConfig,
     "plan": configs.PlanConfig,
     "status": configs.StatusConfig,
@@ -67,8 +69,42 @@ def test_shipped_files_resolve_and_round_trip(name):
     assert again == config
 
 
+# The public recipe's commands: sequences per step, per device, workers, accumulated.
+RECIPES = {
+    "pt_mdlm_tiny_shakespeare": (16, 16, 1, 1, 128, 20),
+    "pt_bd3lm_tiny_shakespeare": (16, 16, 1, 1, 128, 20),
+    "sft_mdlm_alpaca": (128, 16, 8, 1, 512, 20),
+    "sft_bd3lm_alpaca": (128, 16, 8, 1, 512, 20),
+    "sft_mdlm_tiny_a2d": (2048, 16, 64, 2, 1024, 10),
+    "sft_bd3lm_tiny_a2d": (2048, 16, 64, 2, 512, 10),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipes_resolve_and_their_batches_agree(name, capsys):
+    file = ROOT / f"jobs/configs/{name}.yaml"
+    job = "_".join(name.split("_")[:2])
+    with pytest.raises(SystemExit) as stop:
+        load_config(configs.TrainConfig, job, [str(file), "--dry-run"])
+    assert stop.value.code == 0
+    config = configs.TrainConfig.model_validate(yaml.safe_load(capsys.readouterr().out))
+    sequences, per_device, workers, accumulated, max_length, epochs = RECIPES[name]
+    assert config.batch.sequences == sequences == per_device * workers * accumulated
+    assert config.batch.rows_per_device == per_device and config.scaling.num_workers == workers
+    assert (config.data.max_length, config.schedule.epochs) == (max_length, epochs)
+    assert config.objective.preset == "reference" and not config.data.packing
+    assert config.objective.name in name and config.objective.block_size == 32
+    header = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    assert any("The recipe:" in line for line in header)
+    packed = " ".join(line.removeprefix("# ") for line in header).partition("Cheaper")[2]
+    overrides = [w.strip(";:,.") for w in packed.split() if re.match(r"\w+\.\w+=", w)]
+    cheaper = parse_config(configs.TrainConfig, job, [str(file), *overrides])
+    assert cheaper.batch.rows and cheaper.data.packing
+
+
 @pytest.mark.parametrize(
-    "name", [n for n, c in JOBS.items() if c is configs.TrainConfig] + ["sample", "chat"]
+    "name",
+    [*RECIPES, *(n for n, c in JOBS.items() if c is configs.TrainConfig), "sample", "chat"],
 )
 def test_files_are_complete(name):
     def keys(values, prefix=""):
@@ -81,7 +117,8 @@ def test_files_are_complete(name):
         }
 
     written = yaml.safe_load((ROOT / f"jobs/configs/{name}.yaml").read_text())
-    assert keys(written) == keys(parse_config(JOBS[name], name, []).model_dump())
+    resolved = JOBS.get(name, configs.TrainConfig).model_validate(written)
+    assert keys(written) == keys(resolved.model_dump())
 
 
 @pytest.mark.parametrize(

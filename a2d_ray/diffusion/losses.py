@@ -8,6 +8,34 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_TOKENS = 1024
 
 
+@torch.no_grad()
+def token_scores(
+    hidden_NH: Tensor,
+    head_VH: Tensor,
+    labels_N: Tensor,
+    excluded_id: int,
+    *,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (float32 [N], nats) and whether the most likely token is right (bool [N]).
+
+    Args:
+        hidden_NH: final hidden states of the masked tokens.
+        head_VH: weight of the language-model head.
+        labels_N: clean ids.
+        excluded_id: id whose logit is -inf (the mask token).
+        chunk_tokens: tokens per chunk of logits.
+    """
+    losses, hits = [hidden_NH.new_zeros(0, dtype=torch.float32)], [labels_N.new_zeros(0).bool()]
+    for start in range(0, labels_N.numel(), chunk_tokens):
+        part = slice(start, start + chunk_tokens)
+        logits = linear(hidden_NH[part], head_VH).float()
+        logits[:, excluded_id] = -torch.inf
+        losses.append(cross_entropy(logits, labels_N[part], reduction="none"))
+        hits.append(logits.argmax(-1) == labels_N[part])
+    return torch.cat(losses), torch.cat(hits)
+
+
 def masked_cross_entropy(
     hidden_NH: Tensor,
     head_VH: Tensor,

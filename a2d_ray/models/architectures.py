@@ -66,6 +66,7 @@ ARCHITECTURES = (
     Architecture("llama", "Llama"),
     Architecture("qwen2", "Qwen2"),
     Architecture("qwen3", "Qwen3"),
+    Architecture("olmo2", "Olmo2"),
 )
 
 

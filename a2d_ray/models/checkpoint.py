@@ -15,7 +15,7 @@ from a2d_ray.config import BlockGrid, Objective
 from a2d_ray.models import architectures
 from a2d_ray.models.architectures import Architecture, find_architecture
 from a2d_ray.models.contract import Contract
-from a2d_ray.models.directories import check_weights, find_directory, read_json
+from a2d_ray.models.directories import check_weights, find_base, find_directory, read_json
 from a2d_ray.models.sources import check_loading, unsupported
 from a2d_ray.models.tokenizers import load_tokenizer
 
@@ -95,20 +95,35 @@ def check_checkpoint(path: str | Path, **overrides: Any) -> Contract:
         ValueError: what is wrong and the fix.
     """
     contract = read_contract(path, **overrides)
-    if Path(path).expanduser().is_dir():
-        check_weights(str(path), Path(path).expanduser())
+    directory = Path(path).expanduser()
+    if not directory.is_dir():
+        return contract
+    base = find_base(str(path), directory)
+    if base is None:
+        check_weights(str(path), directory)
+        return contract
+    try:
+        check_checkpoint(base)
+    except ValueError as error:
+        raise ValueError(f"{path} holds adapters, and their base cannot be used: {error}") from None
     return contract
 
 
 def load_checkpoint(
-    path: str | Path, *, dtype: "torch.dtype", device: "torch.device | str", **overrides: Any
+    path: str | Path,
+    *,
+    dtype: "torch.dtype",
+    device: "torch.device | str",
+    in_4bit: bool = False,
+    **overrides: Any,
 ) -> Checkpoint:
     """Loads an A2D checkpoint. Never runs code from the checkpoint.
 
     Args:
-        path: local directory or Hub id.
+        path: local directory or Hub id; LoRA adapters are merged into their base.
         dtype: dtype of the weights in memory.
         device: where the model goes.
+        in_4bit: keep the linear layers in 4 bits (bitsandbytes), to train adapters on.
         overrides: as for `read_contract`.
 
     Raises:
@@ -116,16 +131,47 @@ def load_checkpoint(
     """
     contract = check_checkpoint(path, **overrides)
     directory = find_directory(str(path), weights=True)
+    tokenizer = _load_tokenizer(directory)
+    base = find_base(str(path), directory)
+    if base is not None:
+        model = _merged(base, directory).to(dtype)
+        return Checkpoint(model=model.to(device).eval(), tokenizer=tokenizer, contract=contract)
     row = _a2d_architecture(path, read_json(directory, "config.json"))
     model, info = row.model_class.from_pretrained(
         directory,
         dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # so that check_loading() names them
+        **(_four_bits(device) if in_4bit else {}),
     )
     check_loading(str(path), info)
-    tokenizer = _load_tokenizer(directory)
-    return Checkpoint(model=model.to(device).eval(), tokenizer=tokenizer, contract=contract)
+    if not in_4bit:  # it is where it belongs then, and may not be moved
+        model = model.to(device)
+    return Checkpoint(model=model.eval(), tokenizer=tokenizer, contract=contract)
+
+
+def _merged(base: str, directory: Path) -> Any:
+    """A base with the adapters of a directory added, in fp32: bf16 sums would lose small ones."""
+    import torch
+
+    from a2d_ray.models.adapters import with_adapters_merged
+
+    model = load_checkpoint(base, dtype=torch.float32, device="cpu").model
+    return with_adapters_merged(model, directory)
+
+
+def _four_bits(device: "torch.device | str") -> dict[str, Any]:
+    """How transformers loads linear layers as 4-bit NormalFloat. Source: QLoRA, 2305.14314."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["lm_head"],
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def save_checkpoint(
@@ -153,8 +199,23 @@ def save_checkpoint(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     stored_dtype = _save_weights(directory, model, dtype, state_dict)
+    save_description(
+        directory, model=model, tokenizer=tokenizer, contract=contract, dtype=stored_dtype
+    )
+
+
+def save_description(
+    directory: Path, *, model: Any, tokenizer: Any, contract: Contract, dtype: str = "float32"
+) -> None:
+    """Writes everything of a checkpoint but weights: configuration, contract, tokenizer, code.
+
+    Args:
+        directory: an existing directory.
+        model, tokenizer, contract: as for `save_checkpoint`.
+        dtype: name of the dtype of the weights.
+    """
     contract = contract.model_copy(update={"a2d_ray_version": __version__})
-    _write_json(directory / "config.json", _config_values(model.config, contract, stored_dtype))
+    _write_json(directory / "config.json", _config_values(model.config, contract, dtype))
     _write_json(directory / "generation_config.json", _generation_values(model))
     if tokenizer is not None:
         _save_tokenizer(directory, tokenizer)

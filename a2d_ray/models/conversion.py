@@ -2,10 +2,6 @@
 
 import logging
 import math
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from a2d_ray.models.checkpoint import read_contract, save_checkpoint
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.directories import read_json
+from a2d_ray.models.outputs import check_output, written_beside
 from a2d_ray.models.sources import (
     Source,
     check_loading,
@@ -80,8 +77,8 @@ def convert(
         ValueError: what is wrong and the fix.
     """
     output = Path(output).expanduser()
-    _check_output(output, source, overwrite)
-    with _directory_beside(output) as directory:
+    check_output(output, source, overwrite)
+    with written_beside(output) as directory:
         found = find_source(source, revision)
         tokenizer = load_tokenizer(found)
         config = _a2d_config(found)
@@ -92,7 +89,6 @@ def convert(
         _limit_length(tokenizer, config)
         contract = Contract(mask_token_id=mask.id, source=source, source_revision=found.revision)
         save_checkpoint(directory, model=model, tokenizer=tokenizer, contract=contract)
-        _replace(output, directory)
     return output
 
 
@@ -234,42 +230,3 @@ def _reserved(source: Source) -> str | None:
 def _limit_length(tokenizer: Any, config: Any) -> None:
     """Replaces transformers' "no limit" by the model's context."""
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
-
-
-def _check_output(output: Path, source: str, overwrite: bool) -> None:
-    """Refuses an output that would destroy something."""
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise ValueError(f"output {output} is a file: give a directory")
-    if output.resolve() == Path(source).expanduser().resolve():
-        raise ValueError(f"output {output} is the source itself: give another directory")
-    is_empty = not any(output.iterdir())
-    if not is_empty and not overwrite:
-        raise ValueError(f"output {output} exists: choose another, or set overwrite=true")
-    if not is_empty and not (output / "config.json").is_file():
-        raise ValueError(f"output {output} is not a model directory and will not be replaced")
-
-
-@contextmanager
-def _directory_beside(output: Path) -> Iterator[Path]:
-    """A temporary sibling of `output`, removed at the end unless it was renamed."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as error:
-        raise ValueError(f"output {output} cannot be written: {error}") from None
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _replace(output: Path, directory: Path) -> None:
-    """Puts `directory` in the place of `output`; what was there goes last."""
-    directory.chmod(0o755)  # mkdtemp's 0o700 would hide the model from other users
-    old = directory.with_name(directory.name + ".old")
-    if output.exists():
-        output.rename(old)
-    directory.rename(output)
-    shutil.rmtree(old, ignore_errors=True)

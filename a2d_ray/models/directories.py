@@ -8,6 +8,7 @@ from typing import Any
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_TIMEOUT_S = 5
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
+ADAPTER_CONFIG = "adapter_config.json"
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -60,6 +61,20 @@ def check_weights(name: str, directory: Path) -> None:
     """
     if not any((directory / file_name).is_file() for file_name in _WEIGHT_FILES):
         raise ValueError(f"{name} has no weights: expected {' or '.join(_WEIGHT_FILES)}")
+
+
+def find_base(name: str, directory: Path) -> str | None:
+    """The base model that an adapter checkpoint names; None: the directory holds no adapters.
+
+    Raises:
+        ValueError: adapters that name no base.
+    """
+    if not (directory / ADAPTER_CONFIG).is_file():
+        return None
+    base = read_json(directory, ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{name}: {ADAPTER_CONFIG} names no base_model_name_or_path")
+    return str(base)
 
 
 def _fetch(name: str, revision: str | None, weights: bool) -> Path:

@@ -98,6 +98,7 @@ def train_config(root: Path, steps: int, num_workers: int, *, use_gpu: bool = Fa
             "schedule": {
                 "max_steps": steps,
                 "eval_steps": 0.5,
+                "eval_samples": 0,  # a stage of its own measures answers
                 "save_steps": 0.5,
                 "eval_rows": 6 if small else 24,
                 "keep_last": 1,

@@ -39,9 +39,10 @@ def make_optimizer(model: nn.Module, optim: OptimSection) -> torch.optim.AdamW:
     }
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_decayed = parameter.dim() >= 2 and id(parameter) not in embeddings
+            is_embedding = id(parameter) in embeddings or ".trainable_tokens_" in name  # peft's
+            is_decayed = parameter.dim() >= 2 and not is_embedding
             (decayed if is_decayed else plain).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": optim.weight_decay},

@@ -1,5 +1,6 @@
 """What can be known to fail before Ray starts."""
 
+import importlib.util
 import os
 import tempfile
 from pathlib import Path
@@ -23,6 +24,11 @@ def check_run(config: TrainConfig) -> Contract:
     """
     contract = check_checkpoint(config.model.path)
     _check_objective(config, contract)
+    if config.model.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "model.load_in_4bit=true needs bitsandbytes, which is not installed: pip install "
+            "bitsandbytes (CUDA), or set it to false"
+        )
     check_spec(config.data.spec)
     check_storage(config.run)
     check_writable("data.packed_path", config.data.packed_path)

@@ -10,6 +10,7 @@ ZeRO stage. Noise and data order are functions of the step: there is no random s
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,17 +44,25 @@ class Progress:
         return cls(**json.loads((checkpoint / STATE_DIRECTORY / "progress.json").read_text()))
 
 
-def save_state(engine: Any, directory: Path, progress: Progress, *, is_writer: bool) -> None:
-    """Writes moments and progress below `directory`. Collective: every rank must call it."""
-    target = directory / STATE_DIRECTORY
+def save_state(
+    engine: Any, directory: Path, progress: Progress, *, is_writer: bool
+) -> Callable[[], None]:
+    """Gathers moments; what it returns writes them and the progress below `directory`.
+
+    Collective: every rank must call it. Writing is apart, so that a full disk on the writer leaves
+    no other rank waiting.
+    """
     _link_moments(engine)
-    for key in MOMENTS:
-        moments = _gather(engine, key, is_kept=is_writer)
-        if is_writer:
-            target.mkdir(parents=True, exist_ok=True)
-            save_file(moments, target / f"{key}.safetensors")
-    if is_writer:
+    moments = {key: _gather(engine, key, is_kept=is_writer) for key in MOMENTS}
+
+    def write() -> None:
+        target = directory / STATE_DIRECTORY
+        target.mkdir(parents=True, exist_ok=True)
+        for key, values in moments.items():
+            save_file(values, target / f"{key}.safetensors")
         (target / "progress.json").write_text(json.dumps(asdict(progress)))
+
+    return write
 
 
 def restore_state(engine: Any, checkpoint: Path) -> None:

@@ -54,9 +54,33 @@ class RunDirectory:
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a whole file."""
-        self.filesystem.create_dir(self.path, recursive=True)
+        folder = f"{self.path}/{name}".rpartition("/")[0]
+        self.filesystem.create_dir(folder, recursive=True)
         with self.filesystem.open_output_stream(f"{self.path}/{name}") as file:
             file.write(content)
+
+    def delete(self, name: str) -> None:
+        """Deletes a file or a directory, if it is there."""
+        info = self.filesystem.get_file_info(f"{self.path}/{name}")
+        if info.type == pafs.FileType.Directory:
+            self.filesystem.delete_dir(info.path)
+        elif info.type == pafs.FileType.File:
+            self.filesystem.delete_file(info.path)
+
+    def move(self, source: str, target: str) -> None:
+        """Renames a directory; object stores copy it, since they know no directories."""
+        source, target = f"{self.path}/{source}", f"{self.path}/{target}"
+        if self.local_path is not None:
+            self.filesystem.move(source, target)
+            return
+        self.filesystem.create_dir(target, recursive=True)
+        pafs.copy_files(
+            source,
+            target,
+            source_filesystem=self.filesystem,
+            destination_filesystem=self.filesystem,
+        )
+        self.filesystem.delete_dir(source)
 
     def append(self, name: str, content: bytes) -> None:
         """Appends to a file; local only."""

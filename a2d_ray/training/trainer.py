@@ -3,7 +3,9 @@
 import json
 import logging
 import math
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,11 @@ from a2d_ray.config import ScalingSection, TrainConfig
 from a2d_ray.data.packed import PackedSet
 from a2d_ray.data.pipeline import prepare, training_dataset
 from a2d_ray.training.cluster import WORKER_ENV, ensure_ray, wants_gpu
-from a2d_ray.training.loop import Plan, train_loop
+from a2d_ray.training.loop import train_loop
+from a2d_ray.training.plan import Plan
 from a2d_ray.training.preflight import check_run
 from a2d_ray.training.progress import progress_bar
+from a2d_ray.training.stopping import STOP_FILE, stop_on_sigterm
 from a2d_ray.training.storage import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -37,8 +41,24 @@ CONFIG_FILE, PLAN_FILE = "config.yaml", "plan.json"
 _FREE_TO_CHANGE = ("run", "scaling", "wandb")  # a resumed run may differ in these, but the seed
 
 
+EXIT_UNFINISHED = 75  # sysexits' EX_TEMPFAIL: run the command again
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ends.
+
+    Attributes:
+        text: for the user.
+        exit_code: 0, or EXIT_UNFINISHED for a run that saved and stopped early.
+    """
+
+    text: str
+    exit_code: int
+
+
 class DiffusionTrainer(TorchTrainer):
-    """A TorchTrainer whose `fit` shows a progress bar."""
+    """A TorchTrainer whose `fit` shows a progress bar, and saves and stops on SIGTERM."""
 
     plan: Plan
     run_directory: RunDirectory
@@ -46,8 +66,24 @@ class DiffusionTrainer(TorchTrainer):
     def fit(self) -> Result:
         """Trains, or continues a run that was interrupted; see TorchTrainer.fit."""
         name = self.plan.config.run.name
-        with progress_bar(self.run_directory, self.plan.num_steps, name):
+        with (
+            stop_on_sigterm(self.run_directory),
+            progress_bar(self.run_directory, self.plan.num_steps, name),
+        ):
             return super().fit()
+
+    def outcome(self, result: Result) -> Outcome:
+        """What a run has come to: finished, or stopped early and to be resumed."""
+        metrics = result.metrics or {}
+        step = int(metrics.get("step", 0))
+        where = f"checkpoint: {result.checkpoint.path}" if result.checkpoint else "no checkpoint"
+        if step == self.plan.num_steps:
+            return Outcome(f"{metrics}\n{where}", 0)
+        return Outcome(
+            f"stopped at step {step} of {self.plan.num_steps}; {where}\n"
+            "go on with the same command and run.resume=true",
+            EXIT_UNFINISHED,
+        )
 
 
 def build_trainer(
@@ -67,6 +103,8 @@ def build_trainer(
     Raises:
         ValueError: what is wrong, naming the key, the value and the fix.
     """
+    limit = config.schedule.max_duration
+    deadline = None if limit is None else time.time() + limit
     check_run(config)
     storage_path = _absolute(config.run.storage_path)
     directory = RunDirectory.of(storage_path, config.run.name)
@@ -74,8 +112,9 @@ def build_trainer(
     scaling = config.scaling
     ensure_ray(scaling.world_sizes[-1] * scaling.cpus_per_worker + 2)
     packed = prepare(config.data, config.objective, config.model.path)
-    plan = Plan(_with_absolute_model(config), str(packed.path), num_steps(config, packed))
+    plan = Plan(_with_absolute_model(config), str(packed.path), num_steps(config, packed), deadline)
     _settle(config, plan, directory)
+    directory.delete(STOP_FILE)
     log.info("%s: %d steps of %d rows", config.run.name, plan.num_steps, config.batch.size)
     trainer = DiffusionTrainer(
         train_loop,

@@ -8,6 +8,7 @@ import torch
 from a2d_ray.generation.engine import Engine, EngineOptions, Request
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.generation.sampler import sample
+from a2d_ray.models.architectures import ARCHITECTURES
 from a2d_ray.models.contract import Contract
 from tests.tiny import tiny_a2d_model
 
@@ -61,7 +62,7 @@ PARAMS = [
 ]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("architecture", [row.ar_model_type for row in ARCHITECTURES])
 @pytest.mark.parametrize(
     ("objective", "grid"),
     [("bd3lm", "segment"), ("bd3lm", "absolute"), ("bd3lm", "prompt_end"), ("mdlm", "segment")],

@@ -1,6 +1,7 @@
 """DeepSpeed: ZeRO stage, number of ranks and accumulation change no step."""
 
 import os
+import resource
 
 import pytest
 import torch
@@ -113,7 +114,9 @@ def _moved_between_stages(rank, directory):
     for first, second in STAGES:
         target = directory / f"{first}-{second}"
         engine, norms = train(first, 2, num_steps=2)
-        save_state(engine, target, Progress(step=2, rows=8), is_writer=rank == 0)
+        write = save_state(engine, target, Progress(step=2, rows=8), is_writer=rank == 0)
+        if rank == 0:
+            write()
         model = tiny_a2d_model("llama").train()
         halfway = weights_of(engine)
         model.load_state_dict(halfway)
@@ -135,3 +138,31 @@ def test_two_ranks_and_partitioned_weights(reference, tmp_path):
         engine, norms = train(2, 1, checkpoint=tmp_path / f"{first}-{second}", model=model)
         assert norms == pytest.approx(reference[1][2:], rel=1e-5)
         assert_same(weights_of(engine), reference[0])
+
+
+def test_a_disk_that_is_full_is_a_problem_that_is_told(make_config, tmp_path):
+    from a2d_ray.models.contract import Contract
+    from a2d_ray.training.checkpoints import CheckpointWriter
+    from a2d_ray.training.plan import Plan
+    from a2d_ray.training.ranks import Ranks
+    from a2d_ray.training.state import Progress
+    from a2d_ray.training.storage import RunDirectory
+
+    plan, ranks = Plan(make_config("full"), "nowhere", 6), Ranks(0, 1, torch.device("cpu"))
+    directory, progress = RunDirectory.of(str(tmp_path), "run"), Progress(step=1, rows=4)
+    writer = CheckpointWriter(plan, ranks, directory, Contract(mask_token_id=3), None, None)
+    engine, _ = train(2, 1, num_steps=1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "whole").mkdir()
+    assert writer._write(engine, tmp_path / "whole", progress) is None
+    (tmp_path / "half").mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        problem = writer._write(engine, tmp_path / "half", progress)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "File too large" in problem and "half" in problem
+    with (tmp_path / "whole" / "large").open("wb") as file:
+        file.truncate(2**43)  # sparse
+    assert "MiB are free" in writer._write(engine, tmp_path / "whole", progress)

@@ -7,6 +7,7 @@ from a2d_ray.diffusion.layout import build_layout
 from a2d_ray.diffusion.masks import dense_mask
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
 from a2d_ray.diffusion.objectives import LossSpec, diffusion_loss
+from a2d_ray.models.architectures import ARCHITECTURES
 from a2d_ray.training.module import DiffusionModule
 from tests.diffusion.test_objectives import CASES, MASK, backbone_of, gradients
 from tests.rows import packed_row, split_documents
@@ -14,7 +15,7 @@ from tests.tiny import tiny_a2d_model
 
 
 @pytest.mark.parametrize(("spec", "documents"), CASES)
-@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+@pytest.mark.parametrize("architecture", [row.ar_model_type for row in ARCHITECTURES])
 def test_ragged_equals_dense(architecture, spec, documents):
     rows = [packed_row(documents), *split_documents(packed_row(documents, seed=1))[:2]]
     layout = build_layout(rows, spec)

@@ -82,6 +82,6 @@ def test_corruption_limit_rises_to_one():
     [(0.5, 109, [55, 109]), (0.1, 20, list(range(2, 21, 2))), (3, 10, [3, 6, 9, 10]), (0, 5, [5])],
 )
 def test_shares_and_counts_of_steps(every, num_steps, expected):
-    from a2d_ray.training.loop import is_due
+    from a2d_ray.training.plan import is_due
 
     assert [s for s in range(1, num_steps + 1) if is_due(s, every, num_steps)] == expected

@@ -17,6 +17,12 @@ def test_a_run_learns_and_leaves_everything(one_worker, workshop):
     run = workshop / "runs" / "one"
     assert [x["step"] for x in steps] == [1, 2, 3, 4, 5, 6]
     assert [x["step"] for x in evaluations] == [0, 3, 6]
+    for key in ("eos_fraction", "masked_fraction", "utilisation"):
+        assert all(0 < x[key] <= 1 for x in steps), key
+    assert all(0 <= x["eval/accuracy_1"] <= 1 and x["eval/ce_1"] > 0 for x in evaluations)
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in samples] == [0, 0, 3, 3, 6, 6]
+    assert "<|im_start|>user" in samples[0]["prompt"] and samples[0]["reference"]
     assert evaluations[-1]["eval/nelbo"] < 0.9 * evaluations[0]["eval/nelbo"]
     assert result.checkpoint.path == str(run / "checkpoint-final")
     assert result.metrics["step"] == 6 and result.metrics["rows"] == 24

@@ -1,0 +1,60 @@
+"""Model directories that appear when they are complete, never in the place of something else."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def check_output(output: Path, source: str, overwrite: bool) -> None:
+    """Refuses an output that would destroy something.
+
+    Args:
+        output: directory to write.
+        source: what it is made from.
+        overwrite: whether a model directory may be replaced.
+
+    Raises:
+        ValueError: says why and the fix.
+    """
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise ValueError(f"output {output} is a file: give a directory")
+    if output.resolve() == Path(source).expanduser().resolve():
+        raise ValueError(f"output {output} is the source itself: give another directory")
+    is_empty = not any(output.iterdir())
+    if not is_empty and not overwrite:
+        raise ValueError(f"output {output} exists: choose another, or set overwrite=true")
+    if not is_empty and not (output / "config.json").is_file():
+        raise ValueError(f"output {output} is not a model directory and will not be replaced")
+
+
+@contextmanager
+def written_beside(output: Path) -> Iterator[Path]:
+    """A temporary sibling of `output` that takes its place when the body is done.
+
+    Raises:
+        ValueError: `output` cannot be written.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise ValueError(f"output {output} cannot be written: {error}") from None
+    try:
+        yield directory
+        _replace(output, directory)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _replace(output: Path, directory: Path) -> None:
+    """Puts `directory` in the place of `output`; what was there goes last."""
+    directory.chmod(0o755)  # mkdtemp's 0o700 would hide the model from other users
+    old = directory.with_name(directory.name + ".old")
+    if output.exists():
+        output.rename(old)
+    directory.rename(output)
+    shutil.rmtree(old, ignore_errors=True)

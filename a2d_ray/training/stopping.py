@@ -1,0 +1,66 @@
+"""Ending a run early with nothing lost: by a signal to the driver, a file, or a time limit.
+
+The training loop runs in a thread of a Ray worker, where no signal handler can be set. So a
+request to stop is a file in the run's directory: the driver writes it when it gets SIGTERM, anybody
+else may (``touch runs/NAME/stop``), rank 0 looks for it, and all ranks agree on the step.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+from a2d_ray.training.storage import RunDirectory
+
+STOP_FILE = "stop"
+POLL_S = 1.0
+
+
+@contextlib.contextmanager
+def stop_on_sigterm(directory: RunDirectory) -> Iterator[None]:
+    """Within it, SIGTERM asks the run to save and stop, instead of ending this process.
+
+    Handlers exist in main threads only: elsewhere (a trial of Ray Tune) it changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: request_stop(directory))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def request_stop(directory: RunDirectory) -> None:
+    """Asks a run to save and stop after the step that it is in."""
+    directory.write(STOP_FILE, b"")
+
+
+class StopWatch:
+    """Rank 0's view of whether to stop.
+
+    Args:
+        directory: of the run.
+        deadline: Unix time before which the run must have saved; None: there is none.
+    """
+
+    def __init__(self, directory: RunDirectory, deadline: float | None) -> None:
+        self._directory, self._deadline = directory, deadline
+        self._looked_at, self._is_asked = 0.0, False
+        self.save_s = 0.0  # how long the last checkpoint took
+
+    def is_over(self, step_s: float) -> bool:
+        """Whether to stop now: asked to, or no time for another step and a checkpoint.
+
+        Args:
+            step_s: seconds that the last step took.
+        """
+        now = time.time()
+        if self._deadline is not None and now + 2 * step_s + self.save_s > self._deadline:
+            return True
+        if not self._is_asked and now - self._looked_at >= POLL_S:
+            self._looked_at = now
+            self._is_asked = self._directory.read(STOP_FILE) is not None
+        return self._is_asked

@@ -1,0 +1,33 @@
+"""The FLOP model against the attention predicate and against torch's own count."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from a2d_ray.diffusion.layout import PAD_DOC, build_layout
+from a2d_ray.diffusion.masks import dense_mask
+from a2d_ray.models.architectures import ARCHITECTURES
+from a2d_ray.training.flops import StepFlops, attended_pairs
+from tests.diffusion.test_objectives import CASES
+from tests.rows import packed_row
+from tests.tiny import tiny_a2d_model
+
+
+@pytest.mark.parametrize(("spec", "documents"), [c for c in CASES if not c[0].causal_clean])
+def test_pairs_are_those_of_the_mask(spec, documents):
+    layout = build_layout([packed_row(documents), packed_row(documents[:1])], spec)
+    mask = dense_mask(layout)[:, 0]
+    is_real = layout.doc_RT != PAD_DOC
+    assert int(attended_pairs(layout)) == int((mask & is_real[:, :, None]).sum())
+
+
+@pytest.mark.parametrize("name", [row.ar_model_type for row in ARCHITECTURES])
+def test_flops_are_those_that_torch_counts(name):
+    model = tiny_a2d_model(name, hidden_size=64, tie_word_embeddings=False)
+    model.set_attn_implementation("eager")
+    num_tokens = 24
+    with FlopCounterMode(display=False) as counter:
+        model(torch.arange(num_tokens)[None]).logits.sum().backward()
+    expected = StepFlops.of(model).step(num_tokens, num_tokens**2, num_tokens)
+    # The first layer's input needs no gradient beyond the embedding: all matmuls run, though.
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)

@@ -1,0 +1,61 @@
+"""Asking a run to stop; the best checkpoint; disks that are full."""
+
+import json
+import os
+import signal
+import time
+
+import pyarrow.fs as pafs
+import pytest
+
+from a2d_ray.training.checkpoints import BEST_FILE, BEST_NAME, keep_best
+from a2d_ray.training.stopping import StopWatch, stop_on_sigterm
+from a2d_ray.training.storage import RunDirectory
+
+
+@pytest.fixture(params=["disk", "store"])
+def run_directory(request, tmp_path):
+    if request.param == "disk":
+        return RunDirectory.of(str(tmp_path), "run")
+    store = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    return RunDirectory(store, "run")
+
+
+def test_sigterm_asks_the_run_to_stop(run_directory):
+    before = signal.getsignal(signal.SIGTERM)
+    watch = StopWatch(run_directory, None)
+    assert not watch.is_over(0.1)
+    with stop_on_sigterm(run_directory):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not watch.is_over(0.1)  # looked a moment ago
+    watch = StopWatch(run_directory, None)
+    assert watch.is_over(0.1) and watch.is_over(0.1)
+
+
+def test_a_deadline_leaves_time_for_a_step_and_a_checkpoint(run_directory):
+    watch = StopWatch(run_directory, time.time() + 10)
+    assert not watch.is_over(1)
+    watch.save_s = 9
+    assert watch.is_over(1)
+    assert not StopWatch(run_directory, time.time() + 10).is_over(4)
+    assert StopWatch(run_directory, time.time() + 10).is_over(6)
+
+
+def test_the_best_checkpoint_is_kept_without_its_state(run_directory, tmp_path):
+    source = tmp_path / "source"
+    (source / "state").mkdir(parents=True)
+    (source / "state" / "progress.json").write_text("{}")
+    for step, nelbo in ((1, 3.0), (2, 2.0), (3, 2.5)):
+        (source / "config.json").write_text(str(step))
+        keep_best(run_directory, source, step, nelbo)
+    best = json.loads(run_directory.read(f"{BEST_NAME}/{BEST_FILE}"))
+    assert best == {"step": 2, "nelbo": 2.0}
+    assert run_directory.read(f"{BEST_NAME}/config.json") == b"2"
+    names = {
+        f.base_name
+        for f in run_directory.filesystem.get_file_info(
+            pafs.FileSelector(run_directory.path, recursive=True)
+        )
+    }
+    assert names == {BEST_NAME, BEST_FILE, "config.json"}
