@@ -7,10 +7,20 @@ from a2d_ray.config import ServeConfig
 def main() -> None:
     config = load_config(ServeConfig, "serve")
 
-    from a2d_ray.serving.launch import curl_line, running_server, wait_for_interrupt
+    from a2d_ray.serving.launch import (
+        curl_line,
+        exposure_warning,
+        running_server,
+        wait_for_interrupt,
+        with_fallback,
+    )
 
+    config = with_fallback(config, print)
+    if warning := exposure_warning(config):
+        print(f"warning: {warning}")
     with running_server(config) as base_url:
         print(f"serving {', '.join(model.id for model in config.models)} at {base_url}")
+        print(f"chat: {base_url.removesuffix('v1')}")
         print(f"try: {curl_line(base_url, config.models[0].id)}")
         print("Ctrl-C stops it", flush=True)
         wait_for_interrupt()

@@ -5,12 +5,17 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from a2d_ray.config import ServeConfig
 from a2d_ray.models.checkpoint import check_checkpoint
+from a2d_ray.serving.access import ApiKeys
 
+QUICKSTART_CHECKPOINT = "runs/quickstart/train/checkpoint-final"
+_FALLBACK_SOURCE = "package:smollm2"
+_FALLBACK_OUTPUT = "models/a2d/SmolLM2-135M-Instruct"
 _APPLICATION = "a2d-ray"
 
 
@@ -37,6 +42,33 @@ def check_before_start(config: ServeConfig) -> None:
                 f"cannot listen on {config.host}:{config.port} ({error.strerror}): stop what uses "
                 f"it, or choose another with port=..."
             ) from None
+
+
+def with_fallback(config: ServeConfig, say: Callable[[str], object]) -> ServeConfig:
+    """The configuration, with a freshly converted model where the quickstart's is to be served but
+    was never made.
+
+    Args:
+        config: other missing paths stay as they are: they are errors.
+        say: takes a line for the user.
+    """
+    wanted = [m for m in config.models if m.load.path == QUICKSTART_CHECKPOINT]
+    if not wanted or Path(QUICKSTART_CHECKPOINT).exists():
+        return config
+    say(
+        f"{QUICKSTART_CHECKPOINT} is not there (make quickstart trains it): serving "
+        f"{_FALLBACK_SOURCE}, converted but NOT trained for diffusion. Its answers mean nothing."
+    )
+    if not Path(_FALLBACK_OUTPUT).exists():
+        from a2d_ray import convert
+
+        convert(_FALLBACK_SOURCE, _FALLBACK_OUTPUT)
+    values = {"path": _FALLBACK_OUTPUT, "objective": "bd3lm", "block_size": 8}
+    models = [
+        m.model_copy(update={"load": m.load.model_copy(update=values)}) if m in wanted else m
+        for m in config.models
+    ]
+    return config.model_copy(update={"models": models})
 
 
 @contextmanager
@@ -67,6 +99,16 @@ def running_server(config: ServeConfig) -> Iterator[str]:
     finally:
         if owns_ray:
             ray.shutdown()
+
+
+def exposure_warning(config: ServeConfig) -> str | None:
+    """What to know about an address that others reach without a key; None: nothing."""
+    if config.host in ("127.0.0.1", "::1", "localhost") or ApiKeys.read(config.security).digests:
+        return None
+    return (
+        f"everybody who reaches {config.host}:{config.port} can use these models: set "
+        f"{config.security.api_keys_env} or security.api_keys_file to ask for keys"
+    )
 
 
 def curl_line(base_url: str, model: str) -> str:
@@ -106,11 +148,14 @@ def check_resources(config: ServeConfig, resources: dict[str, float]) -> None:
         ValueError: how many CPUs or GPUs are needed, and how many there are.
     """
     for kind, each in (("CPU", config.cpus_per_replica), ("GPU", config.gpus_per_replica)):
-        needed = each * config.num_replicas * len(config.models)
+        num_replicas = config.num_replicas
+        if config.autoscaling is not None:
+            num_replicas = config.autoscaling.min_replicas
+        needed = each * num_replicas * len(config.models)
         there = resources.get(kind, 0)
         if needed > there:
             raise ValueError(
-                f"{len(config.models)} models x num_replicas={config.num_replicas} x "
+                f"{len(config.models)} models x num_replicas={num_replicas} x "
                 f"{kind.lower()}s_per_replica={each:g} need {needed:g} {kind}s, but Ray has "
                 f"{there:g}"
             )

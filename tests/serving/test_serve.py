@@ -13,6 +13,7 @@ import pytest
 from a2d_ray import SamplingParams
 from a2d_ray.cli import validate
 from a2d_ray.config import ServeConfig
+from a2d_ray.serving import launch
 from a2d_ray.serving.launch import check_before_start, check_resources, running_server
 
 MESSAGES = [{"role": "user", "content": "2+2?"}]
@@ -156,3 +157,29 @@ def test_a_model_that_is_not_trained_is_refused_before_ray_starts(checkpoint):
 def test_more_cpus_than_there_are_is_an_error_that_says_how_many(checkpoint):
     with pytest.raises(ValueError, match=r"num_replicas=9.*need 18 CPUs, but Ray has 8"):
         check_resources(make_config(checkpoint, num_replicas=9), {"CPU": 8.0})
+
+
+def test_without_a_quickstart_a_converted_model_is_served_and_said_so(
+    checkpoint, tmp_path, monkeypatch
+):
+    """Other paths that are missing stay errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "_FALLBACK_OUTPUT", str(checkpoint))
+    said: list[str] = []
+    config = make_config(
+        checkpoint, models=[{"id": "a2d", "load": {"path": launch.QUICKSTART_CHECKPOINT}}]
+    )
+    (model,) = launch.with_fallback(config, said.append).models
+    assert (model.load.path, model.load.objective) == (str(checkpoint), "bd3lm")
+    assert "NOT trained" in said[0] and launch.QUICKSTART_CHECKPOINT in said[0]
+    other = make_config(checkpoint, models=[{"id": "a2d", "load": {"path": "nothing"}}])
+    assert launch.with_fallback(other, said.append) == other
+
+
+def test_an_open_address_without_keys_is_warned_of(checkpoint, monkeypatch):
+    monkeypatch.delenv("A2D_API_KEYS", raising=False)
+    assert launch.exposure_warning(make_config(checkpoint)) is None
+    open_config = make_config(checkpoint, host="0.0.0.0")
+    assert "A2D_API_KEYS" in (launch.exposure_warning(open_config) or "")
+    monkeypatch.setenv("A2D_API_KEYS", "key")
+    assert launch.exposure_warning(open_config) is None
