@@ -89,6 +89,28 @@ def trial_config(
     return validate(TrainConfig, values)
 
 
+def with_shared_data(base: TrainConfig, dimensions: list[Dimension]) -> TrainConfig:
+    """The run with packed rows that serve every block size and number of views of the space.
+
+    Block sizes that do not divide the largest one cannot share rows: each gets its own set.
+    """
+    choices = {d.key: d.values for d in dimensions if d.kind == "choice"}
+    sizes = [*choices.get("objective.block_size", ()), base.objective.block_size]
+    views = [*choices.get("objective.views", ()), base.objective.views]
+    update: dict[str, int] = {}
+    can_share = base.objective.name == "bd3lm" and all(max(sizes) % size == 0 for size in sizes)
+    if "objective.block_size" in choices and can_share and base.data.max_block_size is None:
+        update["max_block_size"] = max(sizes)
+    if "objective.views" in choices and base.data.max_views is None:
+        update["max_views"] = max(views)
+    shared = base.model_copy(update={"data": base.data.model_copy(update=update)})
+    try:
+        return validate(TrainConfig, shared.model_dump(mode="json"))
+    except ConfigError as error:
+        keys = " and ".join(f"data.{key}={value}" for key, value in update.items())
+        raise ConfigError(f"{keys}, which all trials are to share: {error}") from None
+
+
 def varies_blocks(keys: list[str]) -> bool:
     """Whether NELBO does not compare the trials: bounds of different block sizes."""
     return any(key in BLOCK_KEYS for key in keys)

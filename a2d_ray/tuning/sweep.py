@@ -17,7 +17,7 @@ from a2d_ray.data.pipeline import prepare
 from a2d_ray.training.preflight import check_run, check_writable
 from a2d_ray.tuning.resources import concurrent_trials, start_ray
 from a2d_ray.tuning.results import SweepResults, write_results
-from a2d_ray.tuning.space import Dimension, read_space, trial_config
+from a2d_ray.tuning.space import Dimension, read_space, trial_config, with_shared_data
 from a2d_ray.tuning.trial import run_trial
 
 log = logging.getLogger(__name__)
@@ -40,13 +40,13 @@ def run_sweep(config: SweepConfig) -> SweepResults:
         ValueError: what is wrong, naming the key, the value and the fix, before Ray starts.
     """
     dimensions = read_space(config)
-    base = _with_absolute_paths(config.train)
+    base = with_shared_data(_with_absolute_paths(config.train), dimensions)
     directory = _settle(config)
     check_run(trial_config(base, {}, name="check", storage_path=str(directory / TRIALS_DIRECTORY)))
     start_ray(base.scaling)
     _prepare_data(base, dimensions)
     results = _tuner(config, base, dimensions, directory).fit()
-    return write_results(results, config, directory)
+    return write_results(results, config.model_copy(update={"train": base}), directory)
 
 
 def _tuner(

@@ -8,7 +8,7 @@ import pytest
 
 from a2d_ray.cli import ConfigError, parse_config
 from a2d_ray.config import SweepConfig, TrainConfig
-from a2d_ray.tuning.space import read_space, trial_config
+from a2d_ray.tuning.space import read_space, trial_config, with_shared_data
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -87,6 +87,25 @@ def test_a_trial_changes_its_keys_and_what_it_must_have_for_itself():
     assert trial.schedule.save_steps == base.schedule.eval_steps and trial.schedule.keep_last == 1
     unchanged = {"run", "schedule", "optim", "deepspeed"}
     assert trial.model_dump(exclude=unchanged) == base.model_dump(exclude=unchanged)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shared"), [([2, 4, 8], 8), ([1, 2], 4), ([3, 4], None), (None, None)]
+)
+def test_block_sizes_that_divide_the_largest_share_one_packed_set(sizes, shared):
+    extra = [] if sizes is None else [f"space.objective.block_size={{choice: {sizes}}}"]
+    free = ["sweep.search=random", "sweep.scheduler=none", "train.data.max_length=120"]
+    config = sweep(*extra, *free)
+    base = with_shared_data(config.train, read_space(config))
+    assert base.data.max_block_size == shared and base.data.max_views == 2
+    rest = {"data"}
+    assert base.model_dump(exclude=rest) == config.train.model_dump(exclude=rest)
+
+
+def test_rows_too_small_to_be_shared_are_refused():
+    config = sweep("train.objective.views=1", "train.data.tokens_per_row=256")
+    with pytest.raises(ConfigError, match=r"data.max_views=2|space.objective.views=2"):
+        with_shared_data(config.train, read_space(config))
 
 
 def test_the_command_refuses_before_ray_loads():
