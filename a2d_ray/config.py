@@ -30,6 +30,7 @@ Rule = Literal[
 Remasking = Literal["low_confidence", "random", "leftmost"]
 
 
+MAX_BLOCK_SIZE = 4096
 NORMS_OF_RECIPE = ("token", "sequence", "batch")
 
 
@@ -205,7 +206,11 @@ class ObjectiveSection(Section):
         description="reference: the public recipe, for comparison: its EOS fill and BOS rule, one "
         "document per row, the mask token's logit kept; the other options must agree.",
     )
-    block_size: int = Field(32, ge=1, le=4096, description="Tokens per block (bd3lm).")
+    block_size: int | tuple[int, ...] = Field(
+        32,
+        description="Tokens per block (bd3lm). A list, e.g. [4, 8, 16, 32]: each document draws "
+        "one in each epoch, and sampling may use any of them; the largest is the default.",
+    )
     block_grid: BlockGrid = Field("segment", description="Where blocks start (bd3lm).")
     clean_attention: CleanAttention = Field(
         "block", description="How clean tokens see each other inside a block (bd3lm)."
@@ -227,9 +232,53 @@ class ObjectiveSection(Section):
     right_shift_logits: bool = Field(
         False, description="The logit at i-1 predicts token i (bd3lm: not on grid segment)."
     )
+    ar_loss_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of a next-token loss on the clean stream, beside the diffusion loss "
+        "(bd3lm with clean_attention=causal).",
+    )
     corruption_warmup: float = Field(
         0.03, ge=0, le=1, description="Share of steps over which the corrupted share rises to 1."
     )
+
+    @field_validator("block_size")
+    @classmethod
+    def _one_is_no_list(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        return value[0] if isinstance(value, tuple) and len(value) == 1 else value
+
+    @property
+    def block_sizes(self) -> tuple[int, ...]:
+        """All block sizes, ascending."""
+        size = self.block_size
+        return (size,) if isinstance(size, int) else tuple(sorted(set(size)))
+
+    @property
+    def largest_block(self) -> int:
+        """The largest block size: the default of sampling."""
+        return self.block_sizes[-1]
+
+    @model_validator(mode="after")
+    def _check_block_sizes(self) -> Self:
+        if not self.block_sizes or not all(1 <= b <= MAX_BLOCK_SIZE for b in self.block_sizes):
+            raise ValueError(
+                f"objective.block_size ({self.block_size}) must be greater than or equal to 1, "
+                f"at most {MAX_BLOCK_SIZE}, or a list of such sizes"
+            )
+        odd = [size for size in self.block_sizes if self.largest_block % size]
+        if odd:
+            raise ValueError(
+                f"objective.block_size ({list(self.block_sizes)}): {odd[0]} must divide the "
+                f"largest, {self.largest_block}, so that answers are cut at an edge of every grid"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_ar_loss(self) -> Self:
+        if self.ar_loss_weight:
+            needed = {"name": "bd3lm", "clean_attention": "causal", "norm": "step"}
+            _require(self, "objective", "objective.ar_loss_weight", needed)
+        return self
 
     @model_validator(mode="after")
     def _check_shift(self) -> Self:
@@ -251,6 +300,8 @@ class ObjectiveSection(Section):
         recipe |= {"corruption_warmup": 0.0, "clean_attention": "block"}
         if self.name == "bd3lm":
             recipe["block_grid"] = "absolute"
+        if self.preset == "reference" and len(self.block_sizes) > 1:
+            raise ValueError("objective.preset=reference needs one objective.block_size")
         if self.preset == "reference":
             _require(self, "objective", "objective.preset=reference", recipe)
         return self
@@ -379,7 +430,7 @@ def check_lengths(data: DataSection, objective: ObjectiveSection) -> None:
         ValueError: names the keys and the fix.
     """
     is_blockwise = objective.name == "bd3lm"
-    key, size = "objective.block_size", objective.block_size
+    key, size = "objective.block_size", objective.largest_block
     if is_blockwise and data.max_block_size is not None:
         if data.max_block_size % size:
             raise ValueError(

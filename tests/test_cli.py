@@ -126,7 +126,7 @@ def test_files_are_complete(name):
     [
         (["optim.lrr=1"], ["unknown key optim.lrr", "did you mean optim.lr?"]),
         (["lr=1"], ["unknown key lr", "optim.lr"]),
-        (["objective.block_size=0"], ["objective.block_size='0'", "greater than or equal to 1"]),
+        (["objective.block_size=0"], ["objective.block_size (0)", "greater than or equal to 1"]),
         (["optim.lr=fast"], ["optim.lr='fast'", "number"]),
         (["objective.noise=gauss"], ["objective.noise='gauss'", "'exact' or 'bernoulli'"]),
         (["scaling.use_gpu=maybe"], ["scaling.use_gpu='maybe'"]),

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from a2d_ray.config import DataSection, ObjectiveSection, check_targets
+from a2d_ray.config import DataSection, ObjectiveSection, check_lengths, check_targets
 
 RECIPE = {
     "preset": "reference",
@@ -27,9 +27,28 @@ def test_reference_preset_names_everything_that_does_not_agree():
 @pytest.mark.parametrize("name", ["mdlm", "bd3lm"])
 def test_reference_preset_learns_the_last_turn_only(name):
     objective = ObjectiveSection(name=name, **RECIPE)
-    check_targets(DataSection(spec="x.jsonl", targets="last"), objective)
+    check_targets(DataSection(spec="x.jsonl", targets="last", packing=False), objective)
     with pytest.raises(ValueError, match=r"data\.targets=last"):
-        check_targets(DataSection(spec="x.jsonl", targets="all"), objective)
+        check_targets(DataSection(spec="x.jsonl", targets="all", packing=False), objective)
+
+
+def test_block_sizes_divide_the_largest():
+    assert ObjectiveSection(name="bd3lm", block_size=[4, 16, 8]).block_sizes == (4, 8, 16)
+    with pytest.raises(ValidationError, match="6 must divide the largest, 16"):
+        ObjectiveSection(name="bd3lm", block_size=[6, 16])
+    with pytest.raises(ValidationError, match="a list of such sizes"):
+        ObjectiveSection(name="bd3lm", block_size=[])
+    with pytest.raises(ValueError, match=r"multiple of objective\.block_size \(16\)"):
+        check_lengths(
+            DataSection(spec="x.jsonl", max_length=120),
+            ObjectiveSection(name="bd3lm", block_size=[4, 16]),
+        )
+
+
+def test_an_ar_loss_needs_a_causal_clean_stream():
+    with pytest.raises(ValidationError, match=r"objective\.clean_attention=causal"):
+        ObjectiveSection(name="bd3lm", ar_loss_weight=0.1)
+    ObjectiveSection(name="bd3lm", ar_loss_weight=0.1, clean_attention="causal")
 
 
 def test_right_shift_needs_another_grid_than_segment():

@@ -24,7 +24,7 @@ class Streams:
         views: the most noised copies that it serves.
         eos_tail: mdlm: the longest tail of EOS targets behind a finished answer; 0 otherwise.
         is_bound: count so that the row also holds any smaller block size that divides
-            `block_size`: the clean stream whole, answers filled up to `block_size`.
+            `block_size`, and an AR loss: the clean stream whole, answers filled up to `block_size`.
         right_shift: every block up to the last target's has noised copies (bd3lm).
     """
 
@@ -40,14 +40,19 @@ class Streams:
     def of(cls, data: DataSection, objective: ObjectiveSection) -> "Streams":
         """What the options ask for."""
         is_mdlm = objective.name == "mdlm"
-        largest = data.max_block_size or objective.block_size
+        largest = data.max_block_size or objective.largest_block
         return cls(
             objective=objective.name,
             block_grid="segment" if is_mdlm else objective.block_grid,
             block_size=1 if is_mdlm else largest,
             views=data.max_views or objective.views,
             eos_tail=data.eos_tail if is_mdlm else 0,
-            is_bound=not is_mdlm and data.max_block_size is not None,
+            is_bound=not is_mdlm
+            and (
+                data.max_block_size is not None
+                or len(objective.block_sizes) > 1
+                or objective.ar_loss_weight > 0
+            ),
             right_shift=not is_mdlm and objective.right_shift_logits,
         )
 

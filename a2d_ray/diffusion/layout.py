@@ -6,7 +6,8 @@ noised token has the rotary position of the token that it replaces. One predicat
 integers (`a2d_ray.diffusion.masks`) is all that attention needs.
 
 What carries no loss is not laid out: noised copies exist only for blocks that hold a target, and
-the clean copy ends before the last of these blocks, since nobody attends to it.
+the clean copy ends before the last of these blocks, since nobody attends to it (with an AR loss on
+the clean copy, it ends with the last target).
 
 Source: BD3LM (arXiv 2503.09573) for the two streams; packing and the omissions are exact.
 """
@@ -29,7 +30,7 @@ class LayoutSpec:
 
     Attributes:
         objective: ``mdlm`` (one noised block per document, no clean stream) or ``bd3lm``.
-        block_size: tokens per block (bd3lm).
+        block_size: tokens per block (bd3lm), where a document has no size of its own.
         block_grid: ``segment``: blocks restart at each segment; ``absolute``: from the document's
             first token; ``prompt_end``: so that a block starts at the first target.
         views: complementary noised copies, 1 or 2.
@@ -38,6 +39,7 @@ class LayoutSpec:
         causal_clean: clean tokens see only earlier clean tokens (`clean_attention: causal`).
         right_shift: the logit at i-1 predicts token i, so that noised blocks without a target are
             needed too. Not with ``segment``, where an answer's EOS fill lies between.
+        ar_targets: clean targets are learned from their clean predecessor too (causal_clean).
     """
 
     objective: Literal["mdlm", "bd3lm"]
@@ -48,10 +50,13 @@ class LayoutSpec:
     pad_id: int = 0
     causal_clean: bool = False
     right_shift: bool = False
+    ar_targets: bool = False
 
     def __post_init__(self) -> None:
         if self.right_shift and self.objective == "bd3lm" and self.block_grid == "segment":
             raise ValueError("right_shift needs block_grid absolute or prompt_end")
+        if self.ar_targets and not (self.causal_clean and self.objective == "bd3lm"):
+            raise ValueError("ar_targets needs bd3lm with causal_clean")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +93,7 @@ class Layout:
         stream_RT: 0 clean, 1..views noised.
         position_RT: index within the document (rotary position).
         is_target_RT: True where a noised token is to be predicted.
+        is_ar_target_RT: True where a clean token is to be predicted from the one before it.
     """
 
     ids_RT: Tensor
@@ -98,6 +104,7 @@ class Layout:
     stream_RT: Tensor
     position_RT: Tensor
     is_target_RT: Tensor
+    is_ar_target_RT: Tensor
 
     @property
     def num_targets(self) -> Tensor:
@@ -110,7 +117,11 @@ class Layout:
 
 
 def build_layout(
-    rows: Sequence[PackedRow], spec: LayoutSpec, *, eos_tail_D: Tensor | None = None
+    rows: Sequence[PackedRow],
+    spec: LayoutSpec,
+    *,
+    eos_tail_D: Tensor | None = None,
+    block_size_D: Tensor | None = None,
 ) -> Layout:
     """Streams, blocks, positions and targets of a batch of packed rows.
 
@@ -119,6 +130,8 @@ def build_layout(
         spec: objective, block grid, views.
         eos_tail_D: mdlm only: EOS targets that follow each complete document, int64, over the
             documents of all rows in order (see `noise.eos_tail_lengths`); None: none.
+        block_size_D: bd3lm only: block size of each of these documents, int64 (see
+            `noise.draw_block_sizes`); None: spec.block_size.
 
     Returns:
         Layout padded to the longest row.
@@ -129,8 +142,11 @@ def build_layout(
     tokens, run_C = _flatten(rows)
     doc_id_D = torch.cat([row.doc_id_D for row in rows])
     is_complete_D = torch.cat([row.is_complete_D for row in rows])
-    tokens = _place_in_blocks(tokens, run_C, spec)
-    ends, counts = _fill_plan(tokens, run_C, is_complete_D, eos_tail_D, spec)
+    if block_size_D is None:
+        block_size_D = torch.full_like(doc_id_D, spec.block_size)
+    size_C = block_size_D[tokens["doc"]]
+    tokens = _place_in_blocks(tokens, run_C, size_C, spec)
+    ends, counts = _fill_plan(tokens, run_C, size_C, is_complete_D, eos_tail_D, spec)
     noisy = _join([tokens, _fill(tokens, ends, counts, spec.eos_id)])
     last_block_D = _last_target_block(noisy, doc_id_D.numel())
     if spec.right_shift:
@@ -140,7 +156,12 @@ def build_layout(
     noisy = _pick(noisy, is_needed)
     streams = [{**noisy, "stream": torch.full_like(noisy["doc"], v + 1)} for v in range(spec.views)]
     if spec.objective == "bd3lm":
-        clean = _pick(tokens, tokens["block"] < last_block_D[tokens["doc"]])
+        if spec.ar_targets:
+            last_target_D = _last_target(tokens, doc_id_D.numel())
+            clean = _pick(tokens, torch.arange(size_C.numel()) <= last_target_D[tokens["doc"]])
+            clean["is_ar_target"] = clean["is_target"] & (clean["position"] > 0)
+        else:
+            clean = _pick(tokens, tokens["block"] < last_block_D[tokens["doc"]])
         clean["is_target"] = torch.zeros_like(clean["is_target"])
         streams.insert(0, clean)
     return _pad(_join(streams), doc_id_D, rows, spec)
@@ -180,13 +201,14 @@ def _flatten(rows: Sequence[PackedRow]) -> tuple[_Tokens, Tensor]:
         "is_target": torch.cat([row.is_target_C for row in rows]),
         "position": index_in_run(run_index(doc)),
         "stream": torch.zeros_like(doc),
+        "is_ar_target": torch.zeros_like(doc, dtype=torch.bool),
     }
     if not _any_per_group(doc, tokens["is_target"]).all():
         raise ValueError("a packed row holds a document without targets: pack it again")
     return tokens, run_index(doc, segment)
 
 
-def _place_in_blocks(tokens: _Tokens, run_C: Tensor, spec: LayoutSpec) -> _Tokens:
+def _place_in_blocks(tokens: _Tokens, run_C: Tensor, size_C: Tensor, spec: LayoutSpec) -> _Tokens:
     """Adds `block` (counted over the batch) and `offset` (within the block)."""
     doc, position = tokens["doc"], tokens["position"]
     if spec.objective == "mdlm":
@@ -200,14 +222,15 @@ def _place_in_blocks(tokens: _Tokens, run_C: Tensor, spec: LayoutSpec) -> _Token
         num_docs = int(doc[-1]) + 1
         first = torch.where(tokens["is_target"], position, far)
         prompt_D = torch.full((num_docs,), int(far)).scatter_reduce(0, doc, first, "amin")
-        unit, grid = doc, position + (-prompt_D % spec.block_size)[doc]
-    block = run_index(unit, grid // spec.block_size)
-    return {**tokens, "block": block, "offset": grid % spec.block_size}
+        unit, grid = doc, position + -prompt_D[doc] % size_C
+    block = run_index(unit, grid // size_C)
+    return {**tokens, "block": block, "offset": grid % size_C}
 
 
 def _fill_plan(
     tokens: _Tokens,
     run_C: Tensor,
+    size_C: Tensor,
     is_complete_D: Tensor,
     eos_tail_D: Tensor | None,
     spec: LayoutSpec,
@@ -215,7 +238,7 @@ def _fill_plan(
     """Indices of the tokens that EOS targets follow, and how many follow each."""
     doc, is_target = tokens["doc"], tokens["is_target"]
     index = torch.arange(doc.numel())
-    last_target_D = _max_per_group(doc[is_target], index[is_target], is_complete_D.numel())
+    last_target_D = _last_target(tokens, is_complete_D.numel())
     is_last = torch.zeros_like(is_target)
     is_last[last_target_D] = True
     if spec.objective == "mdlm":
@@ -228,7 +251,7 @@ def _fill_plan(
     if spec.block_grid != "segment":
         ends_run = is_last
     ends = index[ends_run & is_target & (~is_last | is_complete_D[doc])]
-    return ends, spec.block_size - 1 - tokens["offset"][ends]
+    return ends, (size_C - 1 - tokens["offset"])[ends]
 
 
 def _fill(tokens: _Tokens, ends: Tensor, counts: Tensor, eos_id: int) -> _Tokens:
@@ -266,6 +289,7 @@ def _pad(tokens: _Tokens, doc_id_D: Tensor, rows: Sequence[PackedRow], spec: Lay
         stream_RT=padded(tokens["stream"], 0),
         position_RT=padded(tokens["position"], 0),
         is_target_RT=padded(tokens["is_target"], False),
+        is_ar_target_RT=padded(tokens["is_ar_target"], False),
     )
 
 
@@ -281,6 +305,13 @@ def _last_target_block(tokens: _Tokens, num_docs: int) -> Tensor:
     """Index of the last block of each document that holds a target."""
     is_target = tokens["is_target"]
     return _max_per_group(tokens["doc"][is_target], tokens["block"][is_target], num_docs)
+
+
+def _last_target(tokens: _Tokens, num_docs: int) -> Tensor:
+    """Index of the last target of each document."""
+    is_target = tokens["is_target"]
+    index = torch.arange(is_target.numel())
+    return _max_per_group(tokens["doc"][is_target], index[is_target], num_docs)
 
 
 def _any_per_group(group: Tensor, flag: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def nelbo_sums(
 
     Source: MDLM (arXiv 2406.07524) and LLaDA (2502.09992, eq. 6) for the bound.
     """
-    layout = build_layout(rows, replace(spec, views=2))
+    layout = build_layout(rows, replace(spec, views=2, ar_targets=False))
     epoch_R = torch.full((len(rows),), draw)
     noise = draw_noise(layout, NoiseSpec(), seed=DRAW_SEED, epoch_R=epoch_R)
     picked_RT = noise.is_masked_RT

@@ -4,6 +4,7 @@ Everything is a pure function of (seed, epoch, document id, view) and, while cor
 of `max_fraction`. See `a2d_ray.diffusion.randomness`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +22,7 @@ from a2d_ray.diffusion.schedules import (
 )
 
 BERNOULLI_T_MIN = 1e-3
-_TOKEN, _BLOCK, _DOCUMENT, _TAIL = range(4)  # independent streams of random numbers
+_TOKEN, _BLOCK, _DOCUMENT, _TAIL, _SIZE = range(5)  # independent streams of random numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,15 @@ def eos_tail_lengths(doc_id_D: Tensor, *, seed: int, epoch_D: Tensor, longest: i
     zero_D = torch.zeros_like(doc_id_D)
     u = uniform(_TAIL, seed, epoch_D, doc_id_D, zero_D, zero_D)
     return 1 + (u * longest).long()
+
+
+def draw_block_sizes(
+    doc_id_D: Tensor, sizes: Sequence[int], *, seed: int, epoch_D: Tensor
+) -> Tensor:
+    """Block size of each document in this epoch: one of `sizes`, uniformly, int64 [D]."""
+    zero_D = torch.zeros_like(doc_id_D)
+    u = uniform(_SIZE, seed, epoch_D, doc_id_D, zero_D, zero_D)
+    return torch.tensor(sizes)[(u * len(sizes)).long()]
 
 
 class _Targets:

@@ -24,11 +24,13 @@ class LossSpec:
         keeps_mask_logit: whether the mask token competes with the others, as in the public recipe;
             its logit is -inf otherwise.
         right_shift: the logit at i-1 predicts token i (and the first one itself).
+        ar_weight: weight of the AR loss of the clean stream, per target, beside the diffusion loss.
     """
 
     mask_id: int
     keeps_mask_logit: bool = False
     right_shift: bool = False
+    ar_weight: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +38,14 @@ class LossSums:
     """Sums over a micro-batch; one optimizer step divides by the targets of the whole step.
 
     Attributes:
-        loss: weighted cross-entropy, nats, differentiable scalar.
+        loss: weighted cross-entropy, nats, differentiable scalar; with the weighted AR loss.
         num_targets: target tokens summed over the views (the denominator), int64 scalar.
+        ar_nats: cross-entropy of the AR targets, unweighted, detached scalar.
     """
 
     loss: Tensor
     num_targets: Tensor
+    ar_nats: Tensor
 
 
 def noised_ids(layout: Layout, noise: Noise, mask_id: int) -> Tensor:
@@ -78,7 +82,21 @@ def diffusion_loss(
         noise.weight_RT[picked],
         None if spec.keeps_mask_logit else spec.mask_id,
     )
-    return LossSums(loss=loss, num_targets=layout.num_targets)
+    ar_nats = torch.zeros_like(loss.detach())
+    if spec.ar_weight:
+        each_view = _ar_loss(layout, hidden_RTH, head_VH, spec)
+        loss = loss + spec.ar_weight * layout.stream_RT.max() * each_view
+        ar_nats = each_view.detach()
+    return LossSums(loss=loss, num_targets=layout.num_targets, ar_nats=ar_nats)
+
+
+def _ar_loss(layout: Layout, hidden_RTH: Tensor, head_VH: Tensor, spec: LossSpec) -> Tensor:
+    """Next-token cross-entropy of the clean stream's targets, summed."""
+    picked = layout.is_ar_target_RT
+    labels = layout.ids_RT[picked]
+    weight = torch.ones_like(labels, dtype=torch.float32)
+    hidden = hidden_RTH[predictors(layout, picked)]
+    return masked_cross_entropy(hidden, head_VH, labels, weight, spec.mask_id)[0]
 
 
 def predictors(layout: Layout, picked_RT: Tensor) -> tuple[Tensor, Tensor]:

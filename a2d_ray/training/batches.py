@@ -11,7 +11,13 @@ from torch import Tensor
 from a2d_ray.config import TrainConfig
 from a2d_ray.data.packed import to_packed_rows
 from a2d_ray.diffusion.layout import PAD_DOC, Layout, LayoutSpec, PackedRow, build_layout
-from a2d_ray.diffusion.noise import Noise, NoiseSpec, draw_noise, eos_tail_lengths
+from a2d_ray.diffusion.noise import (
+    Noise,
+    NoiseSpec,
+    draw_block_sizes,
+    draw_noise,
+    eos_tail_lengths,
+)
 from a2d_ray.diffusion.normalisation import Norm, denominator, normalise
 from a2d_ray.diffusion.recipe import recipe_rows
 from a2d_ray.training.objective import layout_spec, noise_spec
@@ -33,6 +39,7 @@ class StepBuilder:
         eos_tail: mdlm: longest tail of EOS targets.
         is_recipe: rows are filled as in the public recipe.
         bos_id: id of BOS, where the tokenizer has one.
+        block_sizes: bd3lm: sizes that documents draw from, if more than one.
     """
 
     spec: LayoutSpec
@@ -44,6 +51,7 @@ class StepBuilder:
     eos_tail: int
     is_recipe: bool = False
     bos_id: int | None = None
+    block_sizes: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -60,6 +68,7 @@ class StepBuilder:
             eos_tail=config.data.eos_tail,
             is_recipe=config.objective.preset == "reference",
             bos_id=tokenizer.bos_token_id,
+            block_sizes=config.objective.block_sizes,
         )
 
     def build(self, batch: pa.Table, max_fraction: float) -> list[tuple[Layout, Noise]]:
@@ -100,19 +109,26 @@ class StepBuilder:
     ) -> tuple[Layout, Noise]:
         if self.is_recipe:
             rows = recipe_rows(rows, self.spec, bos_id=self.bos_id)
-        layout = build_layout(rows, self.spec, eos_tail_D=self._tails(rows, epoch_R))
+        layout = build_layout(rows, self.spec, **self._document_draws(rows, epoch_R))
         noise = draw_noise(
             layout, self.noise, seed=self.seed, epoch_R=epoch_R, max_fraction=max_fraction
         )
         return layout, normalise(noise, layout, self.norm)
 
-    def _tails(self, rows: list[PackedRow], epoch_R: Tensor) -> Tensor | None:
-        if self.spec.objective != "mdlm":
-            return None
+    def _document_draws(self, rows: list[PackedRow], epoch_R: Tensor) -> dict[str, Tensor]:
+        """What is drawn once per document: the EOS tail (mdlm), or the block size (bd3lm)."""
         num_docs_R = torch.tensor([row.doc_id_D.numel() for row in rows])
         doc_id_D = torch.cat([row.doc_id_D for row in rows])
         epoch_D = torch.repeat_interleave(epoch_R, num_docs_R)
-        return eos_tail_lengths(doc_id_D, seed=self.seed, epoch_D=epoch_D, longest=self.eos_tail)
+        if self.spec.objective == "mdlm":
+            tails = eos_tail_lengths(
+                doc_id_D, seed=self.seed, epoch_D=epoch_D, longest=self.eos_tail
+            )
+            return {"eos_tail_D": tails}
+        if len(self.block_sizes) < 2:
+            return {}
+        sizes = draw_block_sizes(doc_id_D, self.block_sizes, seed=self.seed, epoch_D=epoch_D)
+        return {"block_size_D": sizes}
 
 
 def to_device(

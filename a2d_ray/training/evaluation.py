@@ -1,7 +1,7 @@
 """Held-out figures of the model in training, shared out over the ranks."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,10 +54,19 @@ class Evaluator:
         Returns:
             ``eval/nelbo`` (nats per answer token, fixed draws), ``eval/perplexity_bound``, and by
             bin of the masked share of a block ``eval/ce_0.2``, ``eval/accuracy_0.2``, ... (the
-            number is the bin's upper edge).
+            number is the bin's upper edge). With several block sizes these are at the largest,
+            and ``eval/nelbo_block_4``, ... at the others.
         """
         if self.num_rows == 0:
             return {}
+        figures = _figures(self._totals(engine, self.spec))
+        for size in self.config.objective.block_sizes[:-1]:
+            smaller = _figures(self._totals(engine, replace(self.spec, block_size=size)))
+            figures[f"eval/nelbo_block_{size}"] = smaller["eval/nelbo"]
+        return figures
+
+    def _totals(self, engine: Any, spec: LayoutSpec) -> torch.Tensor:
+        """Sums over the held-out rows, draws and ranks."""
         module, world = engine.module, self.ranks.world
         module.eval()
         totals = torch.zeros(2 + 3 * NUM_BINS, dtype=torch.float64)
@@ -66,17 +75,17 @@ class Evaluator:
         mine = [self.ranks.rank + i * world for i in range(num_mine)]
         for draw in range(self.config.schedule.eval_draws):
             for start in range(0, num_mine, self.rows_per_micro):
-                totals += self._sums(module, mine[start : start + self.rows_per_micro], draw)
+                totals += self._sums(module, spec, mine[start : start + self.rows_per_micro], draw)
         module.train()
-        return _figures(self.ranks.sum(totals))
+        return self.ranks.sum(totals)
 
-    def _sums(self, module: Any, indices: list[int], draw: int) -> torch.Tensor:
+    def _sums(self, module: Any, spec: LayoutSpec, indices: list[int], draw: int) -> torch.Tensor:
         held_out = [i for i in indices if i < self.num_rows]
         rows = self.packed.read_rows("test", held_out or [0])
         with module.autocast():
             part = nelbo_sums(
                 rows,
-                self.spec,
+                spec,
                 module.backbone,
                 module.head,
                 mask_id=self.contract.mask_token_id,

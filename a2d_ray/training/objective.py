@@ -11,13 +11,14 @@ def layout_spec(objective: ObjectiveSection, *, eos_id: int) -> LayoutSpec:
     """The layout that a configuration asks for."""
     return LayoutSpec(
         objective=objective.name,
-        block_size=objective.block_size,
+        block_size=objective.largest_block,
         block_grid=objective.block_grid,
         views=objective.views,
         eos_id=eos_id,
         pad_id=eos_id,
         causal_clean=objective.clean_attention == "causal",
         right_shift=objective.right_shift_logits,
+        ar_targets=objective.ar_loss_weight > 0,
     )
 
 
@@ -37,6 +38,7 @@ def loss_spec(objective: ObjectiveSection, *, mask_id: int) -> LossSpec:
         mask_id=mask_id,
         keeps_mask_logit=objective.preset == "reference",
         right_shift=objective.right_shift_logits,
+        ar_weight=objective.ar_loss_weight,
     )
 
 
@@ -52,8 +54,8 @@ def trained_contract(contract: Contract, config: TrainConfig) -> Contract:
     return contract.model_copy(
         update={
             "objective": objective.name,
-            "block_size": objective.block_size,
-            "block_sizes": (objective.block_size,) if is_blockwise else (),
+            "block_size": objective.largest_block,
+            "block_sizes": objective.block_sizes if is_blockwise else (),
             "block_grid": grid if is_blockwise else "segment",
             "clean_attention": objective.clean_attention,
             "right_shift_logits": objective.right_shift_logits,

@@ -46,7 +46,7 @@ def layout_cost(prompt: int, answer: int, objective: ObjectiveSection) -> Layout
             logits=_masked(answer, answer, views),
             targets=views * answer,
         )
-    size = objective.block_size
+    size = objective.largest_block
     answer_blocks = -(-answer // size)
     targets = answer_blocks * size  # with the EOS fill of the last block
     clean = prompt + (answer_blocks - 1) * size  # nobody attends to the last block's clean copy

@@ -84,6 +84,17 @@ def test_a_set_for_a_sweep_holds_every_block_size_that_divides_and_fewer_views(
         assert laid_out(doc, streams, block_size, views) <= streams.cost(doc)
 
 
+def test_drawn_block_sizes_and_an_ar_loss_count_the_same_bound():
+    data = DataSection(spec="x", max_length=64)
+    drawn = Streams.of(data, ObjectiveSection(name="bd3lm", block_size=[4, 16, 8], views=2))
+    swept = DataSection(spec="x", max_length=64, max_block_size=16, max_views=2)
+    assert drawn == Streams.of(swept, ObjectiveSection(name="bd3lm", block_size=4))
+    ar = ObjectiveSection(
+        name="bd3lm", block_size=16, views=2, clean_attention="causal", ar_loss_weight=0.1
+    )
+    assert Streams.of(data, ar) == drawn
+
+
 @pytest.mark.parametrize(
     ("max_length", "tokens_per_row", "length"),
     [(512, 2048, 512), (768, 2048, 512), (1000, 2048, 1000), (100, 2048, 100), (512, 1300, 324)],

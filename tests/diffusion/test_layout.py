@@ -37,6 +37,7 @@ def test_bd3lm_layout_by_hand():
         "stream_RT": [0] * 6 + [1] * 8,
         "position_RT": [0, 1, 2, 3, 4, 5] + [3, 4, 5, 6] + [6, 7, 8, 9],
         "is_target_RT": [False] * 6 + [True] * 8,
+        "is_ar_target_RT": [False] * 14,
     }
 
 

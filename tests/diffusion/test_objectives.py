@@ -38,8 +38,8 @@ def backbone_of(model, *, is_causal_clean=False):
     return backbone
 
 
-def loss_of(model, rows, spec, *, epoch=3, max_fraction=1.0):
-    layout = build_layout(rows, spec)
+def loss_of(model, rows, spec, *, epoch=3, max_fraction=1.0, loss=None, block_size_D=None):
+    layout = build_layout(rows, spec, block_size_D=block_size_D)
     epoch_R = torch.full((len(rows),), epoch)
     noise = draw_noise(layout, NoiseSpec(), seed=5, epoch_R=epoch_R, max_fraction=max_fraction)
     return diffusion_loss(
@@ -47,7 +47,7 @@ def loss_of(model, rows, spec, *, epoch=3, max_fraction=1.0):
         noise,
         backbone_of(model, is_causal_clean=spec.causal_clean),
         model.lm_head.weight,
-        LossSpec(mask_id=MASK),
+        loss or LossSpec(mask_id=MASK),
     )
 
 

@@ -2,7 +2,14 @@
 
 import pytest
 
-from a2d_ray.config import DataSection, ModelSection, ObjectiveSection, RunSection, TrainConfig
+from a2d_ray.config import (
+    BatchSection,
+    DataSection,
+    ModelSection,
+    ObjectiveSection,
+    RunSection,
+    TrainConfig,
+)
 from a2d_ray.models.contract import Contract
 from a2d_ray.training.objective import loss_spec, trained_contract
 from tests.test_config import RECIPE
@@ -13,7 +20,8 @@ def config():
     return TrainConfig(
         run=RunSection(name="x"),
         model=ModelSection(path="x"),
-        data=DataSection(spec="x.jsonl", targets="last"),
+        data=DataSection(spec="x.jsonl", targets="last", packing=False),
+        batch=BatchSection(sequences=4, rows=None),
         objective=ObjectiveSection(name="bd3lm", block_size=8, **RECIPE),
     )
 
@@ -27,6 +35,14 @@ def test_contract_of_the_reference_preset_samples_from_the_prompts_end(config):
         Contract(mask_token_id=5), config.model_copy(update={"objective": plain})
     )
     assert (contract.block_grid, contract.right_shift_logits) == ("absolute", True)
+
+
+def test_every_trained_block_size_is_in_the_contract(config):
+    objective = ObjectiveSection(name="bd3lm", block_size=[8, 4, 16])
+    contract = trained_contract(
+        Contract(mask_token_id=5), config.model_copy(update={"objective": objective})
+    )
+    assert (contract.block_size, contract.block_sizes) == (16, (4, 8, 16))
 
 
 def test_only_the_preset_keeps_the_mask_logit(config):
