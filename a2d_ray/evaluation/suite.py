@@ -32,17 +32,10 @@ def run_suite(config: EvaluateConfig, *, model: Any = None) -> dict[str, Any]:
             does not have.
     """
     manager = _task_manager(config)
-    code_tasks = [t.task for t in config.tasks if "humaneval" in t.task or "mbpp" in t.task]
-    if code_tasks and not config.run_code:
-        raise ValueError(
-            f"{code_tasks[0]} runs code that the model wrote: allow it with run_code=true "
-            "(it runs in a sandbox)"
-        )
-    if code_tasks:
-        check_isolation()
+    loaded = [(task, _load(config, task, manager)) for task in config.tasks]
     model = model or build_model(config)
     started = time.time()
-    results = {task.task: _run_task(config, task, model, manager) for task in config.tasks}
+    results = {task.task: _run_task(config, task, found, model) for task, found in loaded}
     described = getattr(model, "described", None)
     return {
         "format": FORMAT,
@@ -106,34 +99,57 @@ def _task_manager(config: EvaluateConfig) -> Any:
     return manager
 
 
+def _load(config: EvaluateConfig, task: EvaluatedTask, manager: Any) -> dict[str, Any]:
+    """The objects of a task, with their data; refused before any work if it cannot run."""
+    with _data_from(config.datasets_dir):
+        try:
+            loaded = manager.load([task.task])
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{task.task} needs a package that is missing: {error}") from error
+    members = list(loaded["tasks"].values())
+    _check_metric(task, members)
+    if any(getattr(member, "UNSAFE_CODE", False) for member in members):
+        _check_code(config, task)
+    return {**loaded, "manager": manager}
+
+
+def _check_code(config: EvaluateConfig, task: EvaluatedTask) -> None:
+    """Code of a model runs only when that is allowed, by our own tasks, where it is isolated."""
+    if not config.run_code:
+        raise ValueError(
+            f"{task.task} runs code that the model wrote: allow it with run_code=true "
+            "(it runs in a sandbox)"
+        )
+    if not (TASKS / f"{task.task}.yaml").exists():
+        raise ValueError(
+            f"{task.task} would run the model's code in this process: use one of our tasks, "
+            "a2d_humaneval_instruct or a2d_mbpp_instruct"
+        )
+    check_isolation()
+
+
 def _run_task(
-    config: EvaluateConfig, task: EvaluatedTask, model: Any, manager: Any
+    config: EvaluateConfig, task: EvaluatedTask, loaded: dict[str, Any], model: Any
 ) -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
     _set_sampling(model, task)
     speed = getattr(getattr(model, "responder", None), "speed", None)
     before = dict(vars(speed)) if speed else {}
-    with _data_from(config.datasets_dir):
-        try:
-            loaded = manager.load([task.task])
-        except ModuleNotFoundError as error:
-            raise ValueError(f"{task.task} needs a package that is missing: {error}") from error
-        _check_metric(task, loaded["tasks"].values())
-        group = loaded["groups"].get(task.task)
-        found = simple_evaluate(
-            model=model,
-            tasks=[group] if group is not None else list(loaded["tasks"].values()),
-            task_manager=manager,
-            num_fewshot=task.num_fewshot,
-            limit=task.limit,
-            apply_chat_template=_is_chat(task, model),
-            fewshot_as_multiturn=_is_chat(task, model),
-            confirm_run_unsafe_code=config.run_code,
-            fewshot_random_seed=config.seed,
-            bootstrap_iters=0,
-            log_samples=True,
-        )
+    group = loaded["groups"].get(task.task)
+    found = simple_evaluate(
+        model=model,
+        tasks=[group] if group is not None else list(loaded["tasks"].values()),
+        task_manager=loaded["manager"],
+        num_fewshot=task.num_fewshot,
+        limit=task.limit,
+        apply_chat_template=_is_chat(task, model),
+        fewshot_as_multiturn=_is_chat(task, model),
+        confirm_run_unsafe_code=config.run_code,
+        fewshot_random_seed=config.seed,
+        bootstrap_iters=0,
+        log_samples=True,
+    )
     assert found is not None
     after = dict(vars(speed)) if speed else {}
     used = {key: round(after[key] - before[key], 6) for key in after}
