@@ -851,6 +851,44 @@ class ServeConfig(Section):
         return self
 
 
+class GenerateConfig(Section):
+    """Answer a file of prompts on a Ray cluster, offline. A job that was killed goes on."""
+
+    model: LoadSection
+    input: str = Field(
+        min_length=1,
+        description="Prompts (.jsonl, .parquet, ...): file, directory, glob, URI or Hub dataset.",
+    )
+    output: str = Field(
+        min_length=1, description="Directory for the answers; all nodes see it, or a URI."
+    )
+    format: Literal["jsonl", "parquet"] = Field("jsonl", description="Of the answers.")
+    column: str | None = Field(
+        None, description="Column with texts or chats; null: messages if there is one, else prompt."
+    )
+    chat: bool | Literal["auto"] = Field(
+        "auto", description="Texts go through the chat template; auto: if there is one."
+    )
+    system: str | None = Field(None, description="System prompt of chats that bring none.")
+    rows_per_part: int = Field(
+        256, ge=1, description="Prompts per file of answers; a killed job redoes started files."
+    )
+    num_replicas: int = Field(1, ge=1, description="Engines, each with the model.")
+    cpus_per_replica: int = Field(1, ge=1, description="CPUs (and torch threads) per engine.")
+    gpus_per_replica: float = Field(0, ge=0, description="GPUs per engine.")
+    engine: EngineSection = EngineSection()
+    sampling: SamplingSection = SamplingSection()
+
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        if self.sampling.cfg_scale:
+            raise ValueError(
+                f"sampling.cfg_scale ({self.sampling.cfg_scale}): the engine does not guide; "
+                "set it to 0, or use LanguageModel.generate"
+            )
+        return self
+
+
 class QuickstartConfig(Section):
     """The whole way on a laptop: convert, prepare, train, measure, serve, ask."""
 

@@ -24,6 +24,7 @@ JOBS = {
     "chat": configs.ChatConfig,
     "serve": configs.ServeConfig,
     "merge_lora": configs.MergeConfig,
+    "generate": configs.GenerateConfig,
     "quickstart": configs.QuickstartConfig,
     "plan": configs.PlanConfig,
     "status": configs.StatusConfig,
@@ -104,7 +105,13 @@ def test_the_recipes_resolve_and_their_batches_agree(name, capsys):
 
 @pytest.mark.parametrize(
     "name",
-    [*RECIPES, *(n for n, c in JOBS.items() if c is configs.TrainConfig), "sample", "chat"],
+    [
+        *RECIPES,
+        *(n for n, c in JOBS.items() if c is configs.TrainConfig),
+        "sample",
+        "chat",
+        "generate",
+    ],
 )
 def test_files_are_complete(name):
     def keys(values, prefix=""):

@@ -25,7 +25,7 @@ ALLOWED = {
     "api": LIGHT | {"answers"} | {"diffusion", "models", "data", "generation"},
     "chat": LIGHT | {"api", "answers", "models", "data", "generation"},
     "training": LIGHT | {"diffusion", "models", "data", "generation"},
-    "serving": LIGHT | {"api", "diffusion", "models", "data", "generation"},
+    "serving": LIGHT | {"answers", "api", "diffusion", "models", "data", "generation"},
     "evaluation": LIGHT | {"api", "diffusion", "models", "data", "generation"},
     "benchmarks": LIGHT
     | {"api", "diffusion", "models", "data", "generation", "training", "tuning", "serving"},

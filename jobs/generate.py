@@ -1,0 +1,24 @@
+"""Answers a file of prompts on a Ray cluster: python jobs/generate.py input=... output=..."""
+
+from a2d_ray.cli import load_config, run
+from a2d_ray.config import GenerateConfig
+
+
+def main() -> None:
+    config = load_config(GenerateConfig, "generate")
+    from a2d_ray.serving.batch_plan import plan_batch
+
+    plan = plan_batch(config)  # bad input fails before Ray starts
+    num_done = plan.num_parts - len(plan.missing)
+    print(f"{plan.num_rows:,} prompts in {plan.num_parts:,} parts, {num_done:,} done before")
+    if plan.missing:
+        from a2d_ray.serving.batch import report_progress
+        from a2d_ray.training.cluster import ensure_ray
+
+        ensure_ray(config.num_replicas * config.cpus_per_replica + 1)
+        print(report_progress(config, plan))
+    print(f"answers: {plan.folder.uri}/answers")
+
+
+if __name__ == "__main__":
+    run(main)

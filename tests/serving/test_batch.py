@@ -1,0 +1,167 @@
+"""Offline generation: every prompt is answered once, whatever stops the job in between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import a2d_ray
+from a2d_ray import SamplingParams
+from a2d_ray.config import GenerateConfig
+from a2d_ray.serving.batch_answers import PartAnswerer
+from a2d_ray.serving.batch_plan import plan_batch, read_prompts, write_answers
+from tests.tiny import save_tiny_ar
+
+ROOT = Path(__file__).parent.parent.parent
+CHAT = [{"role": "user", "content": "two"}]
+ROWS = [
+    {"prompt": "one"},
+    {"messages": CHAT, "id": "b"},
+    {"question": "none"},
+    {"prompt": "x" * 600},
+    {"messages": [{"role": "user"}]},
+    {"prompt": ""},
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("batch")
+    return a2d_ray.convert(str(save_tiny_ar(directory / "ar")), directory / "a2d")
+
+
+@pytest.fixture(scope="module")
+def lm(checkpoint):
+    return a2d_ray.load(checkpoint, dtype="float32", device="cpu", objective="bd3lm", block_size=4)
+
+
+def make_config(checkpoint, directory, rows=ROWS, **options):
+    source = directory / "prompts.jsonl"
+    if not source.exists():
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = {"path": str(checkpoint), "dtype": "float32", "device": "cpu"}
+    model |= {"objective": "bd3lm", "block_size": 4}
+    values = {"model": model, "input": str(source), "output": str(directory / "out")}
+    sampling = {"max_new_tokens": 8, "temperature": 1.0, "seed": 5, "ignore_eos": True}
+    return GenerateConfig.model_validate({"sampling": sampling, **values, **options})
+
+
+def test_answers_are_those_of_the_python_api(checkpoint, lm, tmp_path):
+    config = make_config(checkpoint, tmp_path, rows_per_part=4, chat=False)
+    plan = plan_batch(config)
+    assert (plan.num_rows, plan.num_parts, plan.missing) == (6, 2, (0, 1))
+    answerer = PartAnswerer(lm, config)
+    rows = [r for part in (0, 1) for r in answerer.answer(read_prompts(plan.folder, part))]
+    assert [row["index"] for row in rows] == list(range(6))
+    assert [json.loads(row["input"]) for row in rows] == ROWS
+    options = config.sampling.model_dump()
+    for row, prompt in ((rows[0], "one"), (rows[1], CHAT), (rows[5], "")):
+        params = SamplingParams(**options | {"seed": 5 + row["index"]})
+        (answer,) = lm.generate([prompt], params)
+        assert row["text"] == answer.text and row["token_ids"] == answer.token_ids
+        assert row["usage"]["completion_tokens"] == 8 and row["error"] is None
+        assert row["usage"]["prompt_tokens"] == sum(map(len, lm.encode(prompt)))
+    for row, word in ((rows[2], "no column"), (rows[3], "positions"), (rows[4], "content")):
+        assert word in row["error"] and row["text"] is None
+
+
+def test_choices_and_parquet(checkpoint, lm, tmp_path):
+    sampling = {"max_new_tokens": 6, "temperature": 1.0, "n": 2, "logprobs": 0}
+    config = make_config(checkpoint, tmp_path, format="parquet", sampling=sampling)
+    plan = plan_batch(config)
+    rows = PartAnswerer(lm, config).answer(read_prompts(plan.folder, 0))
+    write_answers(plan.folder, 0, "parquet", rows)
+    table = pq.read_table(tmp_path / "out/answers").to_pylist()
+    assert table == rows
+    assert [(r["index"], r["choice"]) for r in rows][:4] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert len(rows[0]["logprobs"]) == len(rows[0]["token_ids"])
+    assert plan_batch(config).missing == ()
+
+
+def test_malformed_lines_are_errors_of_their_own(checkpoint, lm, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "one"}\n{nonsense\n')
+    config = make_config(checkpoint, tmp_path)
+    rows = PartAnswerer(lm, config).answer(read_prompts(plan_batch(config).folder, 0))
+    assert rows[0]["error"] is None and "prompts.jsonl, row 2" in rows[1]["error"]
+
+
+def test_system_prompts_and_templates(checkpoint, lm, tmp_path):
+    from a2d_ray.serving.batch_answers import row_prompt
+
+    config = make_config(checkpoint, tmp_path, system="be brief", column="q")
+    system = {"role": "system", "content": "be brief"}
+    asked = {"role": "user", "content": "one"}
+    for value in ("one", [asked], [system, asked]):
+        assert row_prompt({"q": value}, config, lm.tokenizer) == [system, asked]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input": "/nowhere.jsonl"}, "input="),
+        ({"model": {"path": "/nowhere"}}, "/nowhere"),
+        ({"output": "/proc/none"}, "output=/proc/none"),
+        ({"sampling": {"cfg_scale": 1.0}}, "cfg_scale"),
+    ],
+)
+def test_bad_input_fails_before_ray(checkpoint, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        plan_batch(make_config(checkpoint, tmp_path, **options))
+
+
+def test_an_empty_input_is_refused(checkpoint, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text("")
+    with pytest.raises(ValueError, match="no rows"):
+        plan_batch(make_config(checkpoint, tmp_path))
+
+
+def test_another_request_into_the_same_directory_is_refused(checkpoint, tmp_path):
+    plan_batch(make_config(checkpoint, tmp_path))
+    plan_batch(make_config(checkpoint, tmp_path, num_replicas=2))  # does not change the answers
+    with pytest.raises(ValueError, match=r"differently \(chat, sampling.seed\)"):
+        plan_batch(make_config(checkpoint, tmp_path, chat=False, sampling={
+            "max_new_tokens": 8, "temperature": 1.0, "seed": 6, "ignore_eos": True
+        }))  # fmt: skip
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(200)
+def test_a_killed_job_goes_on_and_does_nothing_twice(checkpoint, lm, tmp_path):
+    rows = [{"prompt": f"prompt {i}"} for i in range(24)]
+    sampling = {"max_new_tokens": 240, "rule": "steps", "ignore_eos": True}
+    config = make_config(checkpoint, tmp_path, rows, rows_per_part=2, sampling=sampling, chat=False)
+    overrides = [f"{k}={json.dumps(v)}" for k, v in config.model_dump(exclude={"sampling"}).items()]
+    overrides = [o for o in overrides if not o.startswith(("model=", "engine="))]
+    overrides += [f"model.{k}={v}" for k, v in config.model.model_dump(exclude_none=True).items()]
+    overrides += [f"sampling.{k}={json.dumps(v)}" for k, v in sampling.items()]
+    command = [sys.executable, "jobs/generate.py", *overrides]
+    environ = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    answers = tmp_path / "out/answers"
+    first = subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while not list(answers.glob("part-*")) and time.monotonic() < deadline:
+        assert first.poll() is None
+        time.sleep(0.02)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in answers.glob("part-*")}
+    assert 0 < len(before) < 12
+    second = subprocess.run(
+        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=100
+    )
+    assert second.returncode == 0, second.stderr
+    assert f"{len(before)} done before" in second.stdout
+    assert f"{24 - 2 * len(before)} prompts, 0 of them with errors" in second.stdout
+    after = {path.name: path.stat().st_mtime_ns for path in answers.glob("part-*")}
+    assert len(after) == 12 and before.items() <= after.items()
+    found = [json.loads(line) for path in sorted(answers.iterdir()) for line in path.open()]
+    assert [row["index"] for row in found] == list(range(24))
+    params = SamplingParams(**sampling)
+    expected = lm.generate([rows[i]["prompt"] for i in (0, 23)], params)
+    assert [found[i]["text"] for i in (0, 23)] == [answer.text for answer in expected]
