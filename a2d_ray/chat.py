@@ -1,24 +1,28 @@
 """Talking to a checkpoint in the terminal, with the answer's masks filling in before your eyes."""
 
-import re
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from pathlib import Path
 from typing import Literal
 
+import yaml
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 
-from a2d_ray.answers import Chunk
 from a2d_ray.api import LanguageModel, Prompt
-from a2d_ray.config import ChatConfig
+from a2d_ray.config import ChatConfig, SampleConfig
 from a2d_ray.generation.params import SamplingParams
-from a2d_ray.text import decode
+from a2d_ray.live_view import show_answer, speed_line, visible
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-HELP = "/reset forgets the conversation, /system TEXT sets the system prompt, /exit leaves"
+HELP = """\
+/reset               forgets the conversation
+/system TEXT         sets the system prompt and begins anew; without text: none
+/set KEY=VALUE ...   changes sampling, e.g. /set rule=steps steps=32; alone: shows it
+/save FILE           writes the conversation and the sampling options as JSON
+/help                these lines
+/exit                leaves, as Ctrl-D does; Ctrl-C stops an answer"""
 
 
 def is_chat(lm: LanguageModel, chat: bool | Literal["auto"]) -> bool:
@@ -38,27 +42,21 @@ def first_turn(text: str, system: str | None) -> list[dict[str, str]]:
     return [*before, {"role": "user", "content": text}]
 
 
-def visible(text: str) -> str:
-    """`text` without control characters: a model must not steer the user's terminal."""
-    return _CONTROL.sub("\ufffd", text)
+def read_lines(console: Console, history: str | None = None) -> Iterator[str]:
+    """What the user types, or the lines of a pipe.
 
-
-def speed_line(num_tokens: int, num_forwards: int, seconds: float) -> str:
-    """How fast an answer was, in words."""
-    return (
-        f"{num_tokens} tokens in {seconds:.2f} s: {num_tokens / max(seconds, 1e-9):.1f} tokens/s, "
-        f"{num_tokens / max(num_forwards, 1):.2f} tokens per forward"
-    )
-
-
-def read_lines(console: Console) -> Iterator[str]:
-    """What the user types, or the lines of a pipe."""
+    Args:
+        console: of the conversation.
+        history: file of what was typed before (arrow up, Ctrl-R); None: of this session only.
+    """
     if not sys.stdin.isatty():
         yield from (line.rstrip("\n") for line in sys.stdin)
         return
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory
 
-    session: PromptSession[str] = PromptSession()
+    kept = None if history is None else FileHistory(str(Path(history).expanduser()))
+    session: PromptSession[str] = PromptSession(history=kept)
     while True:
         try:
             yield session.prompt("> ")
@@ -75,79 +73,79 @@ class TerminalChat:
         lm: the model.
         config: sampling options, system prompt, and whether turns are chat or plain text.
         console: where it is shown.
+
+    Raises:
+        ValueError: the model has no tokenizer; several answers or guidance are asked for.
     """
 
     def __init__(self, lm: LanguageModel, config: ChatConfig, console: Console) -> None:
         self._lm, self._console = lm, console
         self._is_chat = is_chat(lm, config.chat)
-        self._params = SamplingParams(**config.sampling.model_dump())
+        self._params = _one_answer(SamplingParams(**config.sampling.model_dump()))
         self._system = config.system
         self._messages: list[dict[str, str]] = []
 
     def run(self, lines: Iterator[str]) -> None:
         """Answers line after line until there are no more, or ``/exit``."""
         kind = "chat" if self._is_chat else "continuation of plain text"
-        self._say(f"{kind}; {HELP}; Ctrl-C stops an answer")
+        self._say(f"{kind}; /help lists the commands; Ctrl-C stops an answer")
         for line in lines:
             if line.strip() == "/exit":
                 return
-            if line.startswith("/"):
-                self._obey(line)
-            elif line.strip() or not self._is_chat:
-                self._answer(line)
+            try:
+                if line.startswith("/"):
+                    self._obey(line)
+                elif line.strip() or not self._is_chat:
+                    self._answer(line)
+            except KeyboardInterrupt:
+                self._say("stopped")
+            except (ValueError, OSError) as error:  # the conversation goes on
+                self._say(f"error: {error}")
 
     def _obey(self, line: str) -> None:
         command, _, text = line.strip().partition(" ")
-        if command == "/system" and self._is_chat:
-            self._system = text or None
-        elif command != "/reset":
-            self._say(f"{command} is not possible here: {HELP}")
-            return
-        self._messages = []
-        self._say("a new conversation")
+        if command == "/help":
+            self._say(HELP)
+        elif command == "/set":
+            self._set(text.split())
+        elif command == "/save":
+            self._save(text.strip())
+        elif command == "/reset" or (command == "/system" and self._is_chat):
+            self._system = self._system if command == "/reset" else (text or None)
+            self._messages = []
+            self._say("a new conversation")
+        else:
+            self._say(f"{command} is not possible here: /help lists the commands")
+
+    def _set(self, pairs: list[str]) -> None:
+        values = self._params.model_dump()
+        for pair in pairs:
+            key, equals, value = pair.partition("=")
+            if not equals:
+                raise ValueError(f"{pair}: the form is /set KEY=VALUE, e.g. /set rule=steps")
+            values[key] = yaml.safe_load(value)
+        self._params = _one_answer(SamplingParams(**values))
+        keys = [pair.partition("=")[0] for pair in pairs] or values
+        self._say(", ".join(f"{key}={getattr(self._params, key)}" for key in keys))
+
+    def _save(self, name: str) -> None:
+        if not name:
+            raise ValueError("the form is /save FILE")
+        path = Path(name).expanduser()
+        kept = {"messages": self._messages, "sampling": self._params.model_dump(mode="json")}
+        path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+        self._say(f"saved {len(self._messages)} messages in {path}")
 
     def _answer(self, line: str) -> None:
         prompt: Prompt = line
         if self._is_chat:
             turn = [{"role": "user", "content": line}]
             prompt = self._messages + turn if self._messages else first_turn(line, self._system)
-        try:
-            answer = self._show(prompt, prefix="" if self._is_chat else line)
-        except ValueError as error:  # this turn did not fit; the conversation goes on
-            self._say(f"error: {error}")
-            return
-        if self._is_chat:
-            self._messages = [*prompt, {"role": "assistant", "content": answer}]  # type: ignore[list-item]
-
-    def _show(self, prompt: Prompt, prefix: str) -> str:
-        """Generates an answer under the user's eyes; returns its text."""
-        text, num_tokens, num_forwards, started = "", 0, 0, time.perf_counter()
-        with Live(console=self._console, transient=True, auto_refresh=False) as live:
-            try:
-                with closing(self._lm.stream(prompt, self._params)) as chunks:  # type: ignore[type-var]
-                    for chunk in chunks:
-                        text += chunk.text
-                        num_tokens += len(chunk.token_ids)
-                        num_forwards = chunk.num_forwards
-                        if self._console.is_terminal:
-                            live.update(self._canvas(prefix + text, chunk), refresh=True)
-            except KeyboardInterrupt:
-                self._say("stopped")
-        self._console.print(Text(visible(prefix + text)), soft_wrap=True)
-        self._say(speed_line(num_tokens, num_forwards, time.perf_counter() - started))
-        return text
-
-    def _canvas(self, text: str, chunk: Chunk) -> Text:
-        """Final text, then what the active block holds behind it: tokens and masks."""
-        view, canvas = Text(visible(text)), chunk.canvas
-        for token in canvas[canvas.index(None) :] if None in canvas else ():
-            if token is None:
-                view.append(" ░", style="dim")
-            else:
-                piece = visible(decode(self._lm.tokenizer, [token]))
-                view.append(piece.replace("\n", "⏎"), style="cyan")
-        lines = view.wrap(self._console, self._console.width)
-        return Text("\n").join(lines[-max(1, self._console.height - 2) :])
+        prefix = "" if self._is_chat else line
+        shown = show_answer(self._lm, prompt, self._params, self._console, prefix)
+        self._say(shown.speed if shown.is_whole else f"stopped; {shown.speed}")
+        before = prompt if self._is_chat else [*self._messages, {"role": "user", "content": line}]
+        self._messages = [*before, {"role": "assistant", "content": shown.text}]  # type: ignore[list-item]
 
     def _say(self, text: str) -> None:
         self._console.print(Text(text, style="dim"), soft_wrap=True)
@@ -158,12 +156,45 @@ def run_chat(
     config: ChatConfig,
     *,
     console: Console | None = None,
-    read: Callable[[Console], Iterator[str]] = read_lines,
+    read: Callable[[Console, str | None], Iterator[str]] = read_lines,
 ) -> None:
     """Talks until the input ends. Works in a terminal and in a pipe.
 
     Raises:
-        ValueError: the model has no tokenizer.
+        ValueError: see `TerminalChat`.
     """
     console = console or Console(highlight=False)
-    TerminalChat(lm, config, console).run(read(console))
+    TerminalChat(lm, config, console).run(read(console, config.history))
+
+
+def show_samples(lm: LanguageModel, config: SampleConfig, console: Console) -> None:
+    """Answers the prompts of a configuration one after the other, live where that is possible.
+
+    Raises:
+        ValueError: the model has no tokenizer, or see `LanguageModel.generate`.
+    """
+    chat, params = is_chat(lm, config.chat), SamplingParams(**config.sampling.model_dump())
+    for text in config.prompts:
+        prompt = first_turn(text, config.system) if chat else text
+        console.print(Text(f"> {text}"), soft_wrap=True)
+        if params.n == 1 and params.cfg_scale == 0:
+            console.print(Text(f"  [{show_answer(lm, prompt, params, console).speed}]\n"))
+            continue
+        started = time.perf_counter()
+        answers = lm.generate([prompt], params)
+        for answer in answers:
+            console.print(Text(visible(answer.text)), soft_wrap=True)
+        num_tokens, num_forwards = (
+            sum(values)
+            for values in zip(*((len(a.token_ids), a.num_forwards) for a in answers), strict=True)
+        )
+        speed = speed_line(num_tokens, num_forwards, time.perf_counter() - started)
+        console.print(Text(f"  [{speed}]\n"))
+
+
+def _one_answer(params: SamplingParams) -> SamplingParams:
+    for name, wanted in (("n", 1), ("cfg_scale", 0)):
+        if getattr(params, name) != wanted:
+            value = getattr(params, name)
+            raise ValueError(f"sampling.{name} ({value}) cannot be shown live: set it to {wanted}")
+    return params

@@ -747,6 +747,9 @@ class ChatConfig(Section):
         "auto", description="Render with the chat template; auto: if there is one."
     )
     system: str | None = Field(None, description="System prompt (chat).")
+    history: str | None = Field(
+        "~/.a2d_ray_chat_history", description="File that keeps what was typed; null: none."
+    )
 
 
 class ServedModel(Section):

@@ -1,8 +1,15 @@
 """The terminal chat over a real tiny model, driven by lines as from a pipe."""
 
+import fcntl
 import io
+import json
+import os
+import pty
+import select
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -10,8 +17,10 @@ from rich.console import Console
 
 import a2d_ray
 from a2d_ray import SamplingParams
-from a2d_ray.chat import is_chat, run_chat, visible
+from a2d_ray.answers import Chunk
+from a2d_ray.chat import is_chat, run_chat
 from a2d_ray.config import ChatConfig
+from a2d_ray.live_view import canvas_text, confidence_style, visible
 from tests.tiny import save_tiny_ar
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +45,7 @@ def talk(lm, *lines: str, terminal: bool = False, **options) -> str:
     )
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, highlight=False, width=100)
-    run_chat(lm, config, console=console, read=lambda _: iter(lines))
+    run_chat(lm, config, console=console, read=lambda *_: iter(lines))
     return screen.getvalue()
 
 
@@ -90,6 +99,103 @@ def test_a_terminal_sees_masks_before_the_answer(lm):
     assert 0 < shown.index("░") < shown.index("tokens per forward")
 
 
+def test_options_are_set_and_refused_while_talking(lm):
+    shown = talk(lm, "/set rule=steps steps=2", "/set top_p=0", "/set nonsense=1", "/set x", "/set")
+    assert "rule=steps, steps=2" in shown
+    assert "error: top_p" in shown and "error: nonsense" in shown and "KEY=VALUE" in shown
+    assert "rule=steps" in shown[shown.rindex("max_new_tokens=8") :]
+    assert "error: sampling.n (2)" in talk(lm, "/set n=2")
+
+
+def test_a_set_option_decides_the_next_answer(lm):
+    chat = [{"role": "user", "content": "one"}]
+    (wanted,) = lm.generate([chat], SamplingParams(**SAMPLING | {"seed": 9}))
+    assert visible(wanted.text) + "\n" in talk(lm, "/set seed=9", "one")
+
+
+def test_a_conversation_is_saved(lm, tmp_path):
+    file = tmp_path / "talk.json"
+    shown = talk(lm, "one", f"/save {file}", "/save", "/save /nowhere/x", system="be brief")
+    kept = json.loads(file.read_text())
+    assert [m["role"] for m in kept["messages"]] == ["system", "user", "assistant"]
+    assert kept["sampling"]["max_new_tokens"] == 8
+    assert "saved 3 messages" in shown and "/save FILE" in shown and "No such file" in shown
+
+
+def test_help_names_every_command(lm):
+    shown = talk(lm, "/help")
+    for command in ("/reset", "/system", "/set", "/save", "/help", "/exit"):
+        assert command in shown
+
+
+def test_tokens_are_shaded_by_confidence(lm):
+    chunk = Chunk(
+        text="", token_ids=[], finish_reason=None, num_forwards=1,
+        canvas=(70, None, 71, 72), canvas_confidence=(1.0, None, 0.1, 0.9),
+    )  # fmt: skip
+    view = canvas_text("ab", chunk, lm.tokenizer)
+    pieces = lm.tokenizer.decode([71]), lm.tokenizer.decode([72])
+    assert view.plain == "ab ░" + "".join(pieces)
+    assert [span.style for span in view.spans][1:] == [confidence_style(0.1), confidence_style(0.9)]
+    assert confidence_style(0.0) != confidence_style(0.5) != confidence_style(1.0)
+
+
+def test_in_a_real_terminal_ctrl_c_stops_the_answer_and_the_program_goes_on(checkpoint, tmp_path):
+    """A pseudo-terminal: the live view, Ctrl-C in the midst of an answer, then another one."""
+    command = [sys.executable, "jobs/chat.py", *job_overrides(checkpoint), "chat=false"]
+    command += ["sampling.max_new_tokens=400", "sampling.rule=steps", "sampling.ignore_eos=true"]
+    command += [f"history={tmp_path / 'history'}"]
+    main, side = pty.openpty()
+    termios.tcsetwinsize(side, (30, 90))
+    child = subprocess.Popen(
+        command, stdin=side, stdout=side, stderr=side, cwd=ROOT,
+        preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
+        env={**os.environ, "TERM": "xterm-256color"},
+    )  # fmt: skip
+    os.close(side)
+    terminal = Terminal(main)
+    try:
+        terminal.expect("lists the commands")
+        terminal.send("first\r")
+        terminal.expect("░")
+        terminal.send("\x03")
+        terminal.expect("stopped; ")
+        terminal.send("/set max_new_tokens=4\r")
+        terminal.expect("max_new_tokens=4")
+        terminal.send("second\r")
+        terminal.expect("4 tokens in")
+        terminal.expect("\x1b[?2004h")  # the next prompt is ready
+        terminal.send("\x04")
+        assert child.wait(timeout=20) == 0
+    finally:
+        child.kill()
+        os.close(main)
+    typed = (tmp_path / "history").read_text()
+    assert "+first" in typed and "+second" in typed
+
+
+class Terminal:
+    """The other side of a pseudo-terminal, answering what a terminal is asked."""
+
+    def __init__(self, file: int) -> None:
+        self._file, self._seen = file, ""
+
+    def send(self, keys: str) -> None:
+        os.write(self._file, keys.encode())
+
+    def expect(self, text: str, timeout_s: float = 30) -> None:
+        """Reads until `text` appears behind what was expected before."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self._seen:
+            assert time.monotonic() < deadline, f"no {text!r} in {self._seen[-2000:]!r}"
+            if select.select([self._file], [], [], 0.2)[0]:
+                new = os.read(self._file, 65536).decode(errors="replace")
+                if "\x1b[6n" in new:  # where is the cursor?
+                    self.send("\x1b[1;1R")
+                self._seen += new
+        self._seen = self._seen.partition(text)[2]
+
+
 def test_a_model_cannot_steer_the_terminal():
     assert visible("a\x1b[2Jb\r\n\tc") == "a\ufffd[2Jb\ufffd\n\tc"
 
@@ -100,10 +206,13 @@ def test_a_model_without_a_tokenizer_cannot_chat(lm):
         is_chat(bare, "auto")
 
 
-def run_job(job: str, checkpoint: Path, *args: str, lines: str = "") -> str:
+def job_overrides(checkpoint: Path) -> list[str]:
     overrides = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu"]
-    overrides += ["model.objective=bd3lm", "model.block_size=4", "sampling.max_new_tokens=8"]
-    command = [sys.executable, f"jobs/{job}.py", *overrides, *args]
+    return [*overrides, "model.objective=bd3lm", "model.block_size=4", "sampling.max_new_tokens=8"]
+
+
+def run_job(job: str, checkpoint: Path, *args: str, lines: str = "") -> str:
+    command = [sys.executable, f"jobs/{job}.py", *job_overrides(checkpoint), *args]
     done = subprocess.run(
         command, input=lines, capture_output=True, text=True, cwd=ROOT, timeout=120
     )

@@ -1,0 +1,108 @@
+"""An answer in the terminal while it is denoised: tokens appear by confidence, masks fill in."""
+
+import re
+import time
+from contextlib import closing
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.live import Live
+from rich.style import Style
+from rich.text import Text
+
+from a2d_ray.answers import Chunk
+from a2d_ray.api import LanguageModel, Prompt
+from a2d_ray.generation.params import SamplingParams
+from a2d_ray.text import decode
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_UNSURE, _SURE = (210, 110, 60), (70, 190, 130)  # colours of confidence 0 and 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """An answer that was shown.
+
+    Attributes:
+        text: of the answer.
+        is_whole: False if Ctrl-C stopped it.
+        speed: how fast it was, in words.
+    """
+
+    text: str
+    is_whole: bool
+    speed: str
+
+
+def visible(text: str) -> str:
+    """`text` without control characters: a model must not steer the user's terminal."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def speed_line(num_tokens: int, num_forwards: int, seconds: float) -> str:
+    """How fast an answer was, in words."""
+    return (
+        f"{num_tokens} tokens in {seconds:.2f} s: {num_tokens / max(seconds, 1e-9):.1f} tokens/s, "
+        f"{num_tokens / max(num_forwards, 1):.2f} tokens per forward"
+    )
+
+
+def show_answer(
+    lm: LanguageModel, prompt: Prompt, params: SamplingParams, console: Console, prefix: str = ""
+) -> Shown:
+    """Generates an answer under the user's eyes, and leaves its text on the screen.
+
+    Args:
+        lm: the model.
+        prompt: see `LanguageModel.encode`.
+        params: options.
+        console: where; without a terminal only the whole text is printed.
+        prefix: text in front of the answer.
+
+    Raises:
+        ValueError: see `LanguageModel.stream`.
+    """
+    text, num_tokens, num_forwards, is_whole = "", 0, 0, True
+    started = time.perf_counter()
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+        try:
+            with closing(lm.stream(prompt, params)) as chunks:  # type: ignore[type-var]
+                for chunk in chunks:
+                    text += chunk.text
+                    num_tokens += len(chunk.token_ids)
+                    num_forwards = chunk.num_forwards
+                    if console.is_terminal:
+                        speed = speed_line(num_tokens, num_forwards, time.perf_counter() - started)
+                        view = canvas_text(prefix + text, chunk, lm.tokenizer)
+                        live.update(_last_lines(view, speed, console), refresh=True)
+        except KeyboardInterrupt:
+            is_whole = False
+    console.print(Text(visible(prefix + text)), soft_wrap=True)
+    speed = speed_line(num_tokens, num_forwards, time.perf_counter() - started)
+    return Shown(text=text, is_whole=is_whole, speed=speed)
+
+
+def canvas_text(text: str, chunk: Chunk, tokenizer: object) -> Text:
+    """Final text, then what the active block holds behind it: shaded tokens, and masks."""
+    view, canvas = Text(visible(text)), chunk.canvas
+    first = canvas.index(None) if None in canvas else len(canvas)
+    for token, confidence in list(zip(canvas, chunk.canvas_confidence, strict=True))[first:]:
+        if token is None:
+            view.append(" ░", style="dim")
+        else:
+            piece = visible(decode(tokenizer, [token])).replace("\n", "⏎")
+            view.append(piece, style=confidence_style(confidence or 0.0))
+    return view
+
+
+def confidence_style(confidence: float) -> Style:
+    """The shade of a confidence in [0, 1]: from rust to green."""
+    shade = (round(a + (b - a) * confidence) for a, b in zip(_UNSURE, _SURE, strict=True))
+    return Style(color="#{:02x}{:02x}{:02x}".format(*shade))
+
+
+def _last_lines(view: Text, speed: str, console: Console) -> Text:
+    """What fits the screen, with the speed below."""
+    lines = view.wrap(console, console.width)
+    shown = Text("\n").join(lines[-max(1, console.height - 3) :])
+    return shown.append(f"\n{speed}", style="dim")
