@@ -1,0 +1,103 @@
+"""Micro-batches of a step: what a configuration asks for, whatever they are cut into."""
+
+import pytest
+import torch
+
+from a2d_ray.config import (
+    BatchSection,
+    DataSection,
+    ModelSection,
+    ObjectiveSection,
+    RunSection,
+    TrainConfig,
+)
+from a2d_ray.training.batches import COUNTS, StepBuilder
+from a2d_ray.training.module import DiffusionModule
+from a2d_ray.training.objective import loss_spec
+from tests.diffusion.test_objectives import MASK, gradients
+from tests.rows import LAST_ONLY, MIXED, packed_row, split_documents
+from tests.test_config import RECIPE
+from tests.tiny import tiny_a2d_model, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+EPOCHS = torch.tensor([0, 0, 1])
+
+
+def config_of(*, is_packed, **objective):
+    return TrainConfig(
+        run=RunSection(name="x"),
+        model=ModelSection(path="x"),
+        data=DataSection(spec="x.jsonl", targets="last", packing=is_packed),
+        objective=ObjectiveSection(**{"name": "bd3lm", "block_size": 4, **objective}),
+        batch=BatchSection(rows=3 if is_packed else None, sequences=None if is_packed else 3),
+    )
+
+
+def step_gradient(config, rows, rows_per_micro):
+    """Gradient of the loss of one step, and its counts."""
+    builder = StepBuilder.of(config, TOKENIZER, rows_per_epoch=10, rows_per_micro=rows_per_micro)
+    micros = builder.micros(rows, EPOCHS)
+    counts = dict(zip(COUNTS, builder.counts(micros).tolist(), strict=True))
+    module = DiffusionModule(
+        tiny_a2d_model("llama"),
+        loss_spec(config.objective, mask_id=MASK),
+        is_causal_clean=builder.spec.causal_clean,
+        compute_dtype=torch.float32,
+    )
+    losses = [module(layout, noise).loss / counts["denominator"] for layout, noise in micros]
+    return gradients(module, *losses), counts
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"views": 2},
+        {"block_size": [2, 4, 8]},
+        {"clean_attention": "causal", "ar_loss_weight": 0.5},
+        {"name": "mdlm"},
+    ],
+    ids=["views", "sizes", "ar", "mdlm"],
+)
+def test_a_step_has_one_gradient_however_it_is_cut(objective):
+    config = config_of(is_packed=True, **objective)
+    documents = LAST_ONLY if objective.get("name") == "mdlm" else MIXED
+    rows = [packed_row(documents, seed=s) for s in range(3)]
+    whole, counts = step_gradient(config, rows, 3)
+    assert counts["denominator"] == counts["targets"] > 0 and whole.abs().max() > 1e-4
+    for rows_per_micro in (1, 2):
+        cut, same = step_gradient(config, rows, rows_per_micro)
+        assert same == counts
+        torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mdlm", "bd3lm"])
+@pytest.mark.parametrize("shift", [False, True])
+def test_the_reference_preset_is_the_mean_over_its_micro_batches(name, shift):
+    config = config_of(is_packed=False, **RECIPE, name=name, right_shift_logits=shift)
+    rows = split_documents(packed_row(LAST_ONLY))
+    builder = StepBuilder.of(config, TOKENIZER, rows_per_epoch=10, rows_per_micro=3)
+    ((layout, _),) = builder.micros(rows, EPOCHS)
+    fill = {"mdlm": [5, 5, 0], "bd3lm": [1, 1, 0]}[name]  # to the longest; to a block of four
+    assert layout.is_target_RT.sum(1).tolist() == [
+        n + f for n, f in zip((6, 4, 8), fill, strict=True)
+    ]
+    mean, counts = step_gradient(config, rows, 1)
+    assert counts["denominator"] == 3
+    alone = [
+        step_gradient_of_one(config, row, epoch) for row, epoch in zip(rows, EPOCHS, strict=True)
+    ]
+    if name == "bd3lm":  # mdlm's fill depends on the micro-batch
+        torch.testing.assert_close(mean, torch.stack(alone).mean(0), rtol=1e-4, atol=1e-6)
+    assert mean.isfinite().all() and mean.abs().max() > 1e-4
+
+
+def step_gradient_of_one(config, row, epoch):
+    builder = StepBuilder.of(config, TOKENIZER, rows_per_epoch=10, rows_per_micro=1)
+    ((layout, noise),) = builder.micros([row], epoch[None])
+    module = DiffusionModule(
+        tiny_a2d_model("llama"),
+        loss_spec(config.objective, mask_id=MASK),
+        is_causal_clean=False,
+        compute_dtype=torch.float32,
+    )
+    return gradients(module, module(layout, noise).loss)
