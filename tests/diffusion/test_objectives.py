@@ -1,5 +1,6 @@
 """Laws of the loss: every shortcut gives the gradient of the plain computation (fp32)."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from a2d_ray.diffusion.layout import LayoutSpec, build_layout
-from a2d_ray.diffusion.likelihood import nelbo_sums
+from a2d_ray.diffusion.likelihood import DRAW_SEED, masked_ratio, nelbo_sums
 from a2d_ray.diffusion.losses import masked_cross_entropy
 from a2d_ray.diffusion.masks import dense_mask
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
@@ -215,3 +216,32 @@ def test_nelbo_is_bit_identical_and_does_not_depend_on_batching():
     first, again = nelbo([[row]]), nelbo([[row]])
     assert torch.equal(first[0], again[0]) and first[1] == 15 + 8 + 5 + 13
     torch.testing.assert_close(nelbo([[r] for r in split_documents(row)])[0], first[0])
+
+
+def test_scores_by_masked_share_add_up():
+    """A uniform model: log(V - 1) nats in every bin; the bins hold every masked token once."""
+    spec, documents = CASES[0]
+    rows = [packed_row(documents), packed_row(documents, seed=1)]
+    width, num_words = 4, 320
+    part = nelbo_sums(
+        rows,
+        spec,
+        lambda ids_RT, layout: torch.zeros(*ids_RT.shape, width),
+        torch.zeros(num_words, width),
+        mask_id=MASK,
+        draw=0,
+        device=torch.device("cpu"),
+    )
+    counts, nats, hits = part.by_ratio
+    torch.testing.assert_close(nats, counts * math.log(num_words - 1), rtol=1e-6, atol=0)
+    layout = build_layout(rows, replace(spec, views=2))
+    noise = draw_noise(
+        layout, NoiseSpec(), seed=DRAW_SEED, epoch_R=torch.zeros(2, dtype=torch.int64)
+    )
+    assert counts.sum() == noise.is_masked_RT.sum() and (hits <= counts).all()
+    ratio = masked_ratio(layout, noise)
+    keys = torch.stack([layout.doc_RT, layout.stream_RT, layout.block_RT])
+    for row, column in layout.is_target_RT.nonzero().tolist():  # by hand
+        is_same = (keys[:, row] == keys[:, row, column, None]).all(0) & layout.is_target_RT[row]
+        share = noise.is_masked_RT[row][is_same].double().mean()
+        assert ratio[row, column] == share

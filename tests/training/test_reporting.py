@@ -85,3 +85,34 @@ def test_shares_and_counts_of_steps(every, num_steps, expected):
     from a2d_ray.training.plan import is_due
 
     assert [s for s in range(1, num_steps + 1) if is_due(s, every, num_steps)] == expected
+
+
+def test_a_resumed_run_is_the_same_wandb_run(tmp_path):
+    from a2d_ray.config import TrainConfig
+    from a2d_ray.training.gauges import RunGauges
+    from a2d_ray.training.reporting import RunReporter
+    from a2d_ray.training.samples import Sample
+
+    config = TrainConfig.model_validate(
+        {
+            "run": {"name": "mine", "storage_path": str(tmp_path)},
+            "model": {"path": "model"},
+            "data": {"spec": "rows.jsonl"},
+            "objective": {"name": "bd3lm"},
+            "wandb": {"mode": "offline"},
+        }
+    )
+    directory = RunDirectory.of(str(tmp_path), "mine")
+    for start in (0, 2):
+        log = MetricsLog(directory, start)
+        reporter = RunReporter(config, log, RunGauges("mine", 4))
+        for step in (start + 1, start + 2):
+            reporter.step({"step": step, "loss": 1.0, "grad_norm": 1.0, "lr": 0.1})
+        line = {"step": start + 2, "eval/nelbo": 1.0}
+        reporter.evaluation(line, [Sample("say 1", "one", f"answer {start}")])
+        reporter.close()
+    ids = [path.name.rpartition("-")[2] for path in (tmp_path / "mine/wandb").glob("offline-run-*")]
+    assert ids == ["mine"] * len(ids) and ids
+    assert [x["step"] for x in lines(tmp_path / "mine")] == [1, 2, 2, 3, 4, 4]
+    samples = (tmp_path / "mine/samples.jsonl").read_text()
+    assert samples.count("\n") == 2 and "answer 0" in samples and "answer 2" in samples
