@@ -2,23 +2,22 @@
 
 The public manner (`NaiveSampler`): one request at a time, every denoise step of every block, on
 past the text that ends the answer, the prefix read again for each block. Ours: continuous batching
-on the engine; the same at one request at a time is reported beside it. float32, so that answers
-must be equal; the shape of SmolLM2-135M with random weights, block 32.
+on the engine, where a request leaves once its `until` text is there; the same at one request at a
+time is reported beside it. float32, so that answers must be equal; the shape of SmolLM2-135M with
+random weights, block 32. Random weights write no `until`, so it is taken to appear after a quarter
+to a half of the budget, at a fixed length for each request.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-from a2d_ray.api import LanguageModel
 from a2d_ray.benchmarks.harness import Case, measure
 from a2d_ray.benchmarks.naive_sampling import NaiveSampler
-from a2d_ray.benchmarks.sampling import MASK_ID, make_model, make_prompt
+from a2d_ray.benchmarks.sampling import MASK_ID, make_engine, make_model, make_prompt, step_params
 from a2d_ray.config import BenchmarkConfig
+from a2d_ray.generation.engine import Engine, Request
 from a2d_ray.generation.params import SamplingParams
-from a2d_ray.generation.scheduler import EngineOptions
-from a2d_ray.models.contract import Contract
 
 BLOCK_SIZE, NUM_PROMPT = 32, 192
 
@@ -37,37 +36,33 @@ def run(config: BenchmarkConfig) -> Iterator[Case]:
 
 
 def evaluation(config: BenchmarkConfig) -> Case:
-    """Wall seconds per request; every answer ends in the second fifth of its budget."""
+    """Wall seconds per request, two tokens per forward."""
     num_requests, num_new = (4, 64) if config.quick else (8, 128)
-    budget = SamplingParams(
-        max_new_tokens=num_new, rule="steps", steps=num_new // 2, ignore_eos=True
-    )
-    model: Any = make_model("llama", torch.float32, config.seed)
-    contract = Contract(objective="bd3lm", mask_token_id=MASK_ID, block_size=BLOCK_SIZE)
-    lm = LanguageModel(model, None, contract)
+    budget = step_params(num_new, tokens_per_forward=2)
+    model = make_model("llama", torch.float32, config.seed)
     naive = NaiveSampler(model, mask_id=MASK_ID, block_size=BLOCK_SIZE)
     prompts = [make_prompt(NUM_PROMPT, config.seed + index) for index in range(num_requests)]
-
-    wholes = [naive.sample(prompt, budget) for prompt in prompts]
-    num_forwards = naive.num_forwards
-    stops = [_late_token(whole, num_new // 4) for whole in wholes]
-    expected = [whole[: whole.index(stop)] for whole, stop in zip(wholes, stops, strict=True)]
-    asked = [
-        ((tuple(prompt),), budget.model_copy(update={"stop_token_ids": (stop,)}))
-        for prompt, stop in zip(prompts, stops, strict=True)
-    ]
+    lengths = [num_new * (num_requests + i) // (4 * num_requests) for i in range(num_requests)]
+    engines = {
+        running: make_engine(model, BLOCK_SIZE, max_running=running)
+        for running in (1, num_requests)
+    }
 
     def ours(max_running: int) -> list[list[int]]:
-        options = EngineOptions(max_running=max_running, prefix_cache=False)
-        answers = dict(lm.answer_each(asked, options))
-        return [answers[index].token_ids for index in range(num_requests)]
+        return answer_until(engines[max_running], prompts, lengths, budget)
 
+    def public() -> list[list[int]]:
+        wholes = [naive.sample(prompt, budget) for prompt in prompts]
+        return [whole[:length] for whole, length in zip(wholes, lengths, strict=True)]
+
+    expected = public()
+    num_forwards = naive.num_forwards
     num_equal = sum(a == b for a, b in zip(ours(num_requests), expected, strict=True))
     timing = measure(
         {
             "ours": lambda: ours(num_requests),
             "one": lambda: ours(1),
-            "naive": lambda: [naive.sample(prompt, budget) for prompt in prompts],
+            "naive": public,
             "floor": lambda: [naive.bare_forwards(prompt, budget) for prompt in prompts],
         },
         repeats=1,
@@ -88,13 +83,23 @@ def evaluation(config: BenchmarkConfig) -> Case:
                 name: round(taken.cpu_s / num_requests, 4) for name, taken in timing.items()
             },
             "equal_answers": f"{num_equal} of {num_requests}",
-            "answer_tokens": [len(answer) for answer in expected],
+            "answer_tokens": lengths,
             "budget_tokens": num_new,
         },
     )
 
 
-def _late_token(whole: list[int], start: int) -> int:
-    """The first token from `start` on that did not occur before: what ends the answer."""
-    fresh = (token for place, token in enumerate(whole) if token not in whole[: max(place, start)])
-    return next(fresh, whole[-1])
+def answer_until(
+    engine: Engine, prompts: list[list[int]], lengths: list[int], params: SamplingParams
+) -> list[list[int]]:
+    """Answers of requests that arrive together; each leaves once it has its length."""
+    answers: list[list[int]] = [[] for _ in prompts]
+    for index, prompt in enumerate(prompts):
+        engine.add_request(Request(request_id=str(index), prompt=[prompt], params=params))
+    while engine.has_unfinished():
+        for output in engine.step():
+            index = int(output.request_id)
+            answers[index] += output.token_ids
+            if len(answers[index]) >= lengths[index]:
+                engine.abort(output.request_id)
+    return [answer[:length] for answer, length in zip(answers, lengths, strict=True)]

@@ -1,0 +1,30 @@
+"""The suite ``evaluation`` on a tiny shape: equal answers, fewer forwards."""
+
+import json
+
+from a2d_ray.benchmarks import evaluation, sampling
+from a2d_ray.benchmarks.harness import run_suite
+from a2d_ray.config import BenchmarkConfig
+
+
+def test_answers_are_equal_and_the_case_says_what_it_must(monkeypatch):
+    tiny = {
+        "vocab_size": 512,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    monkeypatch.setattr(sampling, "SHAPE", sampling.SHAPE | tiny)
+    for module in (sampling, evaluation):
+        monkeypatch.setattr(module, "MASK_ID", 511)
+    lines = [
+        json.loads(line) for line in run_suite(BenchmarkConfig(suite="evaluation", quick=True))
+    ]
+    case, summary = lines
+    assert case["case"] == "evaluation" and summary["summary"].keys() == {"evaluation"}
+    assert case["equal_answers"] == "4 of 4"
+    assert case["baseline_forwards"] == 4 * (2 + 32)  # two prefixes, two tokens per step of 64
+    assert case["answer_tokens"] == [16, 20, 24, 28] and case["budget_tokens"] == 64
+    assert {"ours_concurrency_1", "ratio_concurrency_1", "baseline_floor"} <= case.keys()
