@@ -144,13 +144,15 @@ def network_bytes(
     """Bytes that each worker sends in a step, with ring collectives over fp32.
 
     A ring sends (W - 1) / W of a tensor for a reduce-scatter or an all-gather, twice that for an
-    all-reduce. Stages 0 and 1 reduce gradients once a step, stages 2 and 3 for every micro-batch;
-    stages 1 and 2 gather the new weights; stage 3 gathers weights for every forward and backward.
+    all-reduce. Stage 0 all-reduces gradients; stages 1 and 2 do too, since DeepSpeed reduces
+    buckets of many owners whole (`use_multi_rank_bucket_allreduce`), stage 2 for every micro-batch,
+    and gather the new weights; stage 3 gathers weights for every forward and backward and
+    reduce-scatters. Stage 2 was measured; the paper's would send one pass less.
 
-    Source: ZeRO, arXiv 1910.02054, section 7.
+    Source: ZeRO, arXiv 1910.02054, section 7; docs/scaling.md.
     """
     once = FP32 * trained_parameters * (num_workers - 1) / num_workers
-    passes = {0: 2, 1: 2 + 1, 2: num_micro + 1, 3: 3 * num_micro}
+    passes = {0: 2, 1: 2 + 1, 2: 2 * num_micro + 1, 3: 3 * num_micro}
     return once * passes[zero_stage]
 
 

@@ -11,7 +11,7 @@ from a2d_ray.cli import to_yaml
 from tests.cluster.files import ROOT
 from tests.training.runs import assert_same_losses, metrics
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def said(workshop, make_config, tmp_path_factory):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=390,
+        timeout=850,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-STEPS, ROWS, DOCUMENTS = 6, 2, 8
+STEPS, ROWS, DOCUMENTS = 4, 2, 8
 SIZES = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "vocab_size": 4096}
 
 

@@ -60,8 +60,8 @@ def test_network_of_a_step():
     p = 1000
     assert network_bytes(p, zero_stage=0, num_workers=1) == 0
     assert network_bytes(p, zero_stage=0, num_workers=4) == 4 * p * 2 * 3 / 4
-    assert network_bytes(p, zero_stage=2, num_workers=4) == 4 * p * 2 * 3 / 4
-    assert network_bytes(p, zero_stage=2, num_workers=4, num_micro=3) == 4 * p * 4 * 3 / 4
+    assert network_bytes(p, zero_stage=2, num_workers=4) == 4 * p * 3 * 3 / 4
+    assert network_bytes(p, zero_stage=2, num_workers=4, num_micro=3) == 4 * p * 7 * 3 / 4
     assert network_bytes(p, zero_stage=3, num_workers=4) == 4 * p * 3 * 3 / 4
 
 
