@@ -50,23 +50,31 @@ def keep_likely(logits_NV: Tensor, *, top_k: int = 0, top_p: float = 1, min_p: f
     Args:
         logits_NV: logits at the sampling temperature, float32.
         top_k: keep the k most likely (and ties of the last); 0: all.
-        top_p: keep the fewest most likely tokens whose probabilities reach it.
+        top_p: keep the fewest most likely tokens whose probabilities reach it (and ties of the
+            last).
         min_p: keep tokens at least so probable relative to the most likely one.
     """
     if 0 < top_k < logits_NV.shape[-1]:
         least_N1 = logits_NV.topk(top_k, -1).values[:, -1:]
         logits_NV = logits_NV.masked_fill(logits_NV < least_N1, -torch.inf)
     if top_p < 1:
-        sorted_NV, order_NV = logits_NV.sort(stable=True, dim=-1, descending=True)
-        p_NV = torch.softmax(sorted_NV, -1)
-        is_tail_NV = p_NV.cumsum(-1) - p_NV >= top_p
-        is_tail_NV[:, 0] = False
-        is_out_NV = torch.zeros_like(is_tail_NV).scatter(-1, order_NV, is_tail_NV)
-        logits_NV = logits_NV.masked_fill(is_out_NV, -torch.inf)
+        logits_NV = logits_NV.masked_fill(logits_NV < _nucleus_edge(logits_NV, top_p), -torch.inf)
     if min_p > 0:
         least_N1 = logits_NV.amax(-1, keepdim=True) + math.log(min_p)
         logits_NV = logits_NV.masked_fill(logits_NV < least_N1, -torch.inf)
     return logits_NV
+
+
+def _nucleus_edge(logits_NV: Tensor, top_p: float) -> Tensor:
+    """Logit of the last token within `top_p`, [N, 1]. Most nuclei are small: V is rarely sorted."""
+    lse_N1 = logits_NV.logsumexp(-1, keepdim=True)
+    for size in (256, logits_NV.shape[-1]):
+        sorted_NK = logits_NV.topk(min(size, logits_NV.shape[-1]), -1).values
+        p_NK = (sorted_NK - lse_N1).exp()
+        num_before_N1 = (p_NK.cumsum(-1) < top_p).sum(-1, keepdim=True)
+        if bool((num_before_N1 < p_NK.shape[-1]).all()):
+            break
+    return sorted_NK.gather(-1, num_before_N1.clamp(max=p_NK.shape[-1] - 1))
 
 
 def draw(logits_NV: Tensor, u_N: Tensor) -> Tensor:

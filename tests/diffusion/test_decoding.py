@@ -193,6 +193,17 @@ def test_only_likely_tokens_stay():
     assert stay(top_k=3, min_p=0.6) == [0, 2]
 
 
+@given(seed=st.integers(0, 99), top_p=st.floats(0.01, 0.99), scale=st.floats(0.1, 5))
+def test_a_nucleus_is_the_least_set_that_reaches_its_mass(seed, top_p, scale):
+    """Small nuclei, and ones beyond the tokens that are looked at first."""
+    logits = scale * torch.randn(3, 700, generator=torch.Generator().manual_seed(seed))
+    p, is_kept = torch.softmax(logits, -1), d.keep_likely(logits, top_p=top_p) > -torch.inf
+    for row, kept in zip(p, is_kept, strict=True):
+        mass, least = float(row[kept].sum()), float(row[kept].min())
+        assert mass > top_p - 1e-5 and mass - least < top_p + 1e-5
+        assert kept.all() or float(row[~kept].max()) < least
+
+
 def test_draws_follow_the_distribution_and_nothing_else():
     p = torch.tensor([0.1, 0.0, 0.6, 0.3])
     u = d.position_uniform(torch.arange(20_000), seed=3, step=0)
