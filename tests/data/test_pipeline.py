@@ -1,11 +1,14 @@
 """Ray Data end to end: what was packed, and what each rank reads."""
 
+import contextlib
 import json
 import threading
 from collections import Counter
 from itertools import chain
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from a2d_ray.config import DataSection, ObjectiveSection
 from a2d_ray.data.pipeline import PackedSet, prepare, to_packed_rows, training_dataset
@@ -138,17 +141,106 @@ def test_no_conversation_is_lost_and_none_is_in_both_splits(packed):
 
 def test_bytes_do_not_depend_on_the_parallelism(ray_local, packed, tmp_path, model_path):
     source = spec_of(packed)
-    context = ray_local.data.DataContext.get_current()
-    before = context.execution_options.resource_limits
-    try:
-        context.execution_options.resource_limits = type(before)(cpu=1)
+    with _tasks_at_a_time(ray_local, 1):
         again = prepare(*sections(tmp_path, source), model_path)
-    finally:
-        context.execution_options.resource_limits = before
     names = sorted(p.relative_to(packed.path) for p in packed.path.rglob("*") if p.is_file())
     assert again.fingerprint == packed.fingerprint
     assert names == sorted(p.relative_to(again.path) for p in again.path.rglob("*") if p.is_file())
     assert all((packed.path / n).read_bytes() == (again.path / n).read_bytes() for n in names)
+
+
+answers = st.lists(st.integers(1, 30), min_size=1, max_size=3)
+
+
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(answers, min_size=8, max_size=40),
+    tasks=st.integers(1, 4),
+    files=st.integers(1, 3),
+    world=st.integers(1, 4),
+    name=st.sampled_from(["mdlm", "bd3lm"]),
+)
+def test_every_target_is_read_once_per_epoch(
+    ray_local, tmp_path_factory, model_path, rows, tasks, files, world, name
+):
+    """Whatever the documents, the files, the tasks at a time and the number of workers."""
+    root = tmp_path_factory.mktemp("property")
+    talks = [_talk(number, sizes) for number, sizes in enumerate(rows)]
+    for file in range(files):
+        write_jsonl(root / f"{file}.jsonl", talks[file::files])
+    data, _ = sections(root, str(root), test_fraction=0, max_length=400, tokens_per_row=1600)
+    with _tasks_at_a_time(ray_local, tasks):
+        packed = prepare(data, ObjectiveSection(name=name, block_size=4, views=2), model_path)
+    learned = sum(size + 1 for sizes in rows for size in sizes)  # an answer and its end of turn
+    assert packed.manifest["splits"]["train"]["targets"] == learned
+    stored = documents(packed, "train")
+    assert sum(sum(flags) for _, _, flags in stored.values()) == learned
+    total = packed.num_rows("train") // world * world
+    _, content = read_by_ranks(packed, world, 1, 0, total) if total else (None, {})
+    seen = Counter(chain.from_iterable(content.values()))
+    assert set(seen.values()) <= {1} and set(seen) <= set(stored)
+    assert len(content) == total
+
+
+def _talk(number, sizes):
+    turns = [
+        [{"role": "user", "content": f"q{number}.{i}"}, {"role": "assistant", "content": "a" * n}]
+        for i, n in enumerate(sizes)
+    ]
+    return {"messages": list(chain.from_iterable(turns))}
+
+
+@contextlib.contextmanager
+def _tasks_at_a_time(ray_local, tasks):
+    options = ray_local.data.DataContext.get_current().execution_options
+    before = options.resource_limits
+    options.resource_limits = type(before)(cpu=tasks)
+    try:
+        yield
+    finally:
+        options.resource_limits = before
+
+
+def test_every_kind_of_left_out_row_is_counted(ray_local, tmp_path, model_path):
+    """Duplicates, contamination, other languages and a cap, in one run."""
+    question = "how many minutes does it take the fog to cover the whole city today"
+    held_out = write_jsonl(tmp_path / "eval.jsonl", [{"question": question, "answer": "42"}])
+    fenced = [
+        {"instruction": f"w{i}", "output": f"```{lang}\nx\n```"}
+        for i, lang in enumerate(["python", "python", "python", "java"])
+    ]
+    rows = [*fenced, fenced[0], {"instruction": question, "output": "```python\n42\n```"}]
+    spec = write_jsonl(tmp_path / "rows.jsonl", rows)
+    data, objective = sections(
+        tmp_path,
+        f"{spec}[lang:python]",
+        test_fraction=0,
+        deduplicate=True,
+        decontaminate=[held_out],
+        max_rows=2,
+    )
+    packed = prepare(data, objective, model_path)
+    train = packed.manifest["splits"]["train"]
+    assert train["documents"] == 2
+    (dropped,) = train["dropped"].values()
+    assert dropped == {
+        "duplicate of another row": 1,
+        "overlaps data.decontaminate": 1,
+        "beyond data.max_rows or data.max_tokens": 1,
+    }
+    (language,) = packed.manifest["languages"].values()
+    assert language == {"language by fenced code": 6, "of another language": 1}
+
+
+def test_a_set_for_a_sweep_is_shared_by_its_trials(ray_local, tmp_path, model_path):
+    spec = write_jsonl(tmp_path / "rows.jsonl", [conversation(i) for i in range(60)])
+    data, _ = sections(tmp_path, spec, max_block_size=16, max_views=2)
+    trials = [(4, 1), (8, 2), (16, 2)]
+    sets = {
+        prepare(data, ObjectiveSection(name="bd3lm", block_size=b, views=v), model_path).fingerprint
+        for b, v in trials
+    }
+    assert len(sets) == 1
 
 
 def test_a_finished_set_is_reused_and_a_changed_option_makes_another(packed, model_path, caplog):
