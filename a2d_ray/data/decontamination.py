@@ -41,7 +41,7 @@ def evaluation_ngrams(specs: Sequence[str], size: int, shape: Shape) -> dict[int
     found: dict[int, list[np.ndarray]] = {}
     for text in specs:
         for spec in parse_spec(text):
-            source = resolve(spec)
+            source = resolve(spec, is_evaluation=True)
             shards = source.test or source.train
             rows = (row.example for shard in shards for row in read_shard(shard, spec, shape))
             for words in _all_words(example for example in rows if example is not None):

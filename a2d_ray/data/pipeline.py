@@ -303,7 +303,11 @@ def _options(
     words = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     text = f"{words}{tokenizer.chat_template}{tokenizer.eos_token}"
     wanted = ("packing", "text_field", "test_fraction", "deduplicate", "max_rows", "max_tokens")
-    evaluation = [resolve(spec) for text in data.decontaminate for spec in parse_spec(text)]
+    evaluation = [
+        resolve(spec, is_evaluation=True)
+        for text in data.decontaminate
+        for spec in parse_spec(text)
+    ]
     return {
         "format": FORMAT_VERSION,
         "sources": [{**asdict(source.spec), "identity": source.identity} for source in sources],

@@ -98,8 +98,12 @@ class ReadRow:
     is_other_language: bool = False
 
 
-def resolve(spec: SourceSpec) -> Source:
+def resolve(spec: SourceSpec, *, is_evaluation: bool = False) -> Source:
     """Finds the files of a source and looks at its first rows.
+
+    Args:
+        spec: what is asked for.
+        is_evaluation: it is not trained on, so it may do without a train split.
 
     Raises:
         ValueError: nothing there, no data files, a split that does not exist, no readable row.
@@ -111,7 +115,13 @@ def resolve(spec: SourceSpec) -> Source:
     else:
         files = _data_files(spec)
         shards = {split: _file_shards(spec, files, split) for split in SPLITS}
-        columns = _peek_columns(spec, shards["train"])
+        if not shards["train"] and not (is_evaluation and shards["test"]):
+            names = sorted({_split_of(file.name) for file in files})
+            raise ValueError(
+                f"data.spec: {spec.name!r} has no train split, only {', '.join(names)}; "
+                "name one with [train_split:NAME]"
+            )
+        columns = _peek_columns(spec, shards["train"] or shards["test"])
         identity = hashlib.sha256(json.dumps(files).encode()).hexdigest()
     return Source(
         spec=spec, train=shards["train"], test=shards["test"], columns=columns, identity=identity
@@ -211,11 +221,6 @@ def _file_shards(spec: SourceSpec, files: Sequence[DataFile], split: Split) -> t
         )
     names = [wanted] if wanted else [n for n in _SPLIT_NAMES[split] if n in by_split][:1]
     chosen = by_split[names[0]] if names else []
-    if split == "train" and not chosen:
-        raise ValueError(
-            f"data.spec: {spec.name!r} has no train split, only {', '.join(sorted(by_split))}; "
-            "name one with [train_split:NAME]"
-        )
     return tuple(
         Shard(path=path, format=file_format(path) or "", ordinal=i, split=split)
         for i, path in enumerate(chosen)

@@ -26,7 +26,7 @@ EVALUATION = [
 def ngrams(tmp_path, rows, size):
     path = tmp_path / "test.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return evaluation_ngrams([f"{path}[train_split:test]"], size, Shape())
+    return evaluation_ngrams([str(path)], size, Shape())
 
 
 def conversation(question, answer="It is so."):
