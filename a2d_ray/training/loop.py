@@ -10,6 +10,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from a2d_ray.config import ModelSection
 from a2d_ray.data.packed import PackedSet
 from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.noise import Noise
@@ -126,7 +127,7 @@ class _Worker:
             self.adapted = add_adapters(loaded.model, lora, mask_id=mask_id, base=config.model.path)
             if resumed is not None:
                 restore_adapters(self.adapted, resumed)
-        _prepare_layers(loaded.model, config.model)
+        prepare_layers(loaded.model, config.model)
         rows = config.batch.size // ranks.world
         rows_per_micro = config.batch.rows_per_device or rows
         self.builder = StepBuilder.of(
@@ -216,8 +217,8 @@ class _Worker:
             )
 
 
-def _prepare_layers(model: Any, section: Any) -> None:
-    """What the model section asks of the layers."""
+def prepare_layers(model: Any, section: ModelSection) -> None:
+    """Freezes, checkpoints and compiles layers as the configuration asks."""
     if section.trainable_layers is not None:
         freeze_below(model, section.trainable_layers)
     if section.gradient_checkpointing:

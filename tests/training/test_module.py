@@ -1,5 +1,7 @@
 """The trained module computes document by document what the dense mask gives."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from a2d_ray.training.module import DiffusionModule
 from tests.diffusion.test_objectives import CASES, MASK, backbone_of, gradients
 from tests.rows import packed_row, split_documents
 from tests.tiny import tiny_a2d_model
+from tests.training.modules import module_of
 
 
 @pytest.mark.parametrize(("spec", "documents"), CASES)
@@ -53,6 +56,24 @@ def test_gradient_checkpointing_changes_nothing():
         )
         results.append(gradients(module, module(layout, noise).loss))
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_change_nothing():
+    from a2d_ray.config import ModelSection
+    from a2d_ray.training.loop import prepare_layers
+
+    spec, documents = CASES[0]
+    layout = build_layout([packed_row(documents)], spec)
+    noise = draw_noise(layout, NoiseSpec(), seed=1, epoch_R=torch.zeros(1, dtype=torch.int64))
+    results = []
+    for is_compiled in (False, True):
+        model = tiny_a2d_model("llama").train()
+        prepare_layers(model, ModelSection(path="x", compile=is_compiled))
+        module = module_of(model)
+        results.append(gradients(module, module(layout, noise).loss))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_is_close_and_keeps_masters_in_float32():

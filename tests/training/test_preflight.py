@@ -84,6 +84,15 @@ def test_gpus_that_are_not_there(make_config):
     refused(make_config(scaling={"use_gpu": True}), "GPU", "has 0")
 
 
+def test_4_bit_bases_need_bitsandbytes(make_config):
+    import importlib.util
+
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        pytest.skip("bitsandbytes is installed here")
+    config = make_config(model={"lora": {"r": 4}, "load_in_4bit": True})
+    refused(config, "model.load_in_4bit=true", "pip install bitsandbytes")
+
+
 def test_unwritable_output(make_config, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
