@@ -1,5 +1,6 @@
 """Requests sharded over Ray actors, each with the model and an engine of its own."""
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -42,6 +43,9 @@ class RayBackend:
         num_workers: actors.
         batch_size: requests that share a forward of one actor.
         cpus_per_worker, gpus_per_worker: resources of one.
+
+    Raises:
+        ValueError: the cluster has fewer CPUs or GPUs.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class RayBackend:
         gpus_per_worker: float = 0,
     ) -> None:
         self._batch_size = batch_size
+        join_ray(num_workers, cpus_per_worker, gpus_per_worker)
         actor = ray.remote(Evaluator).options(
             num_cpus=cpus_per_worker,
             num_gpus=gpus_per_worker,
@@ -86,3 +91,24 @@ class RayBackend:
         yield from pool.map_unordered(
             lambda a, item: a.score.remote(*item), list(enumerate(batches))
         )
+
+
+def join_ray(num_workers: int, cpus_per_worker: float, gpus_per_worker: float) -> None:
+    """Joins the cluster that RAY_ADDRESS names, or starts a local Ray with CPUs for all actors.
+
+    Raises:
+        ValueError: too few CPUs or GPUs; the actors would wait for ever.
+    """
+    cpus = num_workers * cpus_per_worker
+    if not ray.is_initialized():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init()
+        else:
+            ray.init(address="local", num_cpus=max(1, int(cpus)), include_dashboard=False)
+    there = ray.cluster_resources()
+    for name, wanted in (("CPU", cpus), ("GPU", num_workers * gpus_per_worker)):
+        if wanted > there.get(name, 0):
+            raise ValueError(
+                f"num_workers ({num_workers}) ask for {wanted:g} {name}s, Ray has "
+                f"{there.get(name, 0):g}: lower num_workers"
+            )
