@@ -1,9 +1,11 @@
 """A run that is killed, stopped or moved gives the losses of one that was not."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -61,8 +63,8 @@ def num_steps_of(run: Path) -> int:
 def test_sigkill_of_everything_during_a_save_then_resume_bit_for_bit(
     uninterrupted, workshop, make_config, tmp_path
 ):
-    run, scratch = workshop / "runs" / "killed", tmp_path / "scratch"
-    scratch.mkdir()
+    run = workshop / "runs" / "killed"
+    scratch = Path(tempfile.mkdtemp(dir="/tmp"))  # short: Ray's sockets lie below it
     process = start(make_config("killed", **LONG), tmp_path / "run.yaml", TMPDIR=str(scratch))
     wait_until(
         lambda: num_steps_of(run) >= 20 and any(scratch.glob("a2d-checkpoint-*/*")),
@@ -70,6 +72,7 @@ def test_sigkill_of_everything_during_a_save_then_resume_bit_for_bit(
     )
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    shutil.rmtree(scratch, ignore_errors=True)
     assert not (run / "checkpoint_00000030").exists()
     fit(make_config("killed", run={"resume": True}, **LONG))
     steps, evaluations = metrics(workshop, "killed")
