@@ -1,0 +1,115 @@
+"""Run configuration: frozen pydantic models, one per command.
+
+Nothing here imports torch or Ray, so that a wrong value fails in the blink of an eye. A complete
+YAML file per command lies in ``jobs/configs/``; `a2d_ray.cli` reads it and the command line.
+Fields are documented where they are defined; ``python jobs/X.py --help`` prints these texts.
+"""
+
+from a2d_ray.config.base import BlockGrid, Duration, Objective, Section
+from a2d_ray.config.benchmarks import BenchmarkConfig
+from a2d_ray.config.data import (
+    DataSection,
+    InspectConfig,
+    PrepareConfig,
+    check_lengths,
+    check_targets,
+)
+from a2d_ray.config.evaluation import EvaluateConfig, EvaluatedTask, FrontierConfig
+from a2d_ray.config.models import (
+    ConvertConfig,
+    Dtype,
+    LoadSection,
+    LoraSection,
+    MergeConfig,
+    ModelSection,
+)
+from a2d_ray.config.objective import (
+    MAX_BLOCK_SIZE,
+    NORMS_OF_RECIPE,
+    CleanAttention,
+    Noise,
+    ObjectiveSection,
+)
+from a2d_ray.config.quickstart import QuickstartConfig
+from a2d_ray.config.sampling import ChatConfig, Remasking, Rule, SampleConfig, SamplingSection
+from a2d_ray.config.serving import (
+    AutoscalingSection,
+    EngineSection,
+    GenerateConfig,
+    LimitsSection,
+    SecuritySection,
+    ServeConfig,
+    ServedModel,
+)
+from a2d_ray.config.training import (
+    BatchSection,
+    OptimSection,
+    RunSection,
+    ScalingSection,
+    ScheduleSection,
+    TrainConfig,
+    WandbSection,
+    WorkerRange,
+)
+from a2d_ray.config.tuning import (
+    ClusterSection,
+    PlanConfig,
+    StatusConfig,
+    SweepConfig,
+    SweepSection,
+    WorkloadSection,
+)
+
+__all__ = [
+    "MAX_BLOCK_SIZE",
+    "NORMS_OF_RECIPE",
+    "AutoscalingSection",
+    "BatchSection",
+    "BenchmarkConfig",
+    "BlockGrid",
+    "ChatConfig",
+    "CleanAttention",
+    "ClusterSection",
+    "ConvertConfig",
+    "DataSection",
+    "Dtype",
+    "Duration",
+    "EngineSection",
+    "EvaluateConfig",
+    "EvaluatedTask",
+    "FrontierConfig",
+    "GenerateConfig",
+    "InspectConfig",
+    "LimitsSection",
+    "LoadSection",
+    "LoraSection",
+    "MergeConfig",
+    "ModelSection",
+    "Noise",
+    "Objective",
+    "ObjectiveSection",
+    "OptimSection",
+    "PlanConfig",
+    "PrepareConfig",
+    "QuickstartConfig",
+    "Remasking",
+    "Rule",
+    "RunSection",
+    "SampleConfig",
+    "SamplingSection",
+    "ScalingSection",
+    "ScheduleSection",
+    "Section",
+    "SecuritySection",
+    "ServeConfig",
+    "ServedModel",
+    "StatusConfig",
+    "SweepConfig",
+    "SweepSection",
+    "TrainConfig",
+    "WandbSection",
+    "WorkerRange",
+    "WorkloadSection",
+    "check_lengths",
+    "check_targets",
+]

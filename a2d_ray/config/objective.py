@@ -1,0 +1,127 @@
+"""The diffusion objective: blocks, views, noise and what the loss is divided by."""
+
+from typing import Literal, Self
+
+from pydantic import (
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from a2d_ray.config.base import BlockGrid, Objective, Section, require
+
+CleanAttention = Literal["block", "causal"]
+
+Noise = Literal["exact", "bernoulli"]
+
+MAX_BLOCK_SIZE = 4096
+
+NORMS_OF_RECIPE = ("token", "sequence", "batch")
+
+
+class ObjectiveSection(Section):
+    name: Objective = Field(description="mdlm: global masked diffusion; bd3lm: block diffusion.")
+    preset: Literal["default", "reference"] = Field(
+        "default",
+        description="reference: the public recipe, for comparison: its EOS fill and BOS rule, one "
+        "document per row, the mask token's logit kept; the other options must agree.",
+    )
+    block_size: int | tuple[int, ...] = Field(
+        32,
+        description="Tokens per block (bd3lm). A list, e.g. [4, 8, 16, 32]: each document draws "
+        "one in each epoch, and sampling may use any of them; the largest is the default.",
+    )
+    block_grid: BlockGrid = Field("segment", description="Where blocks start (bd3lm).")
+    clean_attention: CleanAttention = Field(
+        "block", description="How clean tokens see each other inside a block (bd3lm)."
+    )
+    views: int = Field(1, ge=1, le=2, description="Complementary noisy views of each document.")
+    noise: Noise = Field("exact", description="exact counts per block, or Bernoulli per token.")
+    noise_per: Literal["sequence", "block"] = Field(
+        "block", description="Bernoulli: one noise level per document or per block."
+    )
+    schedule: Literal["linear", "cosine"] = Field("linear", description="Bernoulli: alpha(t).")
+    weight: Literal["nelbo", "uniform"] = Field(
+        "nelbo", description="nelbo: the likelihood bound's weights; uniform: 1."
+    )
+    norm: Literal["step", "token", "sequence", "batch"] = Field(
+        "step",
+        description="step: nats per target of the whole step, however it is cut up; token, "
+        "sequence, batch: the public recipe's means over each micro-batch.",
+    )
+    right_shift_logits: bool = Field(
+        False, description="The logit at i-1 predicts token i (bd3lm: not on grid segment)."
+    )
+    ar_loss_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of a next-token loss on the clean stream, beside the diffusion loss "
+        "(bd3lm with clean_attention=causal).",
+    )
+    corruption_warmup: float = Field(
+        0.03, ge=0, le=1, description="Share of steps over which the corrupted share rises to 1."
+    )
+
+    @field_validator("block_size")
+    @classmethod
+    def _one_is_no_list(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        return value[0] if isinstance(value, tuple) and len(value) == 1 else value
+
+    @property
+    def block_sizes(self) -> tuple[int, ...]:
+        """All block sizes, ascending."""
+        size = self.block_size
+        return (size,) if isinstance(size, int) else tuple(sorted(set(size)))
+
+    @property
+    def largest_block(self) -> int:
+        """The largest block size: the default of sampling."""
+        return self.block_sizes[-1]
+
+    @model_validator(mode="after")
+    def _check_block_sizes(self) -> Self:
+        if not self.block_sizes or not all(1 <= b <= MAX_BLOCK_SIZE for b in self.block_sizes):
+            raise ValueError(
+                f"objective.block_size ({self.block_size}) must be greater than or equal to 1, "
+                f"at most {MAX_BLOCK_SIZE}, or a list of such sizes"
+            )
+        odd = [size for size in self.block_sizes if self.largest_block % size]
+        if odd:
+            raise ValueError(
+                f"objective.block_size ({list(self.block_sizes)}): {odd[0]} must divide the "
+                f"largest, {self.largest_block}, so that answers are cut at an edge of every grid"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_ar_loss(self) -> Self:
+        if self.ar_loss_weight:
+            needed = {"name": "bd3lm", "clean_attention": "causal", "norm": "step"}
+            require(self, "objective", "objective.ar_loss_weight", needed)
+        return self
+
+    @model_validator(mode="after")
+    def _check_shift(self) -> Self:
+        if self.right_shift_logits and self.name == "bd3lm" and self.block_grid == "segment":
+            raise ValueError(
+                "objective.right_shift_logits=true needs objective.block_grid=absolute or "
+                "prompt_end: between segments an answer's EOS fill would be the predecessor"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_preset(self) -> Self:
+        recipe = {
+            "noise": "bernoulli",
+            "noise_per": "sequence",
+            "views": 1,
+            "norm": NORMS_OF_RECIPE,
+        }
+        recipe |= {"corruption_warmup": 0.0, "clean_attention": "block"}
+        if self.name == "bd3lm":
+            recipe["block_grid"] = "absolute"
+        if self.preset == "reference" and len(self.block_sizes) > 1:
+            raise ValueError("objective.preset=reference needs one objective.block_size")
+        if self.preset == "reference":
+            require(self, "objective", "objective.preset=reference", recipe)
+        return self

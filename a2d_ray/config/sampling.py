@@ -1,0 +1,154 @@
+"""Decoding options, and the commands that sample."""
+
+from typing import Any, Literal, Self
+
+from pydantic import (
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from a2d_ray.config.base import Section
+from a2d_ray.config.models import LoadSection
+
+Rule = Literal[
+    "threshold", "steps", "factor", "frechet", "entropy_bound", "prefix", "klass", "entropy"
+]
+
+Remasking = Literal["low_confidence", "random", "leftmost"]
+
+
+class SamplingSection(Section):
+    """How answers are decoded; the one place of these defaults (`SamplingParams` has them too)."""
+
+    max_new_tokens: int = Field(128, ge=1, description="Longest answer in tokens.")
+    min_tokens: int = Field(0, ge=0, description="No end-of-turn or stop id before so many tokens.")
+    block_size: int | None = Field(
+        None, ge=1, description="Tokens per block; default: the checkpoint's own."
+    )
+    n: int = Field(1, ge=1, le=128, description="Answers per prompt, each with draws of its own.")
+    rule: Rule = Field(
+        "threshold", description="Decoding rule: which tokens a denoise step commits."
+    )
+    threshold: float = Field(
+        0.9, ge=0, le=1, description="Confidence bound (rules threshold, prefix, klass)."
+    )
+    factor: float = Field(
+        1.0, gt=0, description="Commit n while (n + 1)(1 - conf_n) < factor (rule factor)."
+    )
+    delta: float = Field(
+        0.25, ge=0, lt=1, description="Least joint-probability margin (rule frechet)."
+    )
+    gamma: float = Field(0.1, ge=0, description="Most summed entropy in nats (rule entropy_bound).")
+    entropy_threshold: float = Field(0.4, ge=0, description="Entropy bound, nats (rule entropy).")
+    entropy_slope: float = Field(
+        0.02, ge=0, description="Nats added per position behind the first mask (rule entropy)."
+    )
+    kl_threshold: float = Field(
+        0.01, gt=0, description="Largest change between steps, nats of KL (rule klass)."
+    )
+    remask_threshold: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Mask a committed token again (at most 3 times, behind the first mask) when "
+        "its probability falls below this; 0: never.",
+    )
+    steps: int | None = Field(
+        None, ge=1, description="Denoise steps in total (rule steps); null: one token per step."
+    )
+    remasking: Remasking = Field(
+        "low_confidence", description="Which tokens rule steps leaves for later."
+    )
+    stochastic_transfer: bool = Field(
+        False, description="Rule steps: draw the counts from their binomials."
+    )
+    temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="0: greedy.")
+    top_k: int = Field(0, ge=0, description="Draw from the k most likely tokens; 0: all.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Draw from the most likely mass.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Least probability relative to the best.")
+    seed: int = Field(0, description="With choice, position and step it fixes every draw.")
+    cfg_scale: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="Classifier-free guidance; 0: off."
+    )
+    cfg_keep_tokens: tuple[int, ...] = Field(
+        (), description="Prompt ids that the unconditional run sees unmasked."
+    )
+    suppress_tokens: tuple[int, ...] = Field((), description="Ids that are never chosen.")
+    begin_suppress_tokens: tuple[int, ...] = Field(
+        (), description="Ids that count as unsure when chosen, so they are committed late."
+    )
+    logit_bias: dict[int, float] = Field(
+        default_factory=dict, description="Added to the logits of these ids, in [-100, 100]."
+    )
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Taken from the logits of ids in the answer."
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="The same, times how often they occur there."
+    )
+    repetition_penalty: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="Divides logits of ids in prompt or answer."
+    )
+    stop: tuple[str, ...] = Field((), description="Texts that end the answer and are cut off.")
+    stop_token_ids: tuple[int, ...] = Field((), description="Ids that end it, besides the EOS.")
+    ignore_eos: bool = Field(False, description="Go on after the end-of-turn token.")
+    logprobs: int | None = Field(
+        None, ge=0, le=20, description="Report log-probabilities, with so many alternatives."
+    )
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _check_stop(cls, stop: Any) -> Any:
+        texts = (stop,) if isinstance(stop, str) else stop
+        if isinstance(texts, list | tuple) and "" in texts:
+            raise ValueError("must hold texts that are not empty")
+        return texts
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _check_bias(cls, bias: dict[int, float]) -> dict[int, float]:
+        if not all(-100 <= value <= 100 for value in bias.values()):
+            raise ValueError("must hold values between -100 and 100")
+        return bias
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.min_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_tokens ({self.min_tokens}) exceeds max_new_tokens ({self.max_new_tokens})"
+            )
+        if self.remask_threshold and self.rule == "prefix":
+            raise ValueError(
+                f"remask_threshold ({self.remask_threshold}) has nothing to mask under rule "
+                "prefix, which leaves no token behind a mask: set it to 0 or choose another rule"
+            )
+        return self
+
+
+class SampleConfig(Section):
+    """Sample from a checkpoint, one prompt after the other."""
+
+    model: LoadSection
+    sampling: SamplingSection = SamplingSection()
+    prompts: list[str] = Field(
+        default_factory=lambda: ["What is 12 + 30?"], description="Prompts; '' is allowed."
+    )
+    chat: bool | Literal["auto"] = Field(
+        "auto", description="Render with the chat template; auto: if there is one."
+    )
+    system: str | None = Field(None, description="System prompt (chat).")
+
+
+class ChatConfig(Section):
+    """Talk to a checkpoint in the terminal."""
+
+    model: LoadSection
+    sampling: SamplingSection = SamplingSection()
+    chat: bool | Literal["auto"] = Field(
+        "auto", description="Render with the chat template; auto: if there is one."
+    )
+    system: str | None = Field(None, description="System prompt (chat).")
+    history: str | None = Field(
+        "~/.a2d_ray_chat_history", description="File that keeps what was typed; null: none."
+    )

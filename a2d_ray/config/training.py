@@ -1,0 +1,233 @@
+"""Continual pre-training and SFT."""
+
+from typing import Annotated, Any, Literal, Self
+
+from annotated_types import Len
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PositiveInt,
+    model_validator,
+)
+
+from a2d_ray.config.base import Duration, Section, one_or_two
+from a2d_ray.config.data import DataSection, check_lengths, check_targets
+from a2d_ray.config.models import ModelSection
+from a2d_ray.config.objective import ObjectiveSection
+
+WorkerRange = Annotated[
+    PositiveInt | Annotated[list[PositiveInt], Len(2, 2)], BeforeValidator(one_or_two)
+]
+
+
+class RunSection(Section):
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the run; its results lie in storage_path/name.",
+    )
+    storage_path: str = Field(
+        "runs", description="Where runs are kept: a directory (shared by all nodes) or s3:// URI."
+    )
+    resume: bool = Field(
+        False, description="Continue this run if it exists; without it a used name is refused."
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="Seed of the order of each epoch and of the noise."
+    )
+
+
+class BatchSection(Section):
+    rows: int | None = Field(
+        None, ge=1, description="Packed rows per optimizer step, over all workers."
+    )
+    sequences: int | None = Field(
+        None,
+        ge=1,
+        description="Instead of rows, with data.packing=false: right-padded sequences per step.",
+    )
+    rows_per_device: int | None = Field(
+        None, ge=1, description="Rows per forward on one worker; default: its whole share."
+    )
+
+    @property
+    def key(self) -> str:
+        """Which of the two sizes is given."""
+        return "batch.rows" if self.sequences is None else "batch.sequences"
+
+    @property
+    def size(self) -> int:
+        """Rows per optimizer step, packed or not."""
+        size = self.rows or self.sequences
+        assert size is not None
+        return size
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.rows is None) == (self.sequences is None):
+            raise ValueError(
+                f"batch.rows ({self.rows}) and batch.sequences ({self.sequences}): give one of "
+                "them, rows with data.packing=true, sequences with data.packing=false"
+            )
+        return self
+
+
+class OptimSection(Section):
+    lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW betas.")
+    eps: float = Field(1e-8, gt=0, description="AdamW epsilon.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay (matrices only).")
+    clip_norm: float = Field(1.0, gt=0, description="Largest global gradient norm.")
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
+        "cosine", description="After warm-up; wsd: constant, then linear decay at the end."
+    )
+    warmup: float = Field(0.04, ge=0, lt=1, description="Warm-up as a share of all steps.")
+    decay: float = Field(0.2, ge=0, le=1, description="wsd: share of all steps that decay.")
+    min_lr_fraction: float = Field(0.1, ge=0, le=1, description="Final lr as a share of the peak.")
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> Self:
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError(
+                f"optim.warmup ({self.warmup}) + optim.decay ({self.decay}) exceed the run: lower "
+                "one of them"
+            )
+        return self
+
+
+class ScheduleSection(Section):
+    epochs: float = Field(1.0, gt=0, description="Passes over the packed rows.")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; overrides epochs.")
+    eval_steps: float = Field(
+        0.25, ge=0, description="Steps between evaluations; below 1: share of the run; 0: never."
+    )
+    save_steps: float = Field(
+        0.25, ge=0, description="Steps between checkpoints; below 1: share of the run; 0: at end."
+    )
+    eval_rows: int = Field(64, ge=1, description="Held-out packed rows per evaluation.")
+    eval_draws: int = Field(1, ge=1, description="Noise draws per held-out row (fixed).")
+    eval_samples: int = Field(
+        2, ge=0, description="Held-out prompts that are answered at each evaluation."
+    )
+    keep_last: int = Field(2, ge=1, description="Checkpoints kept.")
+    keep_best: bool = Field(
+        False,
+        description="Keep the weights with the lowest held-out NELBO as checkpoint-best "
+        "(of those evaluated and saved at the same step).",
+    )
+    max_duration: Duration | None = Field(
+        None,
+        description="Wall time of this command (seconds, or 90s, 30m, 2h, 1d): the run saves and "
+        "stops before it; run.resume=true goes on.",
+    )
+
+
+class ScalingSection(Section):
+    num_workers: WorkerRange = Field(
+        1, description="Ray Train workers; [min, max]: as many as the cluster has room for."
+    )
+    use_gpu: bool | Literal["auto"] = Field("auto", description="One GPU per worker.")
+    cpus_per_worker: int = Field(1, ge=1, description="CPUs (and torch threads) per worker.")
+    max_failures: int = Field(2, ge=0, description="Worker-group restarts before giving up.")
+
+    @property
+    def world_sizes(self) -> range:
+        """The numbers of workers that a run may have."""
+        low, high = (
+            self.num_workers if isinstance(self.num_workers, list) else [self.num_workers] * 2
+        )
+        return range(low, high + 1)
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if not self.world_sizes:
+            raise ValueError(
+                f"scaling.num_workers ({self.num_workers}) must be [min, max] with min <= max"
+            )
+        return self
+
+
+class WandbSection(Section):
+    mode: Literal["disabled", "offline", "online"] = Field("disabled", description="W&B mode.")
+    project: str = Field("a2d-ray", description="W&B project.")
+    entity: str | None = Field(None, description="W&B team or user.")
+
+
+class TrainConfig(Section):
+    """Continual pre-training or SFT of an A2D checkpoint with MDLM or BD3LM."""
+
+    run: RunSection
+    model: ModelSection
+    data: DataSection
+    objective: ObjectiveSection
+    batch: BatchSection = BatchSection(rows=8)
+    optim: OptimSection = OptimSection()
+    schedule: ScheduleSection = ScheduleSection()
+    scaling: ScalingSection = ScalingSection()
+    wandb: WandbSection = WandbSection()
+    deepspeed: dict[str, Any] = Field(
+        default_factory=lambda: {"zero_optimization": {"stage": 2}},
+        description="Passed to DeepSpeed in its own names.",
+    )
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> Self:
+        size, micro = self.batch.size, self.batch.rows_per_device
+        for workers in self.scaling.world_sizes:
+            if size % workers:
+                raise ValueError(
+                    f"{self.batch.key} ({size}) must be a multiple of scaling.num_workers "
+                    f"({workers})"
+                )
+            if micro is not None and (size // workers) % micro:
+                raise ValueError(
+                    f"batch.rows_per_device ({micro}) must divide {self.batch.key} / "
+                    f"scaling.num_workers ({size // workers})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_packing(self) -> Self:
+        if self.data.packing != (self.batch.sequences is None):
+            other = "sequences" if self.batch.sequences is None else "rows"
+            raise ValueError(
+                f"{self.batch.key} ({self.batch.size}) does not go with data.packing="
+                f"{str(self.data.packing).lower()}: set batch.{other}={self.batch.size} "
+                f"{self.batch.key}=null, or data.packing={str(not self.data.packing).lower()}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_data(self) -> Self:
+        check_lengths(self.data, self.objective)
+        check_targets(self.data, self.objective)
+        return self
+
+    @model_validator(mode="after")
+    def _check_deepspeed(self) -> Self:
+        owned = {
+            "train_batch_size": "batch.rows",
+            "train_micro_batch_size_per_gpu": "batch.rows_per_device",
+            "gradient_accumulation_steps": "batch.rows_per_device",
+            "gradient_clipping": "optim.clip_norm",
+            "optimizer": "optim",
+            "scheduler": "optim.schedule",
+        }
+        for key, ours in owned.items():
+            if key in self.deepspeed:
+                raise ValueError(f"deepspeed.{key} is derived from {ours}: set that instead")
+        for key in ("bf16", "fp16"):
+            if self.deepspeed.get(key, {}).get("enabled"):
+                raise ValueError(
+                    f"deepspeed.{key}.enabled: precision is model.dtype (masters stay float32)"
+                )
+        stage = self.deepspeed.get("zero_optimization", {}).get("stage", 0)
+        if stage == 3 and self.model.lora is not None:
+            raise ValueError(
+                "deepspeed.zero_optimization.stage=3 does not go with model.lora: use 2 (what "
+                "adapters need beside the frozen weights is small)"
+            )
+        if stage not in (0, 1, 2, 3):
+            raise ValueError(
+                f"deepspeed.zero_optimization.stage ({stage}) does not exist: use 0, 1, 2 or 3"
+            )
+        return self
