@@ -1,20 +1,16 @@
 """The Python API: load a checkpoint and generate with it, in this process."""
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from a2d_ray.answers import AnswerWriter, Chunk, Generation
 from a2d_ray.data.chat import render_prompt
-from a2d_ray.generation.canvas import Segments, check_prompt
+from a2d_ray.generation.canvas import Segments
 from a2d_ray.generation.engine import Engine, EngineOptions, Request, StepOutput
 from a2d_ray.generation.grammar import Grammar
 from a2d_ray.generation.params import SamplingParams
-from a2d_ray.generation.sampler import sample
 from a2d_ray.models.checkpoint import load_checkpoint
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.device import resolve_device, resolve_dtype
@@ -176,7 +172,7 @@ class LanguageModel:
         """One answer while it is written, a chunk per forward.
 
         Raises:
-            ValueError: as `generate`; `n` or `cfg_scale`, which cannot be streamed.
+            ValueError: as `generate`; `n`, which cannot be streamed.
         """
         params = params or SamplingParams()
         if params.n > 1:
@@ -196,7 +192,7 @@ class LanguageModel:
         options: EngineOptions | None = None,
         grammar: Callable[[], Grammar] | None = None,
     ) -> Iterator[tuple[int, Generation]]:
-        engine, guided = self.make_engine(options), []
+        engine = self.make_engine(options)
         writers: dict[str, tuple[int, AnswerWriter]] = {}
         for index, (prompt, params) in enumerate(prompts):
             for choice in range(params.n):
@@ -208,12 +204,8 @@ class LanguageModel:
                     grammar=grammar() if grammar is not None else None,
                 )
                 writers[request.request_id] = index, AnswerWriter(self.tokenizer, params, choice)
-                if params.cfg_scale > 0:
-                    check_prompt(prompt, params, self.max_length, self.model.config.vocab_size)
-                    guided.append(request)
-                else:
-                    engine.add_request(request)
-        for output in itertools.chain(_run(engine), map(self._sample_guided, guided)):
+                engine.add_request(request)
+        for output in _run(engine):
             index, writer = writers[output.request_id]
             if writer.push(output).finish_reason is not None:
                 engine.abort(output.request_id)
@@ -222,33 +214,6 @@ class LanguageModel:
     def _in_order(self, answers: Iterator[tuple[int, Generation]]) -> list[Generation]:
         found = sorted(answers, key=lambda pair: (pair[0], pair[1].choice))
         return [answer for _, answer in found]
-
-    def _sample_guided(self, request: Request) -> StepOutput:
-        """The answer to a request with `cfg_scale`, which the engine does not know."""
-        got = sample(
-            self._forward,
-            request.prompt,
-            request.params,
-            self.contract,
-            eos_ids=self.eos_token_ids,
-            choice=request.choice,
-            grammar=request.grammar,
-        )
-        return StepOutput(
-            request_id=request.request_id,
-            token_ids=tuple(got.token_ids),
-            finish_reason=got.finish_reason,
-            num_forwards=2 * got.num_forwards,
-            num_denoise_steps=got.num_forwards,
-            canvas=(),
-            canvas_confidence=(),
-            logprobs=tuple(got.logprobs),
-        )
-
-    def _forward(self, ids_T: Tensor, mask_TT: Tensor) -> Tensor:
-        device = self.model.lm_head.weight.device
-        mask = mask_TT[None, None].to(device)
-        return self.model(input_ids=ids_T[None].to(device), attention_mask=mask).logits[0].cpu()
 
     def _require_tokenizer(self) -> Any:
         if self.tokenizer is None:

@@ -118,7 +118,7 @@ def test_things_that_cannot_be_filled_in(lm, text, message):
         lm.infill([text])
 
 
-def test_guidance_goes_through_the_reference_sampler(lm):
+def test_guidance_changes_answers_unless_both_branches_see_the_prompt(lm):
     params = PARAMS.model_copy(update={"cfg_scale": 1.0, "n": 2, "temperature": 1.0})
     first, second = lm.generate("hello", params)
     assert first.token_ids != second.token_ids

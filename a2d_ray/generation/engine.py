@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from a2d_ray.generation.canvas import check_prompt, make_canvas, stop_token_ids
 from a2d_ray.generation.denoise import check_grammar
@@ -17,6 +18,7 @@ from a2d_ray.generation.pages import PageTable
 from a2d_ray.generation.request import Request, StepOutput
 from a2d_ray.generation.runner import ModelRunner
 from a2d_ray.generation.scheduler import EngineOptions, Scheduler
+from a2d_ray.generation.sequence import Sequence
 from a2d_ray.models.contract import Contract
 
 __all__ = ["Engine", "EngineOptions", "Request", "StepOutput"]
@@ -66,17 +68,15 @@ class Engine:
         """
         check_prompt(request.prompt, request.params, self._max_length, self._vocab_size)
         canvas = make_canvas(request.prompt, request.params, self._contract)
-        if request.params.cfg_scale > 0:
-            raise ValueError("cfg_scale is not served by the engine: use LanguageModel.generate")
         if request.grammar is not None:
             stop_ids = stop_token_ids(request.params, self._eos_ids)
             check_grammar(request.params, canvas.is_infill, stop_ids)
-        length = len(canvas)
+        length = len(canvas) * (2 if request.params.cfg_scale > 0 else 1)
         if self._kv_tokens is not None and length > self._kv_tokens:
             raise ValueError(
-                f"prompt and answer ({length} tokens in whole blocks) exceed the KV store's "
-                f"kv_tokens ({self._kv_tokens}): raise it, shorten the prompt or lower "
-                "max_new_tokens"
+                f"prompt and answer ({length} tokens in whole blocks, twice with cfg_scale) "
+                f"exceed the KV store's kv_tokens ({self._kv_tokens}): raise it, shorten the "
+                "prompt or lower max_new_tokens"
             )
         waiting = (r.request_id for r in self._scheduler.waiting)
         if request.request_id in self._scheduler.running or request.request_id in waiting:
@@ -119,11 +119,10 @@ class Engine:
             return []
         self.num_rounds += 1
         self.num_positions += sum(work.num_tokens for work in works)
-        outputs = []
+        asked: dict[Sequence, list[Tensor]] = {}
         for work, logits_NV in zip(works, self._runner.logits(works), strict=True):
-            sequence = work.sequence
-            is_asked = len(work.asked) > 0
-            outputs.append(sequence.commit(logits_NV) if is_asked else sequence.output())
+            asked.setdefault(work.sequence, []).extend([logits_NV] if len(work.asked) else [])
+        outputs = [s.commit(logits) if logits else s.output() for s, logits in asked.items()]
         for output in outputs:
             if output.finish_reason is not None:
                 self._scheduler.remove(output.request_id)

@@ -38,7 +38,7 @@ class StepOutput:
         request_id: the request.
         token_ids: newly final tokens: the answer grows by them. Never the end-of-turn token.
         finish_reason: None while running; ``stop`` or ``length``.
-        num_forwards: forwards so far.
+        num_forwards: forwards so far that it took part in (with guidance, by two branches).
         num_denoise_steps: forwards so far in which tokens were committed.
         canvas: the active window: ids, None where still masked.
         canvas_confidence: of each of its ids when it was committed; None where still masked.

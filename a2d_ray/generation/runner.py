@@ -54,7 +54,7 @@ class ModelRunner:
         return list(self._twin.lm_head(asked_NH).float().cpu().split(sizes))
 
     def _hidden(self, works: Sequence[Work]) -> Tensor:
-        ids = torch.cat([w.sequence.x_T[w.start : w.stop] for w in works])
+        ids = torch.cat([w.ids_n for w in works])
         positions = torch.cat([torch.arange(w.start, w.stop) for w in works])
         unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device)
         return self._twin.model(
@@ -66,8 +66,8 @@ class ModelRunner:
         ).last_hidden_state[0]
 
     def _slice(self, work: Work) -> Slice:
-        tiles = make_tiles(work.sequence.num_visible(work), self._device)
-        storage = work.sequence.storage
+        tiles = make_tiles(work.num_visible, self._device)
+        storage = work.storage
         if storage is None:
             return Slice(num_tokens=work.num_tokens, new_runs=None, all_runs=(), tiles=tiles)
         new, everything = storage.runs(work.chunk, work.stop - work.chunk.stop)
@@ -77,7 +77,7 @@ class ModelRunner:
         """Hidden states whose logits predict the asked positions."""
         if not self._is_shifted:
             return hidden_nH[(work.asked - work.start).to(self._device)]
-        storage = work.sequence.storage
+        storage = work.storage
         for page, stop in _page_stops(work):
             page.last_hidden_H = hidden_nH[stop - work.start - 1].clone()
         before = None if storage is None else storage.last_hidden

@@ -75,10 +75,10 @@ class Scheduler:
         for index, sequence in enumerate(denoising + prefilling):
             if budget <= 0 and index > len(denoising):
                 break
-            work = sequence.plan(budget, in_flight, is_fused=self._options.fused_commit)
-            in_flight.update(work.chunk.pages)
-            budget -= work.num_tokens
-            works.append(work)
+            for work in sequence.plan(budget, in_flight, is_fused=self._options.fused_commit):
+                in_flight.update(work.chunk.pages)
+                budget -= work.num_tokens
+                works.append(work)
         return works
 
     def remove(self, request_id: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from a2d_ray.diffusion.decoding import guide
 from a2d_ray.generation.canvas import Canvas, stop_token_ids
 from a2d_ray.generation.denoise import (
     Active,
@@ -24,26 +25,45 @@ from a2d_ray.models.contract import Contract
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """New tokens of one sequence in a round.
+    """New tokens of one branch of a sequence in a round.
 
     Attributes:
         sequence: the sequence.
+        storage: where its keys and values are; None: nothing is stored (MDLM).
         start, stop: canvas positions of the new tokens.
         chunk: finished blocks among them, which are stored.
+        ids_n: ids of the new tokens, int64.
+        num_visible: keys that each of them sees.
         asked: canvas positions whose tokens are to be predicted, int64; empty while a prompt is
             being stored.
     """
 
     sequence: "Sequence"
+    storage: SequenceStorage | None
     start: int
     stop: int
     chunk: Chunk
+    ids_n: Tensor
+    num_visible: list[int]
     asked: Tensor
 
     @property
     def num_tokens(self) -> int:
         """New tokens."""
         return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """One run of a request through the model; guidance has a second one without the given text.
+
+    Attributes:
+        storage: of its keys and values; None: nothing is stored.
+        is_hidden_T: positions that it sees masked.
+    """
+
+    storage: SequenceStorage | None
+    is_hidden_T: Tensor | None = None
 
 
 class Sequence:
@@ -78,31 +98,35 @@ class Sequence:
             grammar=request.grammar,
         )
         self._state = RuleState()
-        self.x_T = torch.tensor(canvas.ids, dtype=torch.int64)
+        self._x_T = torch.tensor(canvas.ids, dtype=torch.int64)
         self._is_masked_T = torch.tensor(canvas.is_open, dtype=torch.bool)
         self._confidence_T = torch.ones(len(canvas))
         self._logprobs: dict[int, TokenLogprob] = {}
         self._num_visible = _visible_counts(canvas, contract)
-        self.storage: SequenceStorage | None = None
-        if table is not None:
-            root = root_key(canvas.block_size, contract.block_grid, request.salt)
-            self.storage = SequenceStorage(table, root)
+        root = root_key(canvas.block_size, contract.block_grid, request.salt)
+        self._branches = [
+            _Branch(None if table is None else SequenceStorage(table, root), is_hidden_T)
+            for is_hidden_T in self._hidden_by_branch()
+        ]
         self._num_emitted = self._num_forwards = self._num_steps = self._window_index = 0
 
     def admit(self) -> bool:
         """Reserves room in the KV store; False if there is none now."""
-        if self.storage is None:
-            return True
         edges = block_edges(self._canvas.blocks, self._canvas.block_start(0))
-        ids = self._canvas.ids
-        return self.storage.admit([ids[a:b] for a, b in edges], len(self._canvas))
+        for branch in self._branches:
+            ids = self._ids(branch).tolist()
+            blocks = [tuple(ids[a:b]) for a, b in edges]
+            if branch.storage and not branch.storage.admit(blocks, len(self._canvas)):
+                self.release()
+                return False
+        return True
 
     @property
     def is_prefilling(self) -> bool:
         """Whether its prompt is not stored yet."""
-        return self.storage is not None and not self._num_steps and not self.storage.is_stored
+        return not self._num_steps and not self._is_stored
 
-    def plan(self, budget: int, in_flight: Collection[Page], *, is_fused: bool) -> Work:
+    def plan(self, budget: int, in_flight: Collection[Page], *, is_fused: bool) -> list[Work]:
         """The tokens of this round: finished blocks, and the active one if those are all stored.
 
         Args:
@@ -110,31 +134,31 @@ class Sequence:
             in_flight: pages that other requests store in this round.
             is_fused: whether the active block may come with finished ones.
         """
-        if self.storage is None:
+        chunks, coming = [], set(in_flight)
+        for branch in self._branches:
             chunk = Chunk(start=0, stop=0, pages=())
-        else:
-            chunk = self.storage.next_chunk(budget, in_flight)
+            if branch.storage is not None:
+                chunk = branch.storage.next_chunk(budget, coming)
+            coming.update(chunk.pages)
+            chunks.append(chunk)
         self._num_forwards += 1
-        is_ready = self.storage is None or self.storage.is_stored
-        if not is_ready or (chunk.pages and not is_fused):
-            none = torch.empty(0, dtype=torch.int64)
-            return Work(sequence=self, start=chunk.start, stop=chunk.stop, chunk=chunk, asked=none)
-        stop = len(self._canvas) if self.storage is None else self._window[1]
-        asked = self._active().position_N
-        return Work(sequence=self, start=chunk.start, stop=stop, chunk=chunk, asked=asked)
-
-    def num_visible(self, work: Work) -> list[int]:
-        """Keys that each of the new tokens sees."""
-        finished = self._num_visible[work.start : work.chunk.stop]
-        return finished + [work.stop] * (work.stop - work.chunk.stop)
+        is_asked = self._is_stored and (is_fused or not any(chunk.pages for chunk in chunks))
+        pairs = zip(self._branches, chunks, strict=True)
+        return [self._work(b, c, is_asked=is_asked) for b, c in pairs if is_asked or c.pages]
 
     def output(self) -> StepOutput:
         """What there is to say after a round that only stored finished blocks."""
         return self._output((), None)
 
-    def commit(self, logits_NV: Tensor) -> StepOutput:
-        """Takes the logits of the asked positions and commits what the rule selects."""
-        active = self._active()
+    def commit(self, logits: list[Tensor]) -> StepOutput:
+        """Takes the logits of the asked positions and commits what the rule selects.
+
+        Args:
+            logits: of each branch, [N, V].
+        """
+        active, logits_NV = self._active(), logits[0]
+        if len(logits) == 2:
+            logits_NV = guide(logits[0], logits[1], self.request.params.cfg_scale)
         commitment, self._state = denoise(logits_NV, active, self._decoder, self._state)
         self._write(commitment, active)
         self._num_steps += 1
@@ -146,21 +170,54 @@ class Sequence:
 
     def release(self) -> None:
         """Gives the slots back."""
-        if self.storage is not None:
-            self.storage.release()
+        for branch in self._branches:
+            if branch.storage is not None:
+                branch.storage.release()
+
+    def _work(self, branch: _Branch, chunk: Chunk, *, is_asked: bool) -> Work:
+        stop = chunk.stop
+        if is_asked:
+            stop = len(self._canvas) if branch.storage is None else self._window[1]
+        num_active = stop - chunk.stop
+        return Work(
+            sequence=self,
+            storage=branch.storage,
+            start=chunk.start,
+            stop=stop,
+            chunk=chunk,
+            ids_n=self._ids(branch)[chunk.start : stop],
+            num_visible=self._num_visible[chunk.start : chunk.stop] + [stop] * num_active,
+            asked=self._active().position_N if is_asked else torch.empty(0, dtype=torch.int64),
+        )
+
+    def _hidden_by_branch(self) -> list[Tensor | None]:
+        params = self.request.params
+        if params.cfg_scale == 0:
+            return [None]
+        kept = torch.tensor(params.cfg_keep_tokens, dtype=torch.int64)
+        return [None, ~self._is_masked_T & ~torch.isin(self._x_T, kept)]
+
+    def _ids(self, branch: _Branch) -> Tensor:
+        if branch.is_hidden_T is None:
+            return self._x_T
+        return self._x_T.masked_fill(branch.is_hidden_T, self._decoder.mask_id)
+
+    @property
+    def _is_stored(self) -> bool:
+        return all(b.storage is None or b.storage.is_stored for b in self._branches)
 
     @property
     def _window(self) -> tuple[int, int]:
         return self._canvas.windows[self._window_index]
 
     def _active(self) -> Active:
-        return self._decoder.active(self.x_T, self._is_masked_T, self._window)
+        return self._decoder.active(self._x_T, self._is_masked_T, self._window)
 
     def _write(self, commitment: Commitment, active: Active) -> None:
         committed_M = active.position_N[commitment.is_committed_N]
         remasked_M = active.position_N[commitment.is_remasked_N]
-        self.x_T[committed_M] = commitment.ids_N[commitment.is_committed_N]
-        self.x_T[remasked_M] = self._decoder.mask_id
+        self._x_T[committed_M] = commitment.ids_N[commitment.is_committed_N]
+        self._x_T[remasked_M] = self._decoder.mask_id
         self._confidence_T[committed_M] = commitment.confidence_N[commitment.is_committed_N]
         self._is_masked_T[committed_M], self._is_masked_T[remasked_M] = False, True
         if self.request.params.logprobs is not None:
@@ -170,19 +227,20 @@ class Sequence:
     def _open_next_window(self) -> None:
         self._window_index += 1
         self._state = self._state.open_window()
-        if self.storage is not None:
-            finished = block_edges(
-                self._canvas.blocks, self._canvas.block_start(self._window_index)
-            )
+        finished = block_edges(self._canvas.blocks, self._canvas.block_start(self._window_index))
+        for branch in self._branches:
+            if branch.storage is None:
+                continue
+            ids = self._ids(branch).tolist()
             for start, stop in finished:
-                if start >= self.storage.num_stored:
-                    self.storage.append_block(tuple(self.x_T[start:stop].tolist()))
+                if start >= branch.storage.num_stored:
+                    branch.storage.append_block(tuple(ids[start:stop]))
 
     def _emit(self) -> tuple[tuple[int, ...], str | None]:
         """Tokens that became final, and why the answer ends, if it does."""
         first = self._canvas.start + self._num_emitted
         masked = self._is_masked_T[first:].nonzero()
-        final = self.x_T[first : first + int(masked[0]) if len(masked) else None].tolist()
+        final = self._x_T[first : first + int(masked[0]) if len(masked) else None].tolist()
         final = final[: self._canvas.num_answer - self._num_emitted]
         ends = [i for i, token in enumerate(final) if token in self._stop_ids]
         final = final[: ends[0]] if ends else final
@@ -193,15 +251,16 @@ class Sequence:
         return tuple(final), "length" if is_full else None
 
     def _output(self, token_ids: tuple[int, ...], finish_reason: str | None) -> StepOutput:
+        storage = self._branches[0].storage
         return StepOutput(
             request_id=self.request.request_id,
             token_ids=token_ids,
             finish_reason=finish_reason,
             num_forwards=self._num_forwards,
             num_denoise_steps=self._num_steps,
-            canvas=self._visible(self.x_T),
+            canvas=self._visible(self._x_T),
             canvas_confidence=self._visible(self._confidence_T),
-            num_cached_tokens=0 if self.storage is None else self.storage.num_cached_tokens,
+            num_cached_tokens=storage.num_cached_tokens if storage is not None else 0,
             logprobs=self._latest_logprobs(len(token_ids)),
         )
 

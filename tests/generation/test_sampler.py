@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2d_ray.generation.engine import Engine, Request
+from a2d_ray.generation.engine import Engine, EngineOptions, Request
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.generation.sampler import sample
 from a2d_ray.models.contract import Contract
@@ -187,6 +187,30 @@ def test_guidance_without_effect(objective):
     assert sample(forward, prompt, kept, terms).history == plain.history != guided.history
 
 
+@pytest.mark.parametrize("is_shifted", [False, True])
+@pytest.mark.parametrize(
+    ("objective", "grid"), [("bd3lm", "segment"), ("bd3lm", "absolute"), ("mdlm", "segment")]
+)
+def test_guided_engine_equals_sampler(objective, grid, is_shifted):
+    """Both branches in one forward, prompt in chunks, beside requests without guidance."""
+    terms = contract(objective, block_grid=grid, right_shift_logits=is_shifted)
+    engine = Engine(
+        MODEL, terms, eos_ids={EOS}, max_length=512, options=EngineOptions(max_tokens_per_round=9)
+    )
+    expected, answers = {}, {}
+    for i, prompt in enumerate([[[5, 6, 8, 9, 10, 11, 12]], [], [[5, 6, 8, None, 9, None]]]):
+        for scale, kept in ((0.0, ()), (1.5, ()), (0.7, (6, 9))):
+            options = {"max_new_tokens": 9, "threshold": 0.01, "cfg_scale": scale}
+            params = SamplingParams(**options, cfg_keep_tokens=kept, ignore_eos=True)
+            name = f"{i}-{scale}"
+            expected[name] = sample(forward, prompt, params, terms, eos_ids={EOS}).token_ids
+            engine.add_request(Request(request_id=name, prompt=prompt, params=params))
+    while engine.has_unfinished():
+        for output in engine.step():
+            answers.setdefault(output.request_id, []).extend(output.token_ids)
+    assert answers == expected and engine.num_used_kv_tokens == 0
+
+
 # Log-probabilities.
 
 
@@ -310,7 +334,7 @@ def test_engine_equals_sampler_whatever_clean_tokens_see(clean):
         ({"stop_token_ids": [VOCAB]}, "stop_token_ids holds token id 320"),
         ({"logit_bias": {-1: 3.0}}, "logit_bias holds token id -1"),
         ({"suppress_tokens": [999]}, "suppress_tokens holds token id 999"),
-        ({"cfg_scale": 1.0}, "cfg_scale"),
+        ({"cfg_keep_tokens": [400]}, "cfg_keep_tokens holds token id 400"),
     ],
 )
 def test_engine_refuses_ids_that_there_are_not(options, message):
