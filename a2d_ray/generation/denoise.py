@@ -116,7 +116,7 @@ def _members(ids: Collection[int], logits_NV: Tensor) -> Tensor:
 def _choose(logits_NV: Tensor, active: Active, decoder: Decoder, state: RuleState) -> Tensor:
     params = decoder.params
     if params.temperature == 0:
-        return logits_NV.argmax(-1)
+        return decoding.most_likely(logits_NV)
     likely_NV = decoding.keep_likely(
         logits_NV / params.temperature, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p
     )

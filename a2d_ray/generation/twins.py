@@ -59,12 +59,12 @@ def _twin(module: nn.Module, old_config: Any, new_config: Any) -> nn.Module:
 
 def _make_twin(module: nn.Module) -> nn.Module | None:
     name = type(module).__name__
-    is_fused = name.startswith(FUSED_PREFIXES)
-    if is_fused and name.endswith("Attention"):
+    kind = next((name[len(p) :] for p in FUSED_PREFIXES if name.startswith(p)), None)
+    if kind == "Attention":
         return FusedAttention(module)
-    if is_fused and name.endswith("MLP") and type(module.act_fn).__name__ in SILU:
+    if kind == "MLP" and type(module.act_fn).__name__ in SILU:
         return FusedMLP(module)
-    if is_fused and name.endswith("RMSNorm"):
+    if kind == "RMSNorm":
         return FusedRMSNorm(module)
     if type(module) is nn.Linear:
         return PackedLinear(module)

@@ -226,3 +226,11 @@ def test_random_numbers_depend_on_everything_that_names_them():
         {"seed": 1, "step": 2, "kind": d.ORDER},
     ):
         assert not torch.equal(first, d.position_uniform(position, **other))
+
+
+@pytest.mark.parametrize("vocab", [64, 320, 321])
+def test_most_likely_is_the_lowest_of_the_best(vocab):
+    logits = torch.randint(0, 9, (50, vocab), generator=torch.Generator().manual_seed(0)).float()
+    logits[:, 3] = -torch.inf
+    expected = [row.index(max(row)) for row in logits.tolist()]
+    assert d.most_likely(logits).tolist() == expected
