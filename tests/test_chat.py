@@ -166,7 +166,7 @@ def test_in_a_real_terminal_ctrl_c_stops_the_answer_and_the_program_goes_on(chec
         terminal.expect("4 tokens in")
         terminal.expect("\x1b[?2004h")  # the next prompt is ready
         terminal.send("\x04")
-        assert child.wait(timeout=20) == 0
+        assert child.wait(timeout=60) == 0
     finally:
         child.kill()
         os.close(main)
@@ -183,7 +183,7 @@ class Terminal:
     def send(self, keys: str) -> None:
         os.write(self._file, keys.encode())
 
-    def expect(self, text: str, timeout_s: float = 30) -> None:
+    def expect(self, text: str, timeout_s: float = 90) -> None:
         """Reads until `text` appears behind what was expected before."""
         deadline = time.monotonic() + timeout_s
         while text not in self._seen:

@@ -129,7 +129,9 @@ def test_what_a_grammar_allows_and_nothing_else(seed, threshold, block_size):
     )
     assert all(t in (1, 2, 3, 4) for t in answer[::2])
     assert all(t == Digits.PLUS for t in answer[1::2])
-    assert grammar.text in (answer, [*answer, Digits.END])
+    # The last block is denoised whole, and may hold more than the answer takes.
+    assert grammar.text[: len(answer)] == answer
+    assert len(answer) == 20 or grammar.text == [*answer, Digits.END]
 
 
 def test_a_grammar_that_is_stuck_ends_the_answer():

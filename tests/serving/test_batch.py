@@ -136,10 +136,10 @@ def test_a_killed_job_goes_on_and_does_nothing_twice(checkpoint, lm, tmp_path):
     rows = [{"prompt": f"prompt {i}"} for i in range(24)]
     sampling = {"max_new_tokens": 240, "rule": "steps", "ignore_eos": True}
     config = make_config(checkpoint, tmp_path, rows, rows_per_part=2, sampling=sampling, chat=False)
-    overrides = [f"{k}={json.dumps(v)}" for k, v in config.model_dump(exclude={"sampling"}).items()]
-    overrides = [o for o in overrides if not o.startswith(("model=", "engine="))]
-    overrides += [f"model.{k}={v}" for k, v in config.model.model_dump(exclude_none=True).items()]
-    overrides += [f"sampling.{k}={json.dumps(v)}" for k, v in sampling.items()]
+    values = config.model_dump(exclude={"sampling", "engine", "model"})
+    values |= {f"model.{k}": v for k, v in config.model.model_dump(exclude_none=True).items()}
+    values |= {f"sampling.{k}": v for k, v in sampling.items()}
+    overrides = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items()]
     command = [sys.executable, "jobs/generate.py", *overrides]
     environ = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     answers = tmp_path / "out/answers"
