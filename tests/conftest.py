@@ -16,10 +16,12 @@ os.environ.update(
 )
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Examples take as long as a busy machine lets them.
-settings.register_profile("a2d", deadline=None, max_examples=50)
+settings.register_profile(
+    "a2d", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("a2d")
 
 
