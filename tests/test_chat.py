@@ -140,6 +140,7 @@ def test_tokens_are_shaded_by_confidence(lm):
     assert confidence_style(0.0) != confidence_style(0.5) != confidence_style(1.0)
 
 
+@pytest.mark.slow
 def test_in_a_real_terminal_ctrl_c_stops_the_answer_and_the_program_goes_on(checkpoint, tmp_path):
     """A pseudo-terminal: the live view, Ctrl-C in the midst of an answer, then another one."""
     command = [sys.executable, "jobs/chat.py", *job_overrides(checkpoint), "chat=false"]

@@ -131,7 +131,8 @@ def test_another_request_into_the_same_directory_is_refused(checkpoint, tmp_path
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(200)
+@pytest.mark.slow
+@pytest.mark.timeout(280)
 def test_a_killed_job_goes_on_and_does_nothing_twice(checkpoint, lm, tmp_path):
     rows = [{"prompt": f"prompt {i}"} for i in range(24)]
     sampling = {"max_new_tokens": 240, "rule": "steps", "ignore_eos": True}
