@@ -8,6 +8,7 @@ os.environ.update(
     RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="30",
     RAY_TRAIN_COLLECTIVE_TIMEOUT_S="60",
     RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S="60",
+    RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60",
     RAY_USAGE_STATS_ENABLED="0",
     OMP_NUM_THREADS="1",
     OMP_WAIT_POLICY="PASSIVE",
@@ -30,6 +31,15 @@ def _one_torch_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _denormals():
+    """What training and calibration set for their process, a test of them leaves behind."""
+    yield
+    import torch
+
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

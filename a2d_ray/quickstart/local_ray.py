@@ -18,6 +18,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",  # it listens on this machine only and ends with the command
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a busy laptop needs more than 5 s
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # reports are taken once per check
 }
 MIN_CPUS = 4  # logical: the workers, Ray Data's tasks beside them, and Serve

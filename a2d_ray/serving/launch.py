@@ -87,6 +87,8 @@ def running_server(config: ServeConfig) -> Iterator[str]:
 
     owns_ray = not ray.is_initialized()
     if owns_ray:
+        # Serve gives its proxy 5 s to start, too few on a busy laptop.
+        os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
         ray.init(address=os.environ.get("RAY_ADDRESS") or "local", log_to_driver=False)
     try:
         if serve.status().proxies:

@@ -124,7 +124,7 @@ def test_a_stopped_job_leaves_a_run_that_goes_on(cluster, files):
         assert time.monotonic() < deadline, ray_job(cluster, "logs", "first").stdout[-3000:]
         time.sleep(0.1)
     assert ray_job(cluster, "stop", "first").returncode == 0
-    assert "STOPPED" in ray_job(cluster, "status", "first").stdout
+    assert "was stopped" in ray_job(cluster, "status", "first").stdout
     before = run_status(str(files / "runs"), "stopped")
     assert 2 <= before.checkpoint_step <= before.step < steps
 
