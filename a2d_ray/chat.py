@@ -75,7 +75,7 @@ class TerminalChat:
         console: where it is shown.
 
     Raises:
-        ValueError: the model has no tokenizer; several answers or guidance are asked for.
+        ValueError: the model has no tokenizer; several answers are asked for.
     """
 
     def __init__(self, lm: LanguageModel, config: ChatConfig, console: Console) -> None:
@@ -177,7 +177,7 @@ def show_samples(lm: LanguageModel, config: SampleConfig, console: Console) -> N
     for text in config.prompts:
         prompt = first_turn(text, config.system) if chat else text
         console.print(Text(f"> {text}"), soft_wrap=True)
-        if params.n == 1 and params.cfg_scale == 0:
+        if params.n == 1:
             console.print(Text(f"  [{show_answer(lm, prompt, params, console).speed}]\n"))
             continue
         started = time.perf_counter()
@@ -193,8 +193,6 @@ def show_samples(lm: LanguageModel, config: SampleConfig, console: Console) -> N
 
 
 def _one_answer(params: SamplingParams) -> SamplingParams:
-    for name, wanted in (("n", 1), ("cfg_scale", 0)):
-        if getattr(params, name) != wanted:
-            value = getattr(params, name)
-            raise ValueError(f"sampling.{name} ({value}) cannot be shown live: set it to {wanted}")
+    if params.n > 1:
+        raise ValueError(f"sampling.n ({params.n}): a chat goes on from one answer, set it to 1")
     return params

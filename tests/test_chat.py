@@ -141,10 +141,12 @@ def test_tokens_are_shaded_by_confidence(lm):
 
 
 @pytest.mark.slow
-def test_in_a_real_terminal_ctrl_c_stops_the_answer_and_the_program_goes_on(checkpoint, tmp_path):
+def test_in_a_real_terminal_ctrl_c_stops_the_answer_and_the_program_goes_on(tmp_path):
     """A pseudo-terminal: the live view, Ctrl-C in the midst of an answer, then another one."""
+    ar = save_tiny_ar(tmp_path / "ar", max_position_embeddings=16384)
+    checkpoint = a2d_ray.convert(str(ar), tmp_path / "a2d")
     command = [sys.executable, "jobs/chat.py", *job_overrides(checkpoint), "chat=false"]
-    command += ["sampling.max_new_tokens=400", "sampling.rule=steps", "sampling.ignore_eos=true"]
+    command += ["sampling.max_new_tokens=16000", "sampling.rule=steps", "sampling.ignore_eos=true"]
     command += [f"history={tmp_path / 'history'}"]
     main, side = pty.openpty()
     termios.tcsetwinsize(side, (30, 90))

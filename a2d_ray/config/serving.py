@@ -141,12 +141,3 @@ class GenerateConfig(Section):
     gpus_per_replica: float = Field(0, ge=0, description="GPUs per engine.")
     engine: EngineSection = EngineSection()
     sampling: SamplingSection = SamplingSection()
-
-    @model_validator(mode="after")
-    def _check_sampling(self) -> Self:
-        if self.sampling.cfg_scale:
-            raise ValueError(
-                f"sampling.cfg_scale ({self.sampling.cfg_scale}): the engine does not guide; "
-                "set it to 0, or use LanguageModel.generate"
-            )
-        return self

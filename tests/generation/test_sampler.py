@@ -112,7 +112,11 @@ class Digits:
 
 
 @settings(max_examples=30)
-@given(seed=st.integers(0, 999), threshold=st.floats(0, 1), block_size=st.integers(1, 6))
+@given(
+    seed=st.integers(0, 999),
+    threshold=st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0]),
+    block_size=st.integers(1, 6),
+)
 def test_what_a_grammar_allows_and_nothing_else(seed, threshold, block_size):
     generator = torch.Generator().manual_seed(seed)
     table = 3 * torch.randn(64, 8, generator=generator)

@@ -107,7 +107,6 @@ def test_system_prompts_and_templates(checkpoint, lm, tmp_path):
         ({"input": "/nowhere.jsonl"}, "input="),
         ({"model": {"path": "/nowhere"}}, "/nowhere"),
         ({"output": "/proc/none"}, "output=/proc/none"),
-        ({"sampling": {"cfg_scale": 1.0}}, "cfg_scale"),
     ],
 )
 def test_bad_input_fails_before_ray(checkpoint, tmp_path, options, message):
