@@ -70,15 +70,15 @@ def denoise(
         if state.answer_counts_V is not None:
             counts_V += state.answer_counts_V
         state = replace(state, answer_counts_V=counts_V)
-    top = logits_NV.topk(params.logprobs or 0, -1)
-    lse_N1 = logits_NV.logsumexp(-1, keepdim=True) if params.logprobs else 0.0
+    scores_NV = logits_NV.log_softmax(-1) if params.logprobs else logits_NV
+    top = scores_NV.topk(params.logprobs or 0, -1)
     commitment = Commitment(
         ids_N=ids_N,
         logprob_N=logprob_N,
         is_committed_N=is_committed_N,
         is_remasked_N=is_remasked_N,
         top_ids_NK=top.indices,
-        top_logprobs_NK=top.values - lse_N1,
+        top_logprobs_NK=top.values,
     )
     return commitment, replace(state, step=state.step + 1)
 

@@ -111,7 +111,7 @@ def test_a_resumed_run_is_the_same_wandb_run(tmp_path):
         line = {"step": start + 2, "eval/nelbo": 1.0}
         reporter.evaluation(line, [Sample("say 1", "one", f"answer {start}")])
         reporter.close()
-    ids = [path.name.rpartition("-")[2] for path in (tmp_path / "mine/wandb").glob("offline-run-*")]
+    ids = [path.name.split("-")[3] for path in (tmp_path / "mine/wandb").glob("offline-run-*")]
     assert ids == ["mine"] * len(ids) and ids
     assert [x["step"] for x in lines(tmp_path / "mine")] == [1, 2, 2, 3, 4, 4]
     samples = (tmp_path / "mine/samples.jsonl").read_text()
