@@ -168,8 +168,19 @@ class LanguageModel:
         """
         yield from self._answers(((self.encode(p), params) for p, params in requests), options)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
-        """One answer while it is written, a chunk per forward.
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        engine: Engine | None = None,
+    ) -> Iterator[Chunk]:
+        """One answer while it is written, a chunk per forward; closing it ends the request.
+
+        Args:
+            prompt: see `encode`.
+            params: options; None: the defaults.
+            engine: an idle one of `make_engine`, which knows the turns before; None: a new one.
 
         Raises:
             ValueError: as `generate`; `n`, which cannot be streamed.
@@ -177,14 +188,16 @@ class LanguageModel:
         params = params or SamplingParams()
         if params.n > 1:
             raise ValueError(f"n ({params.n}): only one answer is streamed; use generate")
-        engine, writer = self.make_engine(), AnswerWriter(self.tokenizer, params)
+        engine, writer = engine or self.make_engine(), AnswerWriter(self.tokenizer, params)
         engine.add_request(Request(request_id="0", prompt=self.encode(prompt), params=params))
-        while engine.has_unfinished():
-            for output in engine.step():
+        try:
+            for output in _run(engine):
                 chunk = writer.push(output)
                 yield chunk
                 if chunk.finish_reason is not None:
                     return
+        finally:
+            engine.abort("0")
 
     def _answers(
         self,

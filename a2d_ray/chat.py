@@ -81,6 +81,7 @@ class TerminalChat:
     def __init__(self, lm: LanguageModel, config: ChatConfig, console: Console) -> None:
         self._lm, self._console = lm, console
         self._is_chat = is_chat(lm, config.chat)
+        self._engine = lm.make_engine()  # one for all turns: it reads only what is new
         self._params = _one_answer(SamplingParams(**config.sampling.model_dump()))
         self._system = config.system
         self._messages: list[dict[str, str]] = []
@@ -142,7 +143,9 @@ class TerminalChat:
             turn = [{"role": "user", "content": line}]
             prompt = self._messages + turn if self._messages else first_turn(line, self._system)
         prefix = "" if self._is_chat else line
-        shown = show_answer(self._lm, prompt, self._params, self._console, prefix)
+        shown = show_answer(
+            self._lm, prompt, self._params, self._console, prefix=prefix, engine=self._engine
+        )
         self._say(shown.speed if shown.is_whole else f"stopped; {shown.speed}")
         before = prompt if self._is_chat else [*self._messages, {"role": "user", "content": line}]
         self._messages = [*before, {"role": "assistant", "content": shown.text}]  # type: ignore[list-item]

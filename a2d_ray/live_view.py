@@ -12,6 +12,7 @@ from rich.text import Text
 
 from a2d_ray.answers import Chunk
 from a2d_ray.api import LanguageModel, Prompt
+from a2d_ray.generation.engine import Engine
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.text import decode
 
@@ -48,7 +49,13 @@ def speed_line(num_tokens: int, num_forwards: int, seconds: float) -> str:
 
 
 def show_answer(
-    lm: LanguageModel, prompt: Prompt, params: SamplingParams, console: Console, prefix: str = ""
+    lm: LanguageModel,
+    prompt: Prompt,
+    params: SamplingParams,
+    console: Console,
+    *,
+    prefix: str = "",
+    engine: Engine | None = None,
 ) -> Shown:
     """Generates an answer under the user's eyes, and leaves its text on the screen.
 
@@ -58,6 +65,7 @@ def show_answer(
         params: options.
         console: where; without a terminal only the whole text is printed.
         prefix: text in front of the answer.
+        engine: see `LanguageModel.stream`.
 
     Raises:
         ValueError: see `LanguageModel.stream`.
@@ -66,7 +74,7 @@ def show_answer(
     started = time.perf_counter()
     with Live(console=console, transient=True, auto_refresh=False) as live:
         try:
-            with closing(lm.stream(prompt, params)) as chunks:  # type: ignore[type-var]
+            with closing(lm.stream(prompt, params, engine=engine)) as chunks:  # type: ignore[type-var]
                 for chunk in chunks:
                     text += chunk.text
                     num_tokens += len(chunk.token_ids)

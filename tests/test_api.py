@@ -46,6 +46,24 @@ def test_batch_equals_alone_and_stream_equals_whole(lm):
     assert chunks[-1].finish_reason == "length" and chunks[-1].num_forwards == len(chunks)
 
 
+def test_a_kept_engine_reads_only_what_is_new_and_outlives_what_is_broken_off(lm):
+    engine, turns = lm.make_engine(), [{"role": "user", "content": "a rather long question"}]
+    broken_off = lm.stream(turns, PARAMS, engine=engine)
+    next(broken_off)
+    broken_off.close()
+    assert not engine.has_unfinished() and engine.num_used_kv_tokens == 0
+    for question in ("second", "third"):
+        chunks = list(lm.stream(turns, PARAMS, engine=engine))
+        (alone,) = lm.generate([turns], PARAMS)
+        assert [i for chunk in chunks for i in chunk.token_ids] == alone.token_ids
+        turns += [{"role": "assistant", "content": alone.text}]
+        turns += [{"role": "user", "content": question}]
+    before, fresh = engine.num_positions, lm.make_engine()
+    for each in (engine, fresh):
+        list(lm.stream(turns, PARAMS, engine=each))
+    assert engine.num_positions - before < fresh.num_positions
+
+
 def test_stop_text_cuts_the_answer(lm):
     params = SamplingParams(max_new_tokens=60, temperature=2.0, seed=1, ignore_eos=True)
     (whole,) = lm.generate("hello", params)

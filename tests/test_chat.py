@@ -86,8 +86,8 @@ def test_a_turn_that_does_not_fit_is_said_and_forgotten(lm):
 def test_ctrl_c_stops_the_answer_and_not_the_program(lm, monkeypatch):
     stream = type(lm).stream
 
-    def interrupted(self, prompt, params):
-        yield next(stream(self, prompt, params))
+    def interrupted(self, prompt, params, engine):
+        yield next(stream(self, prompt, params, engine=engine))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(type(lm), "stream", interrupted)
