@@ -156,8 +156,10 @@ def test_a_killed_job_goes_on_and_does_nothing_twice(checkpoint, lm, tmp_path):
         command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=100
     )
     assert second.returncode == 0, second.stderr
-    assert f"{len(before)} done before" in second.stdout
-    assert f"{24 - 2 * len(before)} prompts, 0 of them with errors" in second.stdout
+    # An engine outlives its driver by a moment, and may finish the part that it is in.
+    num_done = int(second.stdout.split(" done before")[0].rpartition(" ")[2])
+    assert len(before) <= num_done < 12
+    assert f"{24 - 2 * num_done} prompts, 0 of them with errors" in second.stdout
     after = {path.name: path.stat().st_mtime_ns for path in answers.glob("part-*")}
     assert len(after) == 12 and before.items() <= after.items()
     found = [json.loads(line) for path in sorted(answers.iterdir()) for line in path.open()]
