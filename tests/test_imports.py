@@ -17,6 +17,7 @@ ALLOWED = {
     "config": set(),
     "cli": set(),
     "text": set(),
+    "http": {"config"},
     "diffusion": set(),
     "models": {"config", "diffusion"},
     "data": {"config", "diffusion", "models"},
@@ -26,8 +27,8 @@ ALLOWED = {
     "live_view": LIGHT | {"answers", "api", "generation"},
     "chat": LIGHT | {"live_view"} | {"api", "answers", "models", "data", "generation"},
     "training": LIGHT | {"diffusion", "models", "data", "generation"},
-    "serving": LIGHT | {"answers", "api", "diffusion", "models", "data", "generation"},
-    "evaluation": LIGHT | {"api", "diffusion", "models", "data", "generation"},
+    "serving": LIGHT | {"http", "answers", "api", "diffusion", "models", "data", "generation"},
+    "evaluation": LIGHT | {"http", "api", "diffusion", "models", "data", "generation"},
     "benchmarks": LIGHT
     | {"api", "diffusion", "models", "data", "generation", "training", "tuning", "serving"},
     "tuning": LIGHT

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from fastapi import Request, Response
 from pydantic import BaseModel
 
-from a2d_ray.serving.errors import RequestError
+from a2d_ray.http.errors import RequestError
 from a2d_ray.serving.formats import Format
 from a2d_ray.serving.http import EventStream, unless_disconnected
 from a2d_ray.serving.pieces import Piece

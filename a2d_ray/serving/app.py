@@ -7,24 +7,22 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from a2d_ray import __version__
 from a2d_ray.config import LimitsSection, SamplingSection
 from a2d_ray.generation.params import Rule
-from a2d_ray.serving.access import ANYBODY, ApiKeys, Caller, Gate, RateLimit
+from a2d_ray.http.access import ANYBODY, ApiKeys, Caller, Gate, RateLimit
+from a2d_ray.http.bodies import BodyLimit
+from a2d_ray.http.errors import model_not_found
+from a2d_ray.http.problems import add_error_handlers
 from a2d_ray.serving.answering import answer
-from a2d_ray.serving.errors import RequestError, model_not_found
 from a2d_ray.serving.formats import ChatFormat, CompletionFormat, Format
-from a2d_ray.serving.http import BodyLimit, error_response, unless_disconnected
+from a2d_ray.serving.http import unless_disconnected
 from a2d_ray.serving.infill import Infilled, InfillRequest
 from a2d_ray.serving.metrics import HttpMetrics, merge
 from a2d_ray.serving.page import add_page
 from a2d_ray.serving.pieces import Server
-from a2d_ray.serving.problems import to_request_error
 from a2d_ray.serving.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from a2d_ray.serving.responses import ChatCompletion, Completion
 from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
@@ -59,7 +57,7 @@ def create_app(
     app.add_middleware(Gate, keys=keys or ApiKeys(), rate=RateLimit(requests_per_minute))
     http = HttpMetrics()
     app.add_middleware(RequestLog, adds_header=adds_request_id, metrics=http)
-    _add_error_handlers(app)
+    add_error_handlers(app)
     _add_model_routes(app, servers, defaults or {})
     _add_token_routes(app, servers)
     _add_operator_routes(app, servers, http)
@@ -158,27 +156,3 @@ async def _generate(
         is_streamed=bool(body.stream),
         with_usage=body.is_usage_streamed(),
     )
-
-
-def _add_error_handlers(app: FastAPI) -> None:
-    @app.exception_handler(RequestError)
-    async def on_request_error(request: Request, error: RequestError) -> Response:
-        return error_response(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def on_invalid(request: Request, error: RequestValidationError) -> Response:
-        return error_response(to_request_error(error.errors()))
-
-    @app.exception_handler(HTTPException)
-    async def on_http_error(request: Request, error: HTTPException) -> Response:
-        message = f"{request.method} {request.url.path}: {error.detail}"
-        return error_response(RequestError(message, status=error.status_code))
-
-    @app.exception_handler(ClientDisconnect)
-    async def on_disconnect(request: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=499)  # nobody reads it; access logs do
-
-    @app.exception_handler(Exception)
-    async def on_defect(request: Request, error: Exception) -> Response:
-        logger.error("a defect answered %s", request.url.path, exc_info=error)
-        return error_response(RequestError("internal error", status=500, code="internal"))

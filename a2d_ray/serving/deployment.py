@@ -15,10 +15,10 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from a2d_ray.config import ServeConfig, ServedModel
-from a2d_ray.serving.access import ApiKeys
+from a2d_ray.http.access import ApiKeys
+from a2d_ray.http.errors import ENGINE_DEAD, RequestError, not_ready, overloaded
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.conversations import conversation_key
-from a2d_ray.serving.errors import ENGINE_DEAD, RequestError, not_ready, overloaded
 from a2d_ray.serving.infill import Infilled, InfillRequest
 from a2d_ray.serving.pieces import Piece, Server
 from a2d_ray.serving.protocol import GenerationRequest

@@ -10,7 +10,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from torch import Tensor
 
-from a2d_ray.serving.errors import RequestError
+from a2d_ray.http.errors import RequestError
 from a2d_ray.serving.protocol import ChatCompletionRequest, GenerationRequest
 from a2d_ray.serving.structured import GrammarFormat, JsonSchemaFormat, RegexFormat, tool_grammar
 

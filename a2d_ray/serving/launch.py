@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from a2d_ray.config import ServeConfig
+from a2d_ray.http.access import ApiKeys
 from a2d_ray.models.checkpoint import check_checkpoint
-from a2d_ray.serving.access import ApiKeys
 
 QUICKSTART_CHECKPOINT = "runs/quickstart/train/checkpoint-final"
 _FALLBACK_SOURCE = "package:smollm2"

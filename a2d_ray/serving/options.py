@@ -4,8 +4,6 @@ import json
 from typing import Any, Literal, Self, cast
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
@@ -13,6 +11,7 @@ from pydantic import (
 )
 
 from a2d_ray.config import Remasking, Rule
+from a2d_ray.http.bodies import Plain
 
 StreamMode = Literal["prefix", "block", "denoise"]
 
@@ -34,12 +33,6 @@ _RULES_OF: dict[str, tuple[Rule, ...]] = {
 def only(*neutral: Any) -> Any:
     """A field that is accepted only if left out, null, or in values that ask for nothing."""
     return Field(None, json_schema_extra={"enum": [None, *neutral]})
-
-
-class Plain(BaseModel):
-    """Types as they are, no unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Strict(Plain):

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from a2d_ray.config import SamplingSection
 from a2d_ray.generation.params import SamplingParams
-from a2d_ray.serving.errors import RequestError
+from a2d_ray.http.errors import RequestError
 from a2d_ray.serving.options import DiffusionOptions, StreamMode, StreamOptions, Strict, only
 from a2d_ray.serving.structured import (
     NamedTool,

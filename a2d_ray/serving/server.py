@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from a2d_ray.config import EngineSection, LimitsSection, SamplingSection
 from a2d_ray.generation.engine import EngineOptions, Request, StepOutput
 from a2d_ray.generation.params import SamplingParams
+from a2d_ray.http.errors import ENGINE_DEAD, RequestError, not_ready
 from a2d_ray.serving.engine_loop import AsyncEngine, EngineDeadError
-from a2d_ray.serving.errors import ENGINE_DEAD, RequestError, not_ready
 from a2d_ray.serving.grammars import GrammarCompiler, TokenGrammar, grammar_of
 from a2d_ray.serving.infill import Infilled, InfillRequest
 from a2d_ray.serving.metrics import ModelMetrics

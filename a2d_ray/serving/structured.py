@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from a2d_ray.serving.options import Plain
+from a2d_ray.http.bodies import Plain
 
 OPENING, CLOSING = "<tool_call>\n", "\n</tool_call>"
 

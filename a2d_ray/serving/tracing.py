@@ -8,7 +8,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from a2d_ray.serving.access import ANYBODY
+from a2d_ray.http.access import ANYBODY
 from a2d_ray.serving.metrics import HttpMetrics
 
 logger = logging.getLogger(__name__)

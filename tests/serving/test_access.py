@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from a2d_ray.config import LimitsSection, SecuritySection
-from a2d_ray.serving.access import ANYBODY, ApiKeys, RateLimit
+from a2d_ray.http.access import ANYBODY, ApiKeys, RateLimit
+from a2d_ray.http.errors import RequestError
 from a2d_ray.serving.app import create_app
-from a2d_ray.serving.errors import RequestError
 from a2d_ray.serving.protocol import ChatCompletionRequest, CompletionRequest
 from a2d_ray.serving.server import ModelServer
 from tests.serving.in_process import Client

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from a2d_ray.config import SamplingSection
-from a2d_ray.serving.access import ApiKeys
+from a2d_ray.http.access import ApiKeys
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.server import ModelServer
 from tests.serving.live import listening

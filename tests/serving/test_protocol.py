@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from a2d_ray.config import SamplingSection
 from a2d_ray.generation.params import SamplingParams
-from a2d_ray.serving.errors import RequestError
-from a2d_ray.serving.problems import to_request_error
+from a2d_ray.http.errors import RequestError
+from a2d_ray.http.problems import to_request_error
 from a2d_ray.serving.protocol import ChatCompletionRequest, CompletionRequest
 from a2d_ray.serving.structured import parse_call
 

@@ -13,8 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from a2d_ray.config import SecuritySection
-from a2d_ray.serving.errors import RequestError
-from a2d_ray.serving.http import error_response
+from a2d_ray.http.errors import RequestError, error_response
 
 _OPEN_PATHS = ("/", "/health")
 _OPEN_FOLDER = "/static/"

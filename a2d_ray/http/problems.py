@@ -1,11 +1,19 @@
-"""A body that does not validate, as an error that names the parameter as the client wrote it."""
+"""Every failure as an error object; a body that does not validate names the client's parameter."""
 
+import logging
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from a2d_ray.serving.errors import RequestError
-from a2d_ray.serving.options import Plain
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from a2d_ray.http.bodies import Plain
+from a2d_ray.http.errors import RequestError, error_response
+
+logger = logging.getLogger(__name__)
 
 
 def _fields(model: type[Plain]) -> set[str]:
@@ -42,3 +50,29 @@ def _param(path: Sequence[str | int], *, is_unknown: bool) -> str | None:
     parts = [part for part, _ in groupby(parts)]  # a union's tag may be called like its field
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
     return text.removeprefix(".") or None
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answers refusals, invalid bodies and defects with OpenAI's error object."""
+
+    @app.exception_handler(RequestError)
+    async def on_request_error(request: Request, error: RequestError) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(request: Request, error: RequestValidationError) -> Response:
+        return error_response(to_request_error(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return error_response(RequestError(message, status=error.status_code))
+
+    @app.exception_handler(ClientDisconnect)
+    async def on_disconnect(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody reads it; access logs do
+
+    @app.exception_handler(Exception)
+    async def on_defect(request: Request, error: Exception) -> Response:
+        logger.error("a defect answered %s", request.url.path, exc_info=error)
+        return error_response(RequestError("internal error", status=500, code="internal"))

@@ -2,6 +2,8 @@
 
 from typing import Any, Self
 
+from fastapi.responses import JSONResponse
+
 ENGINE_DEAD = "engine_dead"
 """Code of a 503 after which another replica may answer."""
 
@@ -85,3 +87,8 @@ def not_ready(reason: str, *, code: str = "not_ready") -> RequestError:
 def overloaded(reason: str) -> RequestError:
     """429: too many requests wait already."""
     return RequestError(reason, status=429, code="overloaded", retry_after_s=1)
+
+
+def error_response(error: RequestError) -> JSONResponse:
+    """OpenAI's error object with its status and headers."""
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
