@@ -30,7 +30,8 @@ ALLOWED = {
     "serving": LIGHT | {"http", "answers", "api", "diffusion", "models", "data", "generation"},
     "evaluation": LIGHT | {"http", "api", "diffusion", "models", "data", "generation"},
     "benchmarks": LIGHT
-    | {"api", "diffusion", "models", "data", "generation", "training", "tuning", "serving"},
+    | {"api", "diffusion", "models", "data", "generation", "training", "tuning", "serving"}
+    | {"evaluation", "quickstart"},
     "tuning": LIGHT
     | {"api", "diffusion", "models", "data", "generation", "training", "evaluation"},
     "quickstart": LIGHT

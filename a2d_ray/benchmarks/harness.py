@@ -17,7 +17,9 @@ from a2d_ray.config import BenchmarkConfig
 SUITES: dict[str, str] = {
     "data": "a2d_ray.benchmarks.data",
     "training": "a2d_ray.benchmarks.training",
+    "learning": "a2d_ray.benchmarks.learning",
     "sampling": "a2d_ray.benchmarks.sampling",
+    "quality": "a2d_ray.benchmarks.quality",
     "serving": "a2d_ray.benchmarks.serving",
     "evaluation": "a2d_ray.benchmarks.evaluation",
 }

@@ -82,22 +82,12 @@ def _build(run: TrainConfig, packed_path: str) -> tuple[Any, Any]:
 
     from a2d_ray.data.packed import PackedSet
     from a2d_ray.models.checkpoint import load_checkpoint
-    from a2d_ray.models.device import resolve_dtype
+    from a2d_ray.training.assembly import build_module
     from a2d_ray.training.batches import StepBuilder
-    from a2d_ray.training.module import DiffusionModule
-    from a2d_ray.training.objective import loss_spec
-    from a2d_ray.training.optim import freeze_below
 
     device = torch.device("cuda" if run.scaling.use_gpu is True else "cpu")
     checkpoint = load_checkpoint(run.model.path, dtype=torch.float32, device=device)
-    if run.model.trainable_layers is not None:
-        freeze_below(checkpoint.model, run.model.trainable_layers)
-    module = DiffusionModule(
-        checkpoint.model.train(),
-        loss_spec(run.objective, mask_id=checkpoint.contract.mask_token_id),
-        is_causal_clean=run.objective.clean_attention == "causal",
-        compute_dtype=resolve_dtype(run.model.dtype, device),
-    )
+    module = build_module(checkpoint, run, device)
     builder = StepBuilder.of(
         run,
         checkpoint.tokenizer,

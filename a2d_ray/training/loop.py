@@ -10,24 +10,21 @@ import ray.train
 import ray.train.torch
 import torch
 
-from a2d_ray.config import ModelSection
 from a2d_ray.data.packed import PackedSet
 from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.noise import Noise
 from a2d_ray.models.adapters import add_adapters, restore_adapters
 from a2d_ray.models.checkpoint import load_checkpoint
-from a2d_ray.models.device import resolve_dtype
+from a2d_ray.training.assembly import build_module
 from a2d_ray.training.batches import StepBuilder, to_device
 from a2d_ray.training.checkpoints import CheckpointWriter
 from a2d_ray.training.engine import deepspeed_config, make_engine, take_step
 from a2d_ray.training.evaluation import Evaluator
 from a2d_ray.training.gauges import RunGauges
 from a2d_ray.training.metrics import StepCounter, StepTimes
-from a2d_ray.training.module import DiffusionModule
-from a2d_ray.training.objective import loss_spec, trained_contract
+from a2d_ray.training.objective import trained_contract
 from a2d_ray.training.optim import (
     corruption_limit,
-    freeze_below,
     learning_rate,
     make_optimizer,
 )
@@ -127,7 +124,6 @@ class _Worker:
             self.adapted = add_adapters(loaded.model, lora, mask_id=mask_id, base=config.model.path)
             if resumed is not None:
                 restore_adapters(self.adapted, resumed)
-        prepare_layers(loaded.model, config.model)
         rows = config.batch.size // ranks.world
         rows_per_micro = config.batch.rows_per_device or rows
         self.builder = StepBuilder.of(
@@ -136,12 +132,7 @@ class _Worker:
             rows_per_epoch=self.packed.num_rows("train"),
             rows_per_micro=rows_per_micro,
         )
-        module = DiffusionModule(
-            loaded.model.train(),
-            loss_spec(config.objective, mask_id=self.contract.mask_token_id),
-            is_causal_clean=self.builder.spec.causal_clean,
-            compute_dtype=resolve_dtype(config.model.dtype, ranks.device),
-        )
+        module = build_module(loaded, config, ranks.device)
         self.counter = StepCounter.of(config, self.builder, ranks, loaded.model)
         self.evaluator = Evaluator(
             config=config,
@@ -215,14 +206,3 @@ class _Worker:
                 f"step {self.step} could not be saved, training goes on (last good checkpoint: "
                 f"{good}): {problem}"
             )
-
-
-def prepare_layers(model: Any, section: ModelSection) -> None:
-    """Freezes, checkpoints and compiles layers as the configuration asks."""
-    if section.trainable_layers is not None:
-        freeze_below(model, section.trainable_layers)
-    if section.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    if section.compile:
-        for layer in model.model.layers:
-            layer.compile()

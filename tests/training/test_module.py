@@ -62,7 +62,7 @@ def test_gradient_checkpointing_changes_nothing():
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_layers_change_nothing():
     from a2d_ray.config import ModelSection
-    from a2d_ray.training.loop import prepare_layers
+    from a2d_ray.training.assembly import prepare_layers
 
     spec, documents = CASES[0]
     layout = build_layout([packed_row(documents)], spec)

@@ -1,0 +1,194 @@
+"""Suite ``quality``: a trained checkpoint against the AR original, at the quality that both have.
+
+The checkpoint is that of a finished quickstart. The AR original is fine-tuned on the same rows, its
+same layers, for the same CPU time. Both answer the same held-out tasks one at a time, in turns:
+ours with rule ``threshold``; the AR model with transformers' ``generate`` and its cache, and, like
+for like, as one token after the other in our own engine (block size 1, as many tokens).
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from a2d_ray.api import LanguageModel, load
+from a2d_ray.benchmarks.ar_baseline import ar_model, fine_tune, training_cpu_s
+from a2d_ray.benchmarks.harness import Case
+from a2d_ray.config import BenchmarkConfig, TrainConfig
+from a2d_ray.data.packed import PackedSet
+from a2d_ray.evaluation.exact_match import held_out_tasks
+from a2d_ray.generation.canvas import Segments
+from a2d_ray.generation.engine import Engine, EngineOptions, Request
+from a2d_ray.generation.params import SamplingParams
+from a2d_ray.quickstart.recipe import TASKS, sampling_params
+
+AR_LR = 3e-4
+UNIT = "answer tokens per CPU second"
+
+
+def run(config: BenchmarkConfig) -> Iterator[Case]:
+    """Per task ``NAME_transformers`` and ``NAME_engine``.
+
+    Raises:
+        ValueError: no finished quickstart in ``root``.
+    """
+    torch.set_num_threads(config.threads)
+    torch.set_flush_denormal(True)
+    root = Path(config.root).expanduser()
+    run_directory = root / "train"
+    checkpoint = run_directory / "checkpoint-final"
+    if not (checkpoint / "config.json").is_file():
+        raise ValueError(
+            f"root={config.root} holds no finished quickstart: run `make quickstart` first, or "
+            "give its directory"
+        )
+    train = TrainConfig.model_validate(yaml.safe_load((run_directory / "config.yaml").read_text()))
+    ar, facts = _fine_tuned(config, root, train)
+    contenders = _Contenders(load(checkpoint, dtype="bfloat16"), ar)
+    for name in TASKS:
+        if config.cases is None or name in config.cases:
+            yield from _compare(name, contenders, 8 if config.quick else 48, facts)
+
+
+def _fine_tuned(config: BenchmarkConfig, root: Path, train: TrainConfig) -> tuple[Any, dict]:
+    assert isinstance(train.scaling.num_workers, int)
+    budget = config.budget_s or training_cpu_s(root / "train", train.scaling.num_workers)
+    (packed_path,) = Path(train.data.packed_path).iterdir()
+    model = ar_model(root / "model", torch.float32)
+    done = fine_tune(model, train, PackedSet.open(packed_path), budget_s=budget, lr=AR_LR)
+    return model.to(torch.bfloat16).eval(), {"ar_training": {"cpu_s": round(budget), **done}}
+
+
+@dataclass
+class Score:
+    """What a contender did on a task set."""
+
+    cpu_s: float = 0.0
+    num_tokens: int = 0
+    num_forwards: int = 0
+    num_right: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Answer tokens per CPU second."""
+        return self.num_tokens / self.cpu_s
+
+    def add(self, seconds: float, num_tokens: int, num_forwards: int, is_right: bool) -> None:
+        """Counts one answer."""
+        self.cpu_s += seconds
+        self.seconds.append(seconds)
+        self.num_tokens += num_tokens
+        self.num_forwards += num_forwards
+        self.num_right += is_right
+
+
+class _Contenders:
+    """The three ways to answer."""
+
+    def __init__(self, lm: LanguageModel, ar: Any) -> None:
+        self.lm, self.ar = lm, ar
+        self.params: SamplingParams = sampling_params()
+        options = EngineOptions(prefix_cache=False)
+        self.engine = lm.make_engine(options)
+        single = replace_contract(lm, block_size=1)
+        self.single = single.make_engine(options)
+
+    def ours(self, prompt: Segments) -> tuple[list[int], int]:
+        """Answer and forwards of the diffusion model."""
+        return _answer(self.engine, prompt, self.params)
+
+    def transformers(self, prompt: Segments) -> tuple[list[int], int]:
+        """Answer of the AR model with `generate`: a forward per token."""
+        ids = torch.tensor([[token for segment in prompt for token in segment]])
+        written = self.ar.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=self.params.max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(self.lm.eos_token_ids),
+            pad_token_id=self.lm.tokenizer.pad_token_id,
+        )[0, ids.shape[1] :].tolist()
+        return written, len(written)
+
+    def one_by_one(self, prompt: Segments, num_tokens: int) -> tuple[list[int], int]:
+        """As many tokens as the AR model wrote, at block size 1 in our engine."""
+        params = SamplingParams(
+            max_new_tokens=num_tokens, rule="steps", steps=num_tokens, ignore_eos=True
+        )
+        return _answer(self.single, prompt, params)
+
+
+def replace_contract(lm: LanguageModel, **values: Any) -> LanguageModel:
+    """The same model under another contract."""
+    values |= {"block_sizes": (values["block_size"],)}
+    return replace(lm, contract=lm.contract.model_copy(update=values))
+
+
+def _compare(
+    name: str, contenders: _Contenders, num_tasks: int, facts: dict[str, Any]
+) -> Iterator[Case]:
+    ours, ar, single = Score(), Score(), Score()
+    tokenizer, eos = contenders.lm.tokenizer, contenders.lm.eos_token_ids
+    for index, task in enumerate(held_out_tasks(name, num_tasks + 1)):
+        *asked, expected = task["messages"]
+        prompt = contenders.lm.encode(asked)
+
+        def is_right(ids: list[int], expected: str = expected["content"]) -> bool:
+            text = tokenizer.decode([i for i in ids if i not in eos])
+            return bool(text.strip() == expected.strip())
+
+        timed = [_timed(contenders.ours, prompt), _timed(contenders.transformers, prompt)]
+        num_written = len(timed[1][1])
+        timed.append(_timed(contenders.one_by_one, prompt, num_written))
+        if index == 0:
+            continue  # warms up
+        for score, (seconds, ids, forwards) in zip((ours, ar, single), timed, strict=True):
+            score.add(seconds, len(ids), forwards, is_right(ids))
+    facts = facts | {
+        "num_tasks": num_tasks,
+        "exact_match": {
+            "ours": round(ours.num_right / num_tasks, 3),
+            "ar": round(ar.num_right / num_tasks, 3),
+        },
+        "tokens_per_forward": round(ours.num_tokens / ours.num_forwards, 2),
+        "median_cpu_s_per_answer": {
+            key: round(statistics.median(score.seconds), 4)
+            for key, score in (("ours", ours), ("transformers", ar), ("engine", single))
+        },
+    }
+    for suffix, other in (("transformers", ar), ("engine", single)):
+        yield Case(
+            name=f"{name}_{suffix}",
+            ours=ours.tokens_per_s,
+            baseline=other.tokens_per_s,
+            unit=UNIT,
+            is_cost=False,
+            baseline_forwards=other.num_forwards,
+            facts=facts,
+        )
+
+
+def _timed(
+    answer: Callable[..., tuple[list[int], int]], *args: Any
+) -> tuple[float, list[int], int]:
+    started = time.process_time()
+    ids, num_forwards = answer(*args)
+    return time.process_time() - started, ids, num_forwards
+
+
+def _answer(engine: Engine, prompt: Segments, params: SamplingParams) -> tuple[list[int], int]:
+    """Answer and its denoise steps."""
+    engine.add_request(Request(request_id="0", prompt=prompt, params=params))
+    ids: list[int] = []
+    num_steps = 0
+    while engine.has_unfinished():
+        for output in engine.step():
+            ids += output.token_ids
+            num_steps = output.num_denoise_steps
+    return ids, num_steps
