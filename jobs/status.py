@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 
 from a2d_ray.cli import load_config, run
 from a2d_ray.config import StatusConfig
@@ -15,7 +16,7 @@ def main() -> None:
     names = list_runs(config.storage_path) if config.name is None else [config.name]
     runs = [run_status(config.storage_path, name) for name in names]
     if config.output == "json":
-        print(json.dumps([vars(status) for status in runs], indent=2))
+        print(json.dumps([asdict(status) for status in runs], indent=2))
     else:
         print(format_status(runs) if runs else f"no runs in {config.storage_path}")
 

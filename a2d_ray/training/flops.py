@@ -12,25 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from a2d_ray.diffusion.layout import PAD_DOC, Layout
-
-# Dense bf16 peaks in TFLOP/s from the data sheets, by a part of the name that CUDA reports.
-_PEAKS = {
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100": 989,
-    "A100": 312,
-    "L40S": 362,
-    "L4": 121,
-    "A10": 70,
-}
+from a2d_ray.training.peaks import peak_tflops
 
 
 def peak_flops(device: torch.device) -> float | None:
     """bf16 FLOP/s of a CUDA device by its name, or None where it is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((1e12 * peak for part, peak in _PEAKS.items() if part in name), None)
+    peak = peak_tflops(torch.cuda.get_device_name(device))
+    return None if peak is None else 1e12 * peak
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,9 @@ GAUGES = {
     "utilisation": "Share of packed rows that is used.",
     "data_s": "Seconds of a step that rank 0 waits for data.",
     "step_s": "Seconds of a step.",
+    "slowest_rank": "The rank that the others wait for.",
+    "slowest_rank_s": "Seconds of a step's own work (rows, layout, forward) of the slowest rank.",
+    "median_rank_s": "The same of the median rank.",
     "nelbo": "Held-out NELBO, nats per answer token.",
 }
 
@@ -39,6 +42,6 @@ class RunGauges:
     def set(self, line: dict[str, Any]) -> None:
         """Takes over the figures of a line of metrics; others are left out."""
         for key, value in line.items():
-            gauge = self._gauges.get(key.removeprefix("eval/"))
+            gauge = self._gauges.get(key.rpartition("/")[2])  # eval/nelbo, time/slowest_rank
             if gauge is not None:
                 gauge.set(value)

@@ -1,5 +1,6 @@
 """The training loop of one Ray Train worker."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import pyarrow as pa
 import ray.train
 import ray.train.torch
+import ray.util
 import torch
+from torch import Tensor
 
 from a2d_ray.data.packed import PackedSet
 from a2d_ray.diffusion.layout import Layout
@@ -21,7 +24,7 @@ from a2d_ray.training.checkpoints import CheckpointWriter
 from a2d_ray.training.engine import deepspeed_config, make_engine, take_step
 from a2d_ray.training.evaluation import Evaluator
 from a2d_ray.training.gauges import RunGauges
-from a2d_ray.training.metrics import StepCounter, StepTimes
+from a2d_ray.training.metrics import StepCounter, StepTimes, rank_figures
 from a2d_ray.training.objective import trained_contract
 from a2d_ray.training.optim import (
     corruption_limit,
@@ -33,7 +36,7 @@ from a2d_ray.training.ranks import Ranks
 from a2d_ray.training.reporting import MetricsLog, RunReporter
 from a2d_ray.training.state import Progress, restore_state
 from a2d_ray.training.stopping import StopWatch
-from a2d_ray.training.storage import RunDirectory
+from a2d_ray.training.storage import WORKERS_FILE, RunDirectory
 
 
 def train_loop(plan: dict[str, Any]) -> None:
@@ -71,7 +74,9 @@ class _Worker:
             plan, self.ranks, directory, self.contract, self.tokenizer, self.adapted
         )
         self.reporter = self.watch = None
+        nodes = self.ranks.texts(ray.util.get_node_ip_address())
         if self.ranks.is_first:
+            directory.write(WORKERS_FILE, json.dumps(nodes).encode())
             gauges = RunGauges(self.config.run.name, plan.num_steps)
             self.reporter = RunReporter(self.config, MetricsLog(directory, self.step), gauges)
             self.watch = StopWatch(directory, plan.deadline)
@@ -153,27 +158,32 @@ class _Worker:
         """One optimizer step; returns its seconds."""
         config, num_steps = self.config, self.plan.num_steps
         limit = corruption_limit(self.step, num_steps, config.objective.corruption_warmup)
+        times = StepTimes(started, self.ranks.device)
         micros = self.builder.build(batch, limit)
+        times.laid_out()
         counts = self.counter.count(micros)
-        times = StepTimes(started)
         lr = learning_rate(self.step, num_steps, config.optim)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        loss, grad_norm = self._forward_backward(micros, counts["denominator"], times)
+        loss_sum, grad_norm = self._forward_backward(micros, counts["denominator"], times)
+        sums = self.ranks.sum(torch.cat([loss_sum[None], self.ranks.each(times.own_s)]))
+        loss = sums[0].item() / counts["denominator"]
         self.step += 1
         line = {"step": self.step, "loss": loss, "grad_norm": grad_norm, "lr": lr}
         line |= self.counter.figures(counts, times.finish()) | {"corruption_limit": limit}
+        line |= rank_figures(sums[1:])
         if self.reporter is not None:
             self.reporter.step(line)
         return times.step_s
 
     def _forward_backward(
         self, micros: list[tuple[Layout, Noise]], denominator: float, times: StepTimes
-    ) -> tuple[float, float]:
-        """Loss of the step over all ranks, and gradient norm; the optimizer has stepped."""
+    ) -> tuple[Tensor, float]:
+        """This rank's summed loss, and the gradient norm; the optimizer has stepped."""
         loss_sum = torch.zeros((), dtype=torch.float64)
         for layout, noise in to_device(micros, self.ranks.device):
-            sums = self.engine(layout, noise)
+            with times.forward():
+                sums = self.engine(layout, noise)
             # DeepSpeed averages gradients over ranks; the step's one denominator is that of all
             # ranks, so undo the average here and divide by nothing else.
             scale = self.ranks.world / denominator
@@ -181,7 +191,7 @@ class _Worker:
             loss_sum += sums.loss.detach().double().cpu()
             times.computed()
             grad_norm = take_step(self.engine)
-        return self.ranks.sum(loss_sum[None]).item() / denominator, grad_norm
+        return loss_sum, grad_norm
 
     def _evaluate(self) -> float | None:
         """Reports held-out figures and samples; returns the NELBO, if there is one."""

@@ -1,10 +1,13 @@
 """The figures of an optimizer step."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from a2d_ray.config import TrainConfig
 from a2d_ray.diffusion.layout import Layout
@@ -15,25 +18,68 @@ from a2d_ray.training.ranks import Ranks
 
 
 class StepTimes:
-    """Seconds of a step's parts: data, forward and backward, optimizer.
+    """Seconds of a step's parts on this rank: rows, forward and backward, optimizer.
 
     Args:
-        started: `time.perf_counter` when the step before ended; data is ready now.
+        started: `time.perf_counter` when the step before ended; the rows are here now.
+        device: of the model.
     """
 
-    def __init__(self, started: float) -> None:
-        self._started = started
+    def __init__(self, started: float, device: torch.device) -> None:
+        self._started, self._device = started, device
         self.data_s = time.perf_counter() - started
-        self.compute_s = self.step_s = 0.0
+        self.compute_s = self.step_s = self._own_s = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def laid_out(self) -> None:
+        """The micro-batches are made; the rank's first exchange of this step follows."""
+        self._own_s = time.perf_counter() - self._started
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Within it, a forward pass runs; on CUDA events time it, and nothing waits for them."""
+        if self._device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._events.append((begin, end))
+        else:
+            begun = time.perf_counter()
+            yield
+            self._own_s += time.perf_counter() - begun
 
     def computed(self) -> None:
-        """Forward and backward of the last micro-batch are done."""
+        """Forward and backward of the last micro-batch are done, on the device too."""
         self.compute_s = time.perf_counter() - self._started - self.data_s
+
+    @property
+    def own_s(self) -> float:
+        """Seconds in which this rank waited for no other: rows, layout, forward passes.
+
+        Backward passes are left out: gradients are reduced while they run. Under ZeRO-3 forward
+        passes gather weights, so there a slow rank shows in the others' seconds as well.
+        """
+        return self._own_s + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
 
     def finish(self) -> Self:
         """The step is done."""
         self.step_s = time.perf_counter() - self._started
         return self
+
+
+def rank_figures(own_s_W: Tensor) -> dict[str, float]:
+    """Which rank the others wait for: the slowest one, and its and the median rank's seconds.
+
+    Args:
+        own_s_W: seconds of every rank's own work (`StepTimes.own_s`), [W]; the median is the lower
+            one, so of two ranks it is the faster.
+    """
+    return {
+        "time/slowest_rank": int(own_s_W.argmax()),
+        "time/slowest_rank_s": own_s_W.max().item(),
+        "time/median_rank_s": own_s_W.median().item(),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

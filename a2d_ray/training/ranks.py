@@ -32,6 +32,20 @@ class Ranks:
         dist.all_reduce(values)
         return values.cpu()
 
+    def each(self, value: float) -> Tensor:
+        """A vector to be summed over ranks [W]: this rank's value at its place, else zeros."""
+        values_W = torch.zeros(self.world, dtype=torch.float64)
+        values_W[self.rank] = value
+        return values_W
+
+    def texts(self, text: str, longest: int = 64) -> list[str]:
+        """A short text of every rank, by rank; longer ones are cut to so many bytes. Collective."""
+        codes_WC = torch.zeros(self.world, longest, dtype=torch.float64)
+        code = torch.tensor(list(text.encode()[:longest]), dtype=torch.float64)
+        codes_WC[self.rank, : len(code)] = code
+        rows = self.sum(codes_WC).long().tolist()
+        return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank. Collective."""
         return bool(self.sum(torch.tensor([float(flag)])).item())

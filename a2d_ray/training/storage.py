@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
+WORKERS_FILE = "workers.json"  # address of every rank's node, by rank, since the last (re)start
+
 
 @dataclass(frozen=True)
 class RunDirectory:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from a2d_ray.training.peaks import PEAK_TFLOPS
+
 PRICES_SEEN = "2025-06"
 
 
@@ -26,31 +28,39 @@ class Device:
 
 DEVICES = {
     "A100-40GB": Device(
-        peak_tflops=312,
+        peak_tflops=PEAK_TFLOPS["A100"],
         memory_gib=40,
         link_gbyte_s=300,
         price=2.75,
         rented_as="AWS p4d.24xlarge / 8",
     ),
     "A100-80GB": Device(
-        peak_tflops=312,
+        peak_tflops=PEAK_TFLOPS["A100"],
         memory_gib=80,
         link_gbyte_s=300,
         price=5.07,
         rented_as="GCP a2-ultragpu-8g / 8",
     ),
     "H100-80GB": Device(
-        peak_tflops=989,
+        peak_tflops=PEAK_TFLOPS["H100"],
         memory_gib=80,
         link_gbyte_s=450,
         price=6.88,
         rented_as="AWS p5.48xlarge / 8",
     ),
     "L4-24GB": Device(
-        peak_tflops=121, memory_gib=24, link_gbyte_s=16, price=0.70, rented_as="GCP g2-standard-4"
+        peak_tflops=PEAK_TFLOPS["L4"],
+        memory_gib=24,
+        link_gbyte_s=16,
+        price=0.70,
+        rented_as="GCP g2-standard-4",
     ),
     "A10G-24GB": Device(
-        peak_tflops=70, memory_gib=24, link_gbyte_s=16, price=1.01, rented_as="AWS g5.xlarge"
+        peak_tflops=PEAK_TFLOPS["A10G"],
+        memory_gib=24,
+        link_gbyte_s=16,
+        price=1.01,
+        rented_as="AWS g5.xlarge",
     ),
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from a2d_ray.training.storage import RunDirectory
+from a2d_ray.tuning.stragglers import Straggler, find_straggler
 
 PLAN_FILE, METRICS_FILE = "plan.json", "metrics.jsonl"
 SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # what Ray Train has registered
@@ -33,6 +34,7 @@ class RunStatus:
         step_s: median seconds of the last 50 steps.
         eta_s: seconds left at this pace, evaluations and checkpoints included as they were so far.
         quiet_s: seconds since its metrics were written.
+        straggler: the rank that the others kept waiting for in the last 50 steps; None: none.
     """
 
     name: str
@@ -47,6 +49,7 @@ class RunStatus:
     step_s: float | None
     eta_s: float | None
     quiet_s: float | None
+    straggler: Straggler | None = None
 
 
 def list_runs(storage_path: str) -> list[str]:
@@ -100,17 +103,20 @@ def run_status(storage_path: str, name: str, now: float | None = None) -> RunSta
         step_s=step_s,
         eta_s=None if step_s is None else (num_steps - step) * step_s,
         quiet_s=quiet_s,
+        straggler=find_straggler(recent, directory),
     )
 
 
 def format_status(runs: list[RunStatus]) -> str:
-    """A table of runs."""
+    """A table of runs, and a line for each that waits for a slow rank."""
     rows = [_HEADER, *(_cells(run) for run in runs)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    return "\n".join(
+    lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
-    )
+    ]
+    lines += [f"{run.name}: {run.straggler}" for run in runs if run.straggler is not None]
+    return "\n".join(lines)
 
 
 _HEADER = ("run", "state", "step", "loss", "nelbo", "tokens/s", "s/step", "left", "checkpoint")

@@ -1,9 +1,9 @@
 """Weak scaling on one machine: CPU time per token, and bytes on the wire, of 1, 2, 3 ... workers.
 
-    unshare -n sh -c 'ip link set lo up; python -m tests.cluster.weak_scaling 3 2'
+    unshare -n sh -c 'ip link set lo up; python -m tests.cluster.weak_scaling 1,2,3 2'
 
-Arguments: the most workers, the ZeRO stage. Every worker is a process of one thread with the same
-number of tokens, joined by gloo over the loopback device, whose counters of bytes are read: so run
+Arguments: the numbers of workers, the ZeRO stage. Every worker is a process of one thread with the
+same number of tokens, joined by gloo over the loopback device, whose counters of bytes are read: so run
 it in a network namespace of its own. Prints one line of JSON per number of workers.
 """
 
@@ -119,5 +119,5 @@ def _rss_mb() -> float:
 
 
 if __name__ == "__main__":
-    for workers in range(1, int(sys.argv[1]) + 1):
-        print(json.dumps(measure(workers, int(sys.argv[2]))), flush=True)
+    for workers in sys.argv[1].split(","):
+        print(json.dumps(measure(int(workers), int(sys.argv[2]))), flush=True)

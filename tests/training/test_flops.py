@@ -8,6 +8,7 @@ from a2d_ray.diffusion.layout import PAD_DOC, build_layout
 from a2d_ray.diffusion.masks import dense_mask
 from a2d_ray.models.architectures import ARCHITECTURES
 from a2d_ray.training.flops import StepFlops, attended_pairs
+from a2d_ray.training.peaks import PEAK_TFLOPS, peak_tflops
 from tests.diffusion.test_objectives import CASES
 from tests.rows import packed_row
 from tests.tiny import tiny_a2d_model
@@ -31,3 +32,26 @@ def test_flops_are_those_that_torch_counts(name):
     expected = StepFlops.of(model).step(num_tokens, num_tokens**2, num_tokens)
     # The first layer's input needs no gradient beyond the embedding: all matmuls run, though.
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA A10", 125),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_peaks_by_the_names_that_cuda_reports(name, peak):
+    assert peak_tflops(name) == peak
+
+
+def test_no_peak_is_hidden_by_a_shorter_name():
+    for part, peak in PEAK_TFLOPS.items():
+        assert peak_tflops(f"NVIDIA {part}") == peak

@@ -7,6 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from a2d_ray.training import trainer
+from a2d_ray.tuning.status import format_status, run_status
+from tests.training import slow_rank
 from tests.training.runs import assert_same_losses, fit, metrics
 
 pytestmark = pytest.mark.cluster
@@ -42,18 +45,43 @@ def test_the_checkpoint_is_a_model_with_a_contract(one_worker):
         lm.generate([chat], SamplingParams(max_new_tokens=8, block_size=8))
 
 
+@pytest.fixture(scope="module")
+def two_workers(one_worker, make_config):
+    """A finished run of two workers, "two", whose second one is slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "train_loop", slow_rank.train_loop)
+        return fit(make_config("two", scaling={"num_workers": 2}))
+
+
+def test_a_slow_worker_is_named(two_workers, workshop):
+    steps, _ = metrics(workshop, "two")
+    for x in steps:
+        assert x["time/slowest_rank_s"] >= x["time/median_rank_s"] > 0
+        assert x["time/slowest_rank_s"] <= x["step_s"]
+    status = run_status(str(workshop / "runs"), "two")
+    straggler = status.straggler
+    assert straggler.rank == 1 and straggler.own_s >= slow_rank.SLOW_S and straggler.node
+    assert f"two: rank 1 on node {straggler.node} is slow" in format_status([status])
+
+
+def test_one_worker_is_no_straggler(one_worker, workshop):
+    status = run_status(str(workshop / "runs"), "one")
+    assert status.straggler is None and "slow" not in format_status([status])
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("two", {"scaling": {"num_workers": 2}}),
+        ("two", None),
         ("two_accumulated", {"scaling": {"num_workers": 2}, "batch": {"rows_per_device": 1}}),
         ("one_accumulated", {"batch": {"rows_per_device": 1}}),
     ],
 )
 def test_losses_and_norms_do_not_depend_on_workers_or_accumulation(
-    one_worker, workshop, make_config, name, changes
+    one_worker, two_workers, workshop, make_config, name, changes
 ):
-    fit(make_config(name, **changes))
+    if changes is not None:
+        fit(make_config(name, **changes))
     steps, evaluations = metrics(workshop, name)
     assert_same_losses(steps, one_worker[1], rel=1e-4)
     nelbo = [x["eval/nelbo"] for x in one_worker[2]]
