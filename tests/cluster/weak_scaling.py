@@ -3,8 +3,8 @@
     unshare -n sh -c 'ip link set lo up; python -m tests.cluster.weak_scaling 1,2,3 2'
 
 Arguments: the numbers of workers, the ZeRO stage. Every worker is a process of one thread with the
-same number of tokens, joined by gloo over the loopback device, whose counters of bytes are read: so run
-it in a network namespace of its own. Prints one line of JSON per number of workers.
+same number of tokens, joined by gloo over the loopback device, whose counters of bytes are read:
+so run it in a network namespace of its own. Prints one line of JSON per number of workers.
 """
 
 import json
