@@ -17,20 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 
+from a2d_ray.benchmarks.bare_training import BareLoop
 from a2d_ray.benchmarks.harness import Case
 from a2d_ray.config import BenchmarkConfig, TrainConfig
-from a2d_ray.data.packed import PackedSet, read_positions
+from a2d_ray.data.packed import PackedSet
 from a2d_ray.quickstart.recipe import CHAT_TEMPLATE, SOURCE, data_spec
 
 BLOCK_SIZE, MAX_LENGTH = 4, 48
 ROWS, SEQUENCES = 6, 15  # a packed row holds two or three documents
 HELD_OUT_ROWS, DRAWS = 48, 2
-SCHEDULE_STEPS = 10_000  # resolution of the schedule in the share of the budget
-DEFAULT, BEFORE = "default", "before"
+SCHEDULE_PLACES = 10_000  # resolution of the schedule in the share of the budget
+DEFAULT = "default"
 REFERENCE = {
     "preset": "reference",
     "block_grid": "absolute",
@@ -74,9 +73,9 @@ def run(config: BenchmarkConfig) -> Iterator[Case]:
         raise ValueError(f"cases: {sorted(unknown)} unknown, choose from {sorted(VARIANTS)}")
     names = [n for n in VARIANTS if n == DEFAULT or config.cases is None or n in config.cases]
     seeds = range(config.seed, config.seed + (1 if config.quick else 3))
-    budget = config.budget_s or (20.0 if config.quick else 480.0)
+    budget = config.budget_s or (20.0 if config.quick else 300.0)
     with tempfile.TemporaryDirectory() as root:
-        runs = _prepare(Path(root), names)
+        runs = prepare_runs(Path(root), names)
         jobs = [(name, seed) for seed in seeds for name in names]  # seeds apart: they take turns
         workers = max(1, (os.cpu_count() or 1) // config.threads)
         spawn = multiprocessing.get_context("spawn")
@@ -105,7 +104,7 @@ def run(config: BenchmarkConfig) -> Iterator[Case]:
         )
 
 
-def _prepare(root: Path, names: list[str]) -> dict[str, tuple[dict[str, Any], str]]:
+def prepare_runs(root: Path, names: list[str]) -> dict[str, tuple[dict[str, Any], str]]:
     """Per contender its run and its packed set."""
     from a2d_ray.data.pipeline import prepare
     from a2d_ray.models.conversion import convert
@@ -162,47 +161,19 @@ def _train(
     threads: int,
 ) -> Outcome:
     """Trains for `budget_s` CPU seconds of this process and measures; `judge` is the default."""
-    from a2d_ray.models.checkpoint import load_checkpoint
-    from a2d_ray.training.assembly import build_module
-    from a2d_ray.training.batches import StepBuilder
-    from a2d_ray.training.optim import corruption_limit, learning_rate, make_optimizer
-
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    config = TrainConfig.model_validate(values)
-    config = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
-    loaded = load_checkpoint(config.model.path, dtype=torch.float32, device=torch.device("cpu"))
-    module = build_module(loaded, config, torch.device("cpu"))
-    packed = PackedSet.open(packed_path)
-    builder = StepBuilder.of(
-        config,
-        loaded.tokenizer,
-        rows_per_epoch=packed.num_rows("train"),
-        rows_per_micro=config.batch.size,
-    )
-    optimizer = make_optimizer(module, config.optim)
+    loop = BareLoop.of(TrainConfig.model_validate(values), packed_path, seed)
     used, steps, targets = 0.0, 0, 0
     while used < budget_s:
         started = time.process_time()
-        progress = int(SCHEDULE_STEPS * used / budget_s)
-        limit = corruption_limit(progress, SCHEDULE_STEPS, config.objective.corruption_warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(progress, SCHEDULE_STEPS, config.optim)
-        ids = pa.table({"id": np.arange(config.batch.size)})
-        rows = read_positions(ids, packed, steps * config.batch.size, seed)
-        micros = builder.build(rows, limit)
-        counts = builder.counts(micros)
-        for layout, noise in micros:
-            (module(layout, noise).loss / counts[0].item()).backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), config.optim.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        steps, targets = steps + 1, targets + int(counts[1])
-        used += time.process_time() - started
-    return Outcome(nelbo=_held_out(module, loaded, *judge), steps=steps, targets=targets)
+        place = int(SCHEDULE_PLACES * used / budget_s)
+        targets += loop.step(steps, place, SCHEDULE_PLACES)[1]
+        steps, used = steps + 1, used + time.process_time() - started
+    return Outcome(nelbo=_held_out(loop, *judge), steps=steps, targets=targets)
 
 
-def _held_out(module: Any, loaded: Any, values: dict[str, Any], packed_path: str) -> float:
+def _held_out(loop: BareLoop, values: dict[str, Any], packed_path: str) -> float:
     """NELBO with fixed draws on held-out rows of the default's set, in the default's layout."""
     from a2d_ray.diffusion.likelihood import nelbo_sums
     from a2d_ray.training.objective import layout_spec
@@ -210,7 +181,7 @@ def _held_out(module: Any, loaded: Any, values: dict[str, Any], packed_path: str
     config = TrainConfig.model_validate(values)
     packed = PackedSet.open(packed_path)
     rows = packed.read_rows("test", range(min(HELD_OUT_ROWS, packed.num_rows("test"))))
-    module.eval()
+    module, loaded = loop.module.eval(), loop.loaded
     nats, num_tokens = 0.0, 0
     for draw in range(DRAWS):
         with module.autocast():

@@ -20,6 +20,7 @@ from a2d_ray.benchmarks.naive_training import (
     naive_mask,
     padded_batch,
 )
+from a2d_ray.benchmarks.ray_overhead import ray_train
 from a2d_ray.config import BenchmarkConfig
 from a2d_ray.diffusion.layout import PAD_DOC, LayoutSpec, PackedRow, build_layout
 from a2d_ray.diffusion.masks import dense_mask
@@ -47,7 +48,7 @@ UNIT = "CPU s per target and view"
 
 
 def run(config: BenchmarkConfig) -> Iterator[Case]:
-    """`one_view_L*` and `two_views_L*` on one full document, and `packed_mix_L512` on many."""
+    """`one_view_L*` and `two_views_L*` on one document, `packed_mix_L512` on many, `ray_train`."""
     torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
     sizes = replace(SIZES, layers=4) if config.quick else SIZES
@@ -61,6 +62,9 @@ def run(config: BenchmarkConfig) -> Iterator[Case]:
     if wanted is None or any("mix" in name for name in wanted):
         rows = _tulu_like_documents(4 if config.quick else 8, 512, config.seed)
         yield from _selected(bench.cases("packed_mix_L512", rows, is_packed=True), wanted)
+    del bench
+    if wanted is None or "ray_train" in wanted:
+        yield ray_train(config)
 
 
 def _selected(cases: Iterator[Case], wanted: set[str] | None) -> Iterator[Case]:

@@ -21,7 +21,7 @@ class BenchmarkConfig(Section):
     budget_s: float | None = Field(
         None,
         gt=0,
-        description="CPU seconds of each training run; null: 480 (quick: 20) for learning, as many "
+        description="CPU seconds of each training run; null: 300 (quick: 20) for learning, as many "
         "as the quickstart took for quality.",
     )
     root: str = Field("runs/quickstart", description="quality: a finished quickstart.")
