@@ -9,6 +9,7 @@ from typing import Any
 
 from a2d_ray.cli import to_yaml
 from a2d_ray.config import SweepConfig
+from a2d_ray.tuning.points import TRIALS_DIRECTORY, read_point, run_name
 from a2d_ray.tuning.space import trial_config, varies_blocks
 
 CSV_FILE, BEST_FILE = "results.csv", "best.yaml"
@@ -57,7 +58,7 @@ class SweepResults:
 
 def write_results(results: Any, config: SweepConfig, directory: Path) -> SweepResults:
     """Collects a Tuner's results and writes results.csv, plots and the best configurations."""
-    rows = sort_rows([_row(result, config) for result in results], config)
+    rows = sort_rows([_row(result, config, directory) for result in results], config)
     _write_csv(rows, directory / CSV_FILE)
     best = _write_best(rows, config, directory)
     from a2d_ray.tuning.plots import write_plots
@@ -114,16 +115,17 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _row(result: Any, config: SweepConfig) -> TrialRow:
+def _row(result: Any, config: SweepConfig, directory: Path) -> TrialRow:
     metrics = result.metrics or {}
-    point = dict(result.config or {})
+    trial = str(metrics.get("trial_id") or _trial_id(result.path))
+    point = dict(result.config or read_point(directory / TRIALS_DIRECTORY / run_name(trial)))
     percent = float(metrics.get("percent", 0.0))
     status = "finished" if percent >= 100 else "stopped"
     error = ""
     if result.error is not None:
         status, error = "failed", _first_line(result.error)
     return TrialRow(
-        trial=str(metrics.get("trial_id") or _trial_id(result.path)),
+        trial=trial,
         status=status,
         percent=percent,
         nelbo=metrics.get("nelbo"),

@@ -15,6 +15,7 @@ from a2d_ray.cli import to_yaml
 from a2d_ray.config import SweepConfig, TrainConfig
 from a2d_ray.data.pipeline import prepare
 from a2d_ray.training.preflight import check_run, check_writable
+from a2d_ray.tuning.points import TRIALS_DIRECTORY
 from a2d_ray.tuning.resources import concurrent_trials, start_ray
 from a2d_ray.tuning.results import SweepResults, write_results
 from a2d_ray.tuning.space import Dimension, read_space, trial_config, with_shared_data
@@ -22,7 +23,7 @@ from a2d_ray.tuning.trial import run_trial
 
 log = logging.getLogger(__name__)
 
-CONFIG_FILE, TUNE_DIRECTORY, TRIALS_DIRECTORY = "sweep.yaml", "tune", "trials"
+CONFIG_FILE, TUNE_DIRECTORY = "sweep.yaml", "tune"
 DRIVER_CPUS = 0.5
 
 

@@ -9,6 +9,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from a2d_ray.config import TrainConfig
 from a2d_ray.data.mixture import parse_spec
+from a2d_ray.tuning.points import run_name, write_point
 from a2d_ray.tuning.space import trial_config
 
 EMBEDDED_TASKS = ("sums", "sorting", "spelling")
@@ -31,6 +32,7 @@ def run_trial(
     from a2d_ray.training import build_trainer
 
     name = run_name(tune.get_context().get_trial_id())
+    write_point(point, Path(storage_path) / name)
     config = trial_config(
         TrainConfig.model_validate(base), point, name=name, storage_path=storage_path
     )
@@ -41,11 +43,6 @@ def run_trial(
     if result.error is not None:
         raise result.error
     tune.report(_last(result, config, exact_match_tasks))
-
-
-def run_name(trial_id: str) -> str:
-    """Name of a trial's run: it stays when the sweep is restored, so the run goes on."""
-    return f"trial-{trial_id}"
 
 
 class _Report(TuneReportCallback):

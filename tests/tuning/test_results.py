@@ -7,11 +7,14 @@ from dataclasses import replace
 import pytest
 import yaml
 from matplotlib.figure import Figure
+from ray.tune import Result
 
 from a2d_ray.cli import parse_config
 from a2d_ray.config import SweepConfig, TrainConfig
 from a2d_ray.tuning.plots import draw_nelbo_by_lr, draw_parallel, write_plots
+from a2d_ray.tuning.points import read_point, write_point
 from a2d_ray.tuning.results import SweepResults, TrialRow, format_results, sort_rows
+from a2d_ray.tuning.results import _row as row_of
 from a2d_ray.tuning.results import _write_best as write_best
 from a2d_ray.tuning.results import _write_csv as write_csv
 
@@ -105,3 +108,26 @@ def test_plots_show_every_trial_with_a_result(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     write_plots([rows()[4]], "nelbo", tmp_path / "nothing")  # only a failed trial: no plots
     assert not (tmp_path / "nothing").exists()
+
+
+def test_a_point_that_ray_forgot_is_that_of_the_run(tmp_path):
+    point = {"optim.lr": 3e-4, "objective.block_size": 8}
+    write_point(point, tmp_path / "trials" / "trial-1a2b3c4d")
+    failed = Result(
+        metrics={"trial_id": "1a2b3c4d"},  # all that a restored trial has that failed before
+        checkpoint=None,
+        error=ValueError("no"),
+        path=str(tmp_path / "tune" / "run_trial_1a2b3c4d_3_lr=0.0003"),
+    )
+    row = row_of(failed, config(), tmp_path)
+    assert (row.status, row.error, row.trial) == ("failed", "no", "1a2b3c4d")
+    assert row.point == point and row.block_size == 8
+    never = replace(failed, metrics={"trial_id": "ffff0000"})
+    assert row_of(never, config(), tmp_path).point == {}
+    reported = replace(failed, metrics={"trial_id": "1a2b3c4d", "config": {"optim.lr": 1.0}})
+    assert row_of(reported, config(), tmp_path).point == {"optim.lr": 1.0}
+
+
+def test_a_driver_killed_while_it_notes_a_point_leaves_none(tmp_path):
+    (tmp_path / ".point.json").write_text('{"optim.lr": 0.')
+    assert read_point(tmp_path) == {}
