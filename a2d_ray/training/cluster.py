@@ -47,11 +47,11 @@ def check_resources(scaling: ScalingSection, *, use_gpu: bool) -> None:
     spare = 1 if place == CLUSTER else 0
     needed_cpus = num_workers * scaling.cpus_per_worker + spare
     if needed_cpus > cpus:
-        extra = " and one for Ray Data" if spare else ""
+        extra, more = (" and one for Ray Data", ", or add nodes") if spare else ("", "")
         raise ValueError(
             f"scaling.num_workers ({num_workers}) x scaling.cpus_per_worker "
             f"({scaling.cpus_per_worker}){extra} ask for {needed_cpus} CPUs, but {place} has "
-            f"{cpus}: lower scaling.num_workers"
+            f"{cpus}: lower scaling.num_workers or scaling.cpus_per_worker{more}"
         )
     if use_gpu and num_workers > gpus:
         raise ValueError(

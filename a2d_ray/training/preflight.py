@@ -22,7 +22,7 @@ def check_run(config: TrainConfig) -> Contract:
     Raises:
         ValueError: names the key, the value and the fix.
     """
-    contract = check_checkpoint(config.model.path)
+    contract = _check_model(config.model.path)
     _check_objective(config, contract)
     if config.model.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
@@ -64,7 +64,18 @@ def check_writable(key: str, path: str) -> None:
             pass
     except OSError as error:
         raise ValueError(
-            f"{key}={path} is not a writable directory: {os.strerror(error.errno or 0)}"
+            f"{key}={path} is not a writable directory: {os.strerror(error.errno or 0)}. Choose "
+            f"another {key}, or make that one writable"
+        ) from None
+
+
+def _check_model(path: str) -> Contract:
+    try:
+        return check_checkpoint(path)
+    except ValueError as error:
+        raise ValueError(
+            f"model.path={path}: {error}. It takes an A2D checkpoint, as jobs/convert.py and the "
+            "training jobs write: a directory or a Hub id"
         ) from None
 
 

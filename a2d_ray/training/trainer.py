@@ -23,7 +23,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from a2d_ray.cli import to_yaml
+from a2d_ray.cli import first_difference, to_yaml
 from a2d_ray.config import ScalingSection, TrainConfig
 from a2d_ray.data.packed import PackedSet
 from a2d_ray.data.pipeline import prepare, training_dataset
@@ -199,15 +199,17 @@ def _check_resumed(config: TrainConfig, directory: RunDirectory) -> None:
     if stored is None:
         return
     ours, theirs = config.model_dump(mode="json"), yaml.safe_load(stored)
-    for values in (ours, theirs):  # how long one command may take is no part of what a run is
-        values["schedule"].pop("max_duration", None)
-    changed = [key for key in ours if key not in _FREE_TO_CHANGE and ours[key] != theirs.get(key)]
-    if ours["run"]["seed"] != theirs["run"]["seed"]:
-        changed.append("run")
-    if changed:
+    for values in (ours, theirs):
+        values["schedule"].pop("max_duration", None)  # of one command, no part of what a run is
+        seed = values["run"]["seed"]
+        for section in _FREE_TO_CHANGE:
+            values.pop(section, None)
+        values["run"] = {"seed": seed}
+    if (changed := first_difference(ours, theirs)) is not None:
+        key, our_value, their_value = changed
         raise ValueError(
-            f"run.name={config.run.name} was started with {changed[0]}={theirs.get(changed[0])}, "
-            f"not {ours[changed[0]]}: resume it as it was, or choose another run.name"
+            f"run.name={config.run.name} was started with {key}={their_value}, not {our_value}: "
+            "resume it as it was, or choose another run.name"
         )
 
 

@@ -11,7 +11,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from a2d_ray.cli import to_yaml
+from a2d_ray.cli import first_difference, to_yaml
 from a2d_ray.config import SweepConfig, TrainConfig
 from a2d_ray.data.pipeline import prepare
 from a2d_ray.training.preflight import check_run, check_writable
@@ -154,12 +154,12 @@ def _settle(config: SweepConfig) -> Path:
     free = ("resume", "time_budget", "max_concurrent")
     for values in (ours, theirs):
         values["sweep"] = {k: v for k, v in values["sweep"].items() if k not in free}
-    for key in ours:
-        if ours[key] != theirs.get(key):
-            raise ValueError(
-                f"sweep.name={sweep.name} was started with {key}={theirs.get(key)}, not "
-                f"{ours[key]}: resume it as it was, or choose another sweep.name"
-            )
+    if (changed := first_difference(ours, theirs)) is not None:
+        key, our_value, their_value = changed
+        raise ValueError(
+            f"sweep.name={sweep.name} was started with {key}={their_value}, not {our_value}: "
+            "resume it as it was, or choose another sweep.name"
+        )
     return directory
 
 

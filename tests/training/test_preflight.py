@@ -5,7 +5,9 @@ import os
 
 import pytest
 
+from a2d_ray.cli import to_yaml
 from a2d_ray.training.preflight import check_run
+from a2d_ray.training.storage import RunDirectory
 from tests.tiny import save_tiny_ar
 
 
@@ -34,17 +36,24 @@ def test_a_good_run_passes(make_config):
 
 
 def test_model_path_without_a_model(make_config, tmp_path):
-    refused(make_config(model={"path": str(tmp_path)}), str(tmp_path), "config.json")
-    refused(make_config(model={"path": str(tmp_path / "none")}), "none")
+    refused(make_config(model={"path": str(tmp_path)}), f"model.path={tmp_path}: ", "config.json")
+    none = tmp_path / "none"
+    refused(
+        make_config(model={"path": str(none)}),
+        f"model.path={none}: model directory {none} does not exist. It takes an A2D checkpoint, as "
+        "jobs/convert.py",
+    )
 
 
 def test_model_that_was_not_converted(make_config, workshop):
-    refused(make_config(model={"path": str(workshop / "ar")}), "jobs/convert.py")
+    path = workshop / "ar"
+    refused(make_config(model={"path": str(path)}), f"model.path={path}", f"source={path}")
 
 
 def test_unsupported_architecture(make_config, tmp_path):
     save_tiny_ar(tmp_path / "gpt2", "gpt2")
-    refused(make_config(model={"path": str(tmp_path / "gpt2")}), "gpt2", "llama", "qwen3")
+    path = tmp_path / "gpt2"
+    refused(make_config(model={"path": str(path)}), f"model.path={path}", "llama", "qwen3")
 
 
 def test_objective_of_another_kind(make_config, workshop, tmp_path):
@@ -97,13 +106,31 @@ def test_unwritable_output(make_config, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     config = make_config(run={"name": "x", "storage_path": str(file / "below")})
-    refused(config, "run.storage_path", str(file))
+    refused(config, f"run.storage_path={file / 'below'} is not", "Choose another run.storage_path")
+    config = make_config(data={"packed_path": str(file)})
+    refused(config, f"data.packed_path={file} is not", "Choose another data.packed_path")
 
 
 def test_used_run_name(make_config, workshop):
     (workshop / "runs" / "used").mkdir(parents=True)
     (workshop / "runs" / "used" / "config.yaml").write_text("")
     refused(make_config("used"), "run.name=used", "run.resume=true")
+
+
+def test_a_resumed_run_may_change_its_cluster_but_not_what_it_is(make_config, tmp_path):
+    from a2d_ray.training.trainer import CONFIG_FILE, _check_resumed
+
+    directory = RunDirectory.of(str(tmp_path), "run")
+    directory.write(CONFIG_FILE, to_yaml(make_config("run")).encode())
+    free = {"num_workers": 2, "max_failures": 9}
+    _check_resumed(make_config("run", scaling=free, schedule={"max_duration": "2h"}), directory)
+    for section, key, old, new in [
+        ("optim", "lr", 0.01, 0.005),
+        ("run", "seed", 0, 7),
+        ("schedule", "max_steps", 6, 8),
+    ]:
+        with pytest.raises(ValueError, match=rf"started with {section}\.{key}={old}, not {new}:"):
+            _check_resumed(make_config("run", **{section: {key: new}}), directory)
 
 
 def test_jobs_print_one_line_and_exit_2(workshop):

@@ -139,7 +139,7 @@ def test_another_sweep_of_the_name_is_refused(swept):
     directory = swept[0]
     for args, message in (
         ([], "sweep.resume=true"),
-        (["sweep.resume=true", "sweep.num_trials=9"], "was started with sweep="),
+        (["sweep.resume=true", "sweep.num_trials=9"], "was started with sweep.num_trials=8, not 9"),
     ):
         file = directory.parent / "sweep.yaml"
         done = subprocess.run(
