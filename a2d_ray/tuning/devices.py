@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from a2d_ray.training.peaks import PEAK_TFLOPS
 
-PRICES_SEEN = "2025-06"
+# List prices as they are remembered of that month; nobody has compared them with the vendors' pages.
+PRICES_OF = "2025-06"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,7 @@ class Device:
         peak_tflops: dense bf16, from the data sheet.
         memory_gib: device memory.
         link_gbyte_s: to its neighbours in the node, one direction.
-        price: US dollars per device and hour, on demand, as seen in `PRICES_SEEN`.
+        price: US dollars per device and hour, on demand, of `PRICES_OF`, not checked.
         rented_as: the machine whose list price that is.
     """
 

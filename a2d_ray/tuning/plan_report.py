@@ -1,6 +1,6 @@
 """A run's plan as a table for people."""
 
-from a2d_ray.tuning.devices import PRICES_SEEN
+from a2d_ray.tuning.devices import PRICES_OF
 from a2d_ray.tuning.memory import GIB, Memory
 from a2d_ray.tuning.planning import RunPlan
 
@@ -10,7 +10,11 @@ def format_plan(plan: RunPlan) -> str:
     lines = [_row(label, value) for label, value in _facts(plan)]
     lines += ["", "GiB per worker     " + "".join(f"{name:>13}" for name in _PARTS)]
     lines += [_memory_row(plan, stage, memory) for stage, memory in plan.memory.items()]
-    lines += ["", f"prices: on demand, as seen in {PRICES_SEEN}; evaluations and checkpoints apart"]
+    lines += [
+        "",
+        f"price: list prices on demand of about {PRICES_OF}, not checked (cluster.price sets yours)",
+        "not counted: evaluations, checkpoints, packing",
+    ]
     return "\n".join(lines)
 
 

@@ -2,7 +2,8 @@
 
     python -m tests.cluster.nodes CONFIG.yaml
 
-CONFIG describes a run of two workers with `schedule.save_steps`. It is trained once undisturbed
+CONFIG describes a run of two workers with `schedule.save_steps`. First a mixture is packed. The run
+is trained once undisturbed
 (as NAME) and once while the node of a worker is killed and another one joins (as NAME-killed).
 Then the trained checkpoint is served by two replicas, and the node of one is killed under load.
 Prints one line of JSON.
@@ -20,7 +21,7 @@ from typing import Any
 import ray
 import yaml
 from ray.cluster_utils import Cluster
-from ray.util.state import list_actors
+from ray.util.state import list_actors, list_tasks
 
 from a2d_ray.config import ServeConfig, TrainConfig
 
@@ -39,6 +40,7 @@ def main() -> None:
     ray.init(address=cluster.address, log_to_driver=False)
     said: dict[str, Any] = {}
     try:
+        said["data_nodes"] = pack(values)
         checkpoint, said["worker_nodes"] = train(values, "whole")
         said |= train_with_a_death(values, cluster, nodes)
         said |= serve_with_a_death(checkpoint, cluster, nodes, int(sys.argv[2]))
@@ -46,6 +48,23 @@ def main() -> None:
         print(json.dumps(said), flush=True)
         ray.shutdown()
         cluster.shutdown()
+
+
+def pack(values: dict[str, Any]) -> int:
+    """Packs a mixture of several sources; returns on how many nodes tasks of Ray Data ran."""
+    from a2d_ray.data.pipeline import prepare
+
+    kinds = ("sums", "sorting", "spelling")
+    spec = "+".join(f"embedded/{kind}[train:200,test:20]" for kind in kinds)
+    config = TrainConfig.model_validate(values | {"data": values["data"] | {"spec": spec}})
+    prepare(config.data, config.objective, config.model.path)
+    # State arrives at the dashboard a moment later.
+    deadline, nodes = time.monotonic() + 30, set()
+    while len(nodes) < 2 and time.monotonic() < deadline:
+        tasks = list_tasks(filters=[("type", "=", "NORMAL_TASK")], limit=1000)
+        nodes = {t.node_id for t in tasks if t.state == "FINISHED" and "MapBatches" in t.name}
+        time.sleep(0.5)
+    return len(nodes)
 
 
 def train(values: dict[str, Any], name: str) -> tuple[str, int]:

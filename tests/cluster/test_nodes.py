@@ -38,6 +38,10 @@ def said(workshop, make_config, tmp_path_factory):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def test_a_mixture_is_packed_on_several_nodes(said):
+    assert said["data_nodes"] >= 2
+
+
 def test_workers_of_a_run_are_on_two_nodes(said):
     assert said["worker_nodes"] == 2
 
