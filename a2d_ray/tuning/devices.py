@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from a2d_ray.training.peaks import PEAK_TFLOPS
 
-# List prices as they are remembered of that month; nobody has compared them with the vendors' pages.
+# List prices as remembered of that month; nobody has compared them with the vendors' pages.
 PRICES_OF = "2025-06"
 
 

@@ -12,7 +12,7 @@ def format_plan(plan: RunPlan) -> str:
     lines += [_memory_row(plan, stage, memory) for stage, memory in plan.memory.items()]
     lines += [
         "",
-        f"price: list prices on demand of about {PRICES_OF}, not checked (cluster.price sets yours)",
+        f"price: on demand, of about {PRICES_OF}, not checked: cluster.price sets your own",
         "not counted: evaluations, checkpoints, packing",
     ]
     return "\n".join(lines)
