@@ -42,8 +42,9 @@ def run_sweep(config: SweepConfig) -> SweepResults:
     """
     dimensions = read_space(config)
     base = with_shared_data(_with_absolute_paths(config.train), dimensions)
-    directory = _settle(config)
-    check_run(trial_config(base, {}, name="check", storage_path=str(directory / TRIALS_DIRECTORY)))
+    directory = _directory(config)
+    _check_base(base, str(directory / TRIALS_DIRECTORY))
+    _settle(config, directory)
     start_ray(base.scaling)
     _prepare_data(base, dimensions)
     results = _tuner(config, base, dimensions, directory).fit()
@@ -133,18 +134,28 @@ def _prepare_data(base: TrainConfig, dimensions: list[Dimension]) -> None:
     log.info("%d packed sets for %d combinations", len(done), len(points))
 
 
-def _settle(config: SweepConfig) -> Path:
-    """The sweep's directory, with what it is written down; refuses a used name or another sweep."""
+def _directory(config: SweepConfig) -> Path:
+    """The sweep's directory, below a path that can be written."""
     sweep = config.sweep
-    if "://" in sweep.storage_path:
-        raise ValueError(f"sweep.storage_path={sweep.storage_path} must be a (shared) directory")
     check_writable("sweep.storage_path", sweep.storage_path)
-    directory = Path(sweep.storage_path).expanduser().absolute() / sweep.name
-    file = directory / CONFIG_FILE
+    return Path(sweep.storage_path).expanduser().absolute() / sweep.name
+
+
+def _check_base(base: TrainConfig, storage_path: str) -> None:
+    """Checks the run that all trials share, before anything of the sweep is written."""
+    try:
+        check_run(trial_config(base, {}, name="check", storage_path=storage_path))
+    except ValueError as error:  # its message begins with the key
+        raise ValueError(f"train.{error}") from None
+
+
+def _settle(config: SweepConfig, directory: Path) -> None:
+    """Writes down what the sweep is; refuses a used name or another sweep."""
+    sweep, file = config.sweep, directory / CONFIG_FILE
     if not file.exists():
         directory.mkdir(exist_ok=True)
         file.write_text(to_yaml(config))
-        return directory
+        return
     if not sweep.resume:
         raise ValueError(
             f"sweep.name={sweep.name} is in use: {directory} exists. Set sweep.resume=true to "
@@ -160,7 +171,6 @@ def _settle(config: SweepConfig) -> Path:
             f"sweep.name={sweep.name} was started with {key}={their_value}, not {our_value}: "
             "resume it as it was, or choose another sweep.name"
         )
-    return directory
 
 
 def _with_absolute_paths(train: TrainConfig) -> TrainConfig:
