@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import torch
 
 from a2d_ray.benchmarks.harness import Case, measure
+from a2d_ray.benchmarks.models import make_model, make_prompt, mask_id
 from a2d_ray.benchmarks.naive_sampling import NaiveSampler
-from a2d_ray.benchmarks.sampling import MASK_ID, make_engine, make_model, make_prompt, step_params
+from a2d_ray.benchmarks.sampling import make_engine, step_params
 from a2d_ray.config import BenchmarkConfig
 from a2d_ray.generation.engine import Engine, Request
 from a2d_ray.generation.params import SamplingParams
@@ -40,7 +41,7 @@ def evaluation(config: BenchmarkConfig) -> Case:
     num_requests, num_new = (4, 64) if config.quick else (8, 128)
     budget = step_params(num_new, tokens_per_forward=2)
     model = make_model("llama", torch.float32, config.seed)
-    naive = NaiveSampler(model, mask_id=MASK_ID, block_size=BLOCK_SIZE)
+    naive = NaiveSampler(model, mask_id=mask_id(), block_size=BLOCK_SIZE)
     prompts = [make_prompt(NUM_PROMPT, config.seed + index) for index in range(num_requests)]
     lengths = [num_new * (num_requests + i) // (4 * num_requests) for i in range(num_requests)]
     engines = {

@@ -11,24 +11,12 @@ from typing import Any
 import torch
 
 from a2d_ray.benchmarks.harness import Case, Timing, measure
+from a2d_ray.benchmarks.models import MAX_LENGTH, make_model, make_prompt, mask_id
 from a2d_ray.benchmarks.naive_sampling import NaiveSampler
 from a2d_ray.config import BenchmarkConfig
 from a2d_ray.generation.engine import Engine, EngineOptions, Request
 from a2d_ray.generation.params import SamplingParams
-from a2d_ray.models.architectures import find_architecture
 from a2d_ray.models.contract import Contract
-
-MASK_ID, MAX_LENGTH = 49_151, 2_048
-SHAPE = {
-    "vocab_size": 49_152,
-    "hidden_size": 576,
-    "intermediate_size": 1_536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": MAX_LENGTH,
-    "tie_word_embeddings": True,
-}
 
 
 def run(config: BenchmarkConfig) -> Iterator[Case]:
@@ -55,21 +43,9 @@ def run(config: BenchmarkConfig) -> Iterator[Case]:
         yield cases[name](config)
 
 
-def make_model(architecture: str, dtype: torch.dtype, seed: int, *, is_ar: bool = False) -> Any:
-    """A model of `SHAPE` with random weights; A2D, or its AR original."""
-    row = find_architecture(architecture)
-    assert row is not None
-    import transformers
-
-    config_class = getattr(transformers, f"{row.prefix}Config") if is_ar else row.config_class
-    model_class = row.ar_model_class if is_ar else row.model_class
-    torch.manual_seed(seed)
-    return model_class(config_class(**SHAPE, dtype=dtype)).to(dtype).eval()
-
-
 def make_engine(model: Any, block_size: int, **options: Any) -> Engine:
     """An engine for block diffusion; without prefix cache unless told."""
-    contract = Contract(objective="bd3lm", mask_token_id=MASK_ID, block_size=block_size)
+    contract = Contract(objective="bd3lm", mask_token_id=mask_id(), block_size=block_size)
     options = {"prefix_cache": False, "kv_tokens": 8_192} | options
     return Engine(
         model, contract, eos_ids=(), max_length=MAX_LENGTH, options=EngineOptions(**options)
@@ -87,12 +63,6 @@ def answer(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> 
     return answers
 
 
-def make_prompt(num_tokens: int, seed: int) -> list[int]:
-    """Random token ids."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, MASK_ID, (num_tokens,), generator=generator).tolist()
-
-
 def step_params(num_new: int, tokens_per_forward: int) -> SamplingParams:
     """Rule ``steps`` with a fixed number of tokens per forward."""
     return SamplingParams(
@@ -107,7 +77,7 @@ def against_naive(
     num_new = 64 if config.quick else 128
     params, prompt = step_params(num_new, tokens_per_forward), make_prompt(num_prompt, config.seed)
     model = make_model("llama", torch.bfloat16, config.seed)
-    engine, naive = make_engine(model, 32), NaiveSampler(model, mask_id=MASK_ID, block_size=32)
+    engine, naive = make_engine(model, 32), NaiveSampler(model, mask_id=mask_id(), block_size=32)
     ours, theirs = answer(engine, [prompt], params)[0], naive.sample(prompt, params)
     num_forwards = naive.num_forwards
     timing = measure(
@@ -145,7 +115,7 @@ def _check_tokens(config: BenchmarkConfig, prompt: list[int], params: SamplingPa
     params = step_params(num_new, params.max_new_tokens // (params.steps or 1))
     model = make_model("llama", torch.float32, config.seed)
     ours = answer(make_engine(model, 32), [prompt], params)[0]
-    theirs = NaiveSampler(model, mask_id=MASK_ID, block_size=32).sample(prompt, params)
+    theirs = NaiveSampler(model, mask_id=mask_id(), block_size=32).sample(prompt, params)
     if ours != theirs:
         raise RuntimeError(f"engine and baseline differ in float32: {ours} and {theirs}")
     return len(ours)

@@ -1,55 +1,28 @@
-"""Suite ``serving``: the HTTP application over a real socket, against one request at a time.
+"""Suite ``serving``: the HTTP application over a real socket.
 
-The model of suite ``sampling`` (135 M parameters, random weights, bfloat16), block 8, one token per
-forward, streamed answers of mixed lengths. Client and server share this process, so its CPU
-seconds hold both.
+A model of 135 M parameters with random weights in bfloat16, block 8, one token per forward,
+streamed answers of mixed lengths. ``clients8``, ``lock8`` and ``turns`` have client and server in
+this process, so its CPU seconds hold both; ``overload`` and ``routing`` are under Ray Serve.
 """
 
 import asyncio
-import json
-import socket
 import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
-import httpx
 import torch
 
-from a2d_ray.api import LanguageModel
 from a2d_ray.benchmarks.harness import Case
-from a2d_ray.benchmarks.sampling import MASK_ID, SHAPE, make_model, make_prompt
+from a2d_ray.benchmarks.http_load import listening, load, medians, summary
+from a2d_ray.benchmarks.models import make_language_model, make_prompt
+from a2d_ray.benchmarks.ray_serving import overload
 from a2d_ray.config import BenchmarkConfig, EngineSection
-from a2d_ray.models.contract import Contract
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.server import ModelServer
 
 _BLOCK_SIZE = 8
-
-
-@dataclass(frozen=True)
-class Answer:
-    """When the pieces of one streamed answer arrived.
-
-    Attributes:
-        asked: when it was asked for, in seconds.
-        arrived: when each chunk with text came.
-        num_tokens: of the answer.
-        num_cached: prompt tokens that were found stored.
-    """
-
-    asked: float
-    arrived: list[float]
-    num_tokens: int
-    num_cached: int
-
-    @property
-    def first_s(self) -> float:
-        """Seconds to the first text."""
-        return self.arrived[0] - self.asked
 
 
 def run(config: BenchmarkConfig) -> Iterator[Case]:
@@ -59,18 +32,35 @@ def run(config: BenchmarkConfig) -> Iterator[Case]:
         ValueError: an unknown case.
     """
     torch.set_num_threads(config.threads)
-    cases: dict[str, Callable[[str, BenchmarkConfig], Case]] = {
+    here: dict[str, Callable[[str, BenchmarkConfig], Case]] = {
         "clients8": clients8,
         "lock8": lock8,
         "turns": turns,
     }
-    unknown = set(config.cases or ()) - set(cases)
+    on_ray: dict[str, Callable[[BenchmarkConfig], Case]] = {"overload": overload}
+    wanted = config.cases or [*here, *on_ray]
+    unknown = set(wanted) - set(here) - set(on_ray)
     if unknown:
-        raise ValueError(f"cases: {sorted(unknown)} unknown, choose from {sorted(cases)}")
-    with listening(config) as url:
-        asyncio.run(load(url, [body(config, 0)]))  # warm-up
-        for name in config.cases or cases:
-            yield cases[name](url, config)
+        raise ValueError(f"cases: {sorted(unknown)} unknown, choose from {sorted(here | on_ray)}")
+    if here.keys() & set(wanted):
+        with serving(config) as url:
+            for name in [name for name in wanted if name in here]:
+                yield here[name](url, config)
+    for name in [name for name in wanted if name in on_ray]:
+        yield on_ray[name](config)
+
+
+@contextmanager
+def serving(config: BenchmarkConfig) -> Iterator[str]:
+    """The model in this process inside a ``with`` block, warmed up; yields its URL."""
+    lm = make_language_model(torch.bfloat16, config.seed, _BLOCK_SIZE)
+    server = ModelServer(lm, engine=EngineSection(kv_tokens=16_384))
+    try:
+        with listening(create_app({"bench": server})) as url:
+            asyncio.run(load(url, [body(config, 0)]))
+            yield url
+    finally:
+        server.close()
 
 
 def clients8(url: str, config: BenchmarkConfig) -> Case:
@@ -152,103 +142,3 @@ def body(config: BenchmarkConfig, index: int) -> dict[str, Any]:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-
-
-async def load(
-    url: str, bodies: Sequence[dict[str, Any]], *, num_clients: int = 1_000, is_queue: bool = False
-) -> list[Answer]:
-    """The answers to requests of which at most `num_clients` are at the server.
-
-    Args:
-        url: of the server.
-        bodies: the requests.
-        num_clients: as many as there are requests, if less are.
-        is_queue: all ask at once and wait for a place (a lock); else a request is asked for when
-            its client is free.
-    """
-    places = asyncio.Semaphore(num_clients)
-    limits = httpx.Limits(max_connections=None)
-    started = time.perf_counter()
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
-
-        async def ask(body: dict[str, Any]) -> Answer:
-            async with places:
-                answer = await _ask(client, body)
-            return replace(answer, asked=started) if is_queue else answer
-
-        return await asyncio.gather(*(ask(each) for each in bodies))
-
-
-async def _ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
-    asked, arrived = time.perf_counter(), []
-    usage: dict[str, Any] = {}
-    async with client.stream("POST", "/v1/completions", json=body) as response:
-        response.raise_for_status()
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            chunk = json.loads(line.removeprefix("data: "))
-            if any(choice["text"] for choice in chunk["choices"]):
-                arrived.append(time.perf_counter())
-            usage = chunk.get("usage") or usage
-    details = usage["prompt_tokens_details"]
-    return Answer(asked, arrived, usage["completion_tokens"], details["cached_tokens"])
-
-
-def summary(answers: Sequence[Answer]) -> dict[str, float]:
-    """Tokens, tokens per second, and quantiles of waiting in seconds."""
-    start = min(answer.asked for answer in answers)
-    end = max(answer.arrived[-1] for answer in answers)
-    first = [answer.first_s for answer in answers]
-    gaps = [b - a for x in answers for a, b in zip(x.arrived, x.arrived[1:], strict=False)]
-    tokens = sum(answer.num_tokens for answer in answers)
-    quantiles = {f"first_p{p}_s": quantile(first, p) for p in (50, 95, 99)}
-    quantiles |= {f"gap_p{p}_s": quantile(gaps, p) for p in (50, 95, 99)}
-    return {"tokens": tokens, "tokens_per_s": tokens / (end - start), **quantiles}
-
-
-def quantile(values: Sequence[float], percent: int) -> float:
-    """The smallest value that `percent` % do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
-
-
-def medians(figures: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The median of each figure over the repeats."""
-    return {key: round(statistics.median(f[key] for f in figures), 4) for key in figures[0]}
-
-
-@contextmanager
-def listening(config: BenchmarkConfig) -> Iterator[str]:
-    """The application on a free port of this machine inside a ``with`` block; yields its URL."""
-    import uvicorn
-
-    server = ModelServer(_language_model(config), engine=EngineSection(kv_tokens=16_384))
-    app = create_app({"bench": server})
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(256)
-        options = uvicorn.Config(app, log_level="warning", lifespan="off", ws="none")
-        http = uvicorn.Server(options)
-        thread = threading.Thread(target=http.run, args=([listener],), daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            http.should_exit = True
-            thread.join(10)
-            server.close()
-
-
-def _language_model(config: BenchmarkConfig) -> LanguageModel:
-    from tokenizers import Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(SHAPE["vocab_size"])}, "w0"))
-    words.decoder = decoders.Fuse()
-    contract = Contract(objective="bd3lm", mask_token_id=MASK_ID, block_size=_BLOCK_SIZE)
-    return LanguageModel(
-        make_model("llama", torch.bfloat16, config.seed),
-        PreTrainedTokenizerFast(tokenizer_object=words),
-        contract,
-    )

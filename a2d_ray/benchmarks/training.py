@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from a2d_ray.benchmarks import models
 from a2d_ray.benchmarks.harness import Case, Timing, measure
 from a2d_ray.benchmarks.memory import peak_rss_mb
 from a2d_ray.benchmarks.naive_training import (
@@ -32,16 +33,7 @@ from a2d_ray.tuning.flops import LayoutCost, train_flops
 from a2d_ray.tuning.sizes import ModelSizes
 
 BLOCK_SIZE, MASK_ID, EOS_ID = 32, 49152, 2
-SIZES = ModelSizes(
-    hidden=576,
-    intermediate=1536,
-    vocab=49216,  # SmolLM2's 49,152, the mask token, rounded up to a multiple of 64
-    layers=30,
-    heads=9,
-    kv_heads=3,
-    head_dim=64,
-    is_tied=True,
-)
+SIZES = replace(models.SIZES, vocab=49_216)  # with the mask token, a multiple of 64
 SPEC = LayoutSpec(objective="bd3lm", block_size=BLOCK_SIZE, eos_id=EOS_ID, pad_id=EOS_ID)
 LENGTHS = (1024, 512)
 UNIT = "CPU s per target and view"
@@ -220,16 +212,7 @@ def _module(sizes: ModelSizes, seed: int) -> DiffusionModule:
     architecture = find_architecture("llama")
     assert architecture is not None
     torch.manual_seed(seed)
-    config = architecture.config_class(
-        vocab_size=sizes.vocab,
-        hidden_size=sizes.hidden,
-        intermediate_size=sizes.intermediate,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads,
-        max_position_embeddings=8192,
-        tie_word_embeddings=sizes.is_tied,
-    )
+    config = architecture.config_class(**models.config_values(sizes, max_length=8_192))
     loss = LossSpec(mask_id=MASK_ID, keeps_mask_logit=True)  # as the naive loss does
     model = architecture.model_class(config).train()
     return DiffusionModule(model, loss, is_causal_clean=False, compute_dtype=torch.bfloat16)

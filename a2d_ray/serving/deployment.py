@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 _HEALTH_CHECK_PERIOD_S = 2.0
 _METRICS_TIMEOUT_S = 5.0
+# The models push back, not the ingress: before a full ingress requests wait for seconds to be told.
+_INGRESS_REQUESTS = 100_000
 _MAX_ATTEMPTS = 3
 _RETRY_DELAY_S = 0.2
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
@@ -49,12 +51,9 @@ def build_openai_app(config: ServeConfig) -> serve.Application:
         )
         for index, model in enumerate(config.models)
     }
-    # The models push back, not the ingress: it must have room for what runs and waits in all.
-    most = config.autoscaling.max_replicas if config.autoscaling else config.num_replicas
-    per_model = most * config.max_ongoing_requests + config.max_queued_requests
     ingress = serve.deployment(
         name="ingress",
-        max_ongoing_requests=2 * len(config.models) * per_model,
+        max_ongoing_requests=_INGRESS_REQUESTS,
         graceful_shutdown_timeout_s=config.drain_timeout_s,
         ray_actor_options={"num_cpus": 0},
     )(Ingress)
@@ -144,9 +143,17 @@ class Ingress:
         self._config = ServeConfig.model_validate(config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        is_prefix_aware = self._config.is_prefix_aware
+        config = self._config
+        most_replicas = (
+            config.autoscaling.max_replicas if config.autoscaling else config.num_replicas
+        )
         servers: dict[str, Server] = {
-            model: RemoteServer(handle, is_prefix_aware=is_prefix_aware)
+            model: RemoteServer(
+                handle,
+                is_prefix_aware=config.is_prefix_aware,
+                max_requests=most_replicas * config.max_ongoing_requests
+                + config.max_queued_requests,
+            )
             for model, handle in self._replicas.items()
         }
         return create_app(
@@ -165,10 +172,14 @@ class RemoteServer:
     Args:
         handle: the deployment of `ModelReplica`s.
         is_prefix_aware: whether turns of one conversation go to one replica.
+        max_requests: that all replicas together run and let wait; more are refused here, at once.
     """
 
-    def __init__(self, handle: DeploymentHandle, *, is_prefix_aware: bool = True) -> None:
+    def __init__(
+        self, handle: DeploymentHandle, *, is_prefix_aware: bool = True, max_requests: int
+    ) -> None:
         self._handle, self._is_prefix_aware = handle, is_prefix_aware
+        self._max_requests, self._num_requests = max_requests, 0
 
     async def generate(
         self, request: GenerationRequest, cache_salt: str = ""
@@ -180,6 +191,20 @@ class RemoteServer:
         Raises:
             RequestError: the replica's refusal, 429 if too many wait, 503 if it is gone.
         """
+        # Serve's router would refuse it too, but asking it takes several times as long.
+        if self._num_requests >= self._max_requests:
+            raise _too_many_wait()
+        self._num_requests += 1
+        try:
+            async with aclosing(self._with_retries(request, cache_salt)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            self._num_requests -= 1
+
+    async def _with_retries(
+        self, request: GenerationRequest, cache_salt: str
+    ) -> AsyncGenerator[Piece, None]:
         for attempt in range(_MAX_ATTEMPTS):
             num_given = 0
             pieces = self._attempt(request, cache_salt, is_first=attempt == 0)
@@ -213,7 +238,7 @@ class RemoteServer:
             response.cancel()
             raise
         except BackPressureError as error:
-            raise overloaded("too many requests wait already: try again later") from error
+            raise _too_many_wait() from error
         except (RayActorError, RayTaskError, RayServeException) as error:
             raise _ReplicaLostError(
                 f"the model's replica failed: {type(error).__name__}"
@@ -235,7 +260,7 @@ class RemoteServer:
         try:
             answer = await getattr(self._handle, method).remote(*args)
         except BackPressureError as error:
-            raise overloaded("too many requests wait already: try again later") from error
+            raise _too_many_wait() from error
         except (RayActorError, RayTaskError, RayServeException) as error:
             raise not_ready(f"the model's replica failed: {type(error).__name__}") from error
         if isinstance(answer, RequestError):
@@ -267,6 +292,10 @@ class RemoteServer:
 
 class _ReplicaLostError(Exception):
     """A replica died, or its engine did."""
+
+
+def _too_many_wait() -> RequestError:
+    return overloaded("too many requests wait already: try again later")
 
 
 async def _at_once(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:

@@ -2,23 +2,11 @@
 
 import json
 
-from a2d_ray.benchmarks import evaluation, sampling
 from a2d_ray.benchmarks.harness import run_suite
 from a2d_ray.config import BenchmarkConfig
 
 
-def test_answers_are_equal_and_the_case_says_what_it_must(monkeypatch):
-    tiny = {
-        "vocab_size": 512,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
-    monkeypatch.setattr(sampling, "SHAPE", sampling.SHAPE | tiny)
-    for module in (sampling, evaluation):
-        monkeypatch.setattr(module, "MASK_ID", 511)
+def test_answers_are_equal_and_the_case_says_what_it_must(small):
     lines = [
         json.loads(line) for line in run_suite(BenchmarkConfig(suite="evaluation", quick=True))
     ]

@@ -2,23 +2,8 @@
 
 import pytest
 
-from a2d_ray.benchmarks import sampling
+from a2d_ray.benchmarks import models, sampling
 from a2d_ray.config import BenchmarkConfig
-
-SMALL = sampling.SHAPE | {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 512,
-}
-
-
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(sampling, "SHAPE", SMALL)
-    monkeypatch.setattr(sampling, "MASK_ID", 511)
 
 
 def test_every_case_gives_a_line(small):
@@ -35,7 +20,7 @@ def test_an_engine_that_gives_other_tokens_is_found_out(small, monkeypatch):
     with pytest.raises(RuntimeError, match="differ in float32"):
         sampling._check_tokens(
             BenchmarkConfig(suite="sampling", quick=True),
-            sampling.make_prompt(8, 0),
+            models.make_prompt(8, 0),
             sampling.step_params(64, 1),
         )
 

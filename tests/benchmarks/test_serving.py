@@ -2,21 +2,16 @@
 
 import pytest
 
-from a2d_ray.benchmarks import sampling, serving
+from a2d_ray.benchmarks import http_load, ray_serving, serving
 from a2d_ray.config import BenchmarkConfig
-from tests.benchmarks.test_sampling import SMALL
 
-
-@pytest.fixture
-def small(monkeypatch):
-    for module in (sampling, serving):
-        monkeypatch.setattr(module, "SHAPE", SMALL)
-        monkeypatch.setattr(module, "MASK_ID", 511)
+HERE = ["clients8", "lock8", "turns"]
 
 
 def test_every_case_gives_a_line(small):
-    cases = {c.name: c for c in serving.run(BenchmarkConfig(suite="serving", quick=True))}
-    assert set(cases) == {"clients8", "lock8", "turns"}
+    config = BenchmarkConfig(suite="serving", quick=True, cases=HERE)
+    cases = {case.name: case for case in serving.run(config)}
+    assert list(cases) == HERE
     assert all(case.ours > 0 and case.baseline > 0 for case in cases.values())
     tokens = [(32 + 4 * i) // 4 for i in range(8)]
     for n in (1, 8):  # the same requests
@@ -28,10 +23,21 @@ def test_every_case_gives_a_line(small):
 
 
 def test_quantiles_are_values_that_so_many_do_not_exceed():
-    assert [serving.quantile([3, 1, 2, 4], p) for p in (50, 75, 95, 100)] == [2, 3, 4, 4]
-    assert serving.quantile([7.0], 50) == 7.0
+    assert [http_load.quantile([3, 1, 2, 4], p) for p in (50, 75, 95, 100)] == [2, 3, 4, 4]
+    assert http_load.quantile([7.0], 50) == 7.0
 
 
 def test_unknown_cases_are_refused(small):
     with pytest.raises(ValueError, match="clients9"):
         list(serving.run(BenchmarkConfig(suite="serving", cases=["clients9"])))
+
+
+@pytest.mark.cluster
+def test_overload_is_told_apart_from_what_is_answered(small, ray_local):
+    config = BenchmarkConfig(suite="serving", quick=True)
+    case = ray_serving.overload(config)
+    assert case.facts["clients"] == 80
+    assert case.facts["refused"] >= 72  # all but those there is room for
+    assert case.facts["answered"] > 0
+    assert 0 < case.ours < case.facts["answered_max_s"]
+    assert case.facts["recovery_s"] < 60

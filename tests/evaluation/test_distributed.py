@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from a2d_ray import load
+from a2d_ray.benchmarks.http_load import listening
 from a2d_ray.config import EvaluateConfig
 from a2d_ray.evaluation.suite import run_suite
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.server import ModelServer
-from tests.serving.live import listening
 
 SUMS = {"task": "a2d_sums", "metric": "exact_match,strict", "limit": 9}
 PLAIN = {"task": "a2d_spelling", "metric": "exact_match,strict", "limit": 4, "chat": False}

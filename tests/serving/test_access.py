@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from a2d_ray.benchmarks.http_load import listening
 from a2d_ray.config import LimitsSection, SecuritySection
 from a2d_ray.http.access import ANYBODY, ApiKeys, RateLimit
 from a2d_ray.http.errors import RequestError
@@ -18,7 +19,6 @@ from a2d_ray.serving.app import create_app
 from a2d_ray.serving.protocol import ChatCompletionRequest, CompletionRequest
 from a2d_ray.serving.server import ModelServer
 from tests.serving.in_process import Client
-from tests.serving.live import listening
 
 TEXT = "/v1/completions"
 SECRET = "the-launch-code-is-0000"

@@ -3,8 +3,8 @@
 import pytest
 
 from a2d_ray import SamplingParams
+from a2d_ray.benchmarks.http_load import listening
 from a2d_ray.serving.app import create_app
-from tests.serving.live import listening
 
 PROMPTS = ["abc", "one two three"]
 

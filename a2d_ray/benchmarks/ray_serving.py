@@ -1,0 +1,159 @@
+"""Cases of suite ``serving`` under Ray Serve: the model in replicas, the clients here."""
+
+import asyncio
+import random
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from a2d_ray.benchmarks.harness import Case
+from a2d_ray.benchmarks.http_load import quantile
+from a2d_ray.benchmarks.models import make_language_model, make_prompt, save_language_model
+from a2d_ray.cli import validate
+from a2d_ray.config import BenchmarkConfig, ServeConfig
+from a2d_ray.serving.launch import running_server
+
+_BLOCK_SIZE = 8
+_RUNNING = _QUEUED = 4
+
+
+@contextmanager
+def serving_on_ray(config: BenchmarkConfig, **values: Any) -> Iterator[str]:
+    """The model under Ray Serve inside a ``with`` block; yields the URL of its server.
+
+    Args:
+        config: the seed of its weights, and the threads of a replica.
+        values: keys of a `ServeConfig`.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        lm = make_language_model(torch.bfloat16, config.seed, _BLOCK_SIZE)
+        path = save_language_model(lm, Path(directory))
+        load = {"path": str(path), "device": "cpu", "dtype": "bfloat16"}
+        values = {"models": [{"id": "bench", "load": load}], "port": _free_port()} | values
+        with running_server(validate(ServeConfig, values)) as url:
+            yield url.removesuffix("/v1")
+
+
+def overload(config: BenchmarkConfig) -> Case:
+    """Seconds to a 429 while ten times as many clients ask as there is room for.
+
+    A replica with four places and a queue of four gets 80 clients at once. Who is refused asks
+    again after about the second that Retry-After names. The baseline is a request that needs no
+    model (``GET /v1/models``) amid the same load: what HTTP and Ray Serve take by themselves.
+    """
+    capacity, seconds = _RUNNING + _QUEUED, 6.0 if config.quick else 15.0
+    limits = {"max_ongoing_requests": _RUNNING, "max_queued_requests": _QUEUED}
+    with serving_on_ray(config, **limits) as url:
+        calm = asyncio.run(_Flood(url, config).run(capacity, seconds))
+        flood = asyncio.run(_Flood(url, config).run(10 * capacity, seconds))
+    return Case(
+        name="overload",
+        ours=statistics.median(flood.refused_s),
+        baseline=statistics.median(flood.other_s),
+        unit="median seconds to a 429, 10x the clients there is room for, against GET /v1/models",
+        facts={
+            "clients": 10 * capacity,
+            "refused": len(flood.refused_s),
+            "refused_p95_s": round(quantile(flood.refused_s, 95), 4),
+            "first_wave_median_s": round(statistics.median(flood.first_wave_s), 4),
+            "answered": len(flood.answered_s),
+            "answered_median_s": round(statistics.median(flood.answered_s), 3),
+            "answered_max_s": round(max(flood.answered_s), 3),
+            "answered_median_s_without_overload": round(statistics.median(calm.answered_s), 3),
+            "answered_max_s_without_overload": round(max(calm.answered_s), 3),
+            "recovery_s": round(flood.recovery_s, 3),
+        },
+    )
+
+
+class _Flood:
+    """Clients that ask again and again, and what they waited for, in seconds.
+
+    Attributes:
+        refused_s: times to a 429; `first_wave_s`: those of the first requests.
+        answered_s: times of whole answers.
+        other_s: times of requests that need no model.
+        recovery_s: until a request succeeded after the clients had gone.
+    """
+
+    def __init__(self, url: str, config: BenchmarkConfig) -> None:
+        self._url = url
+        self._body = {
+            "model": "bench",
+            "prompt": make_prompt(32, config.seed),
+            "max_tokens": 8,
+            "ignore_eos": True,
+            "diffusion": {"rule": "steps"},
+        }
+        self.refused_s: list[float] = []
+        self.first_wave_s: list[float] = []
+        self.answered_s: list[float] = []
+        self.other_s: list[float] = []
+        self.recovery_s = 0.0
+
+    async def run(self, num_clients: int, seconds: float) -> "_Flood":
+        """Lets so many clients ask for so long, then goes on until a request succeeds."""
+        async with AsyncExitStack() as stack:
+            # One pool of so many connections would take longer than the server does.
+            connections = [
+                await stack.enter_async_context(
+                    httpx.AsyncClient(base_url=self._url, timeout=120, verify=False)
+                )
+                for _ in range(num_clients + 1)
+            ]
+            for http in connections:
+                (await http.get("/v1/models")).raise_for_status()  # connect
+            *others, last = connections
+            (await last.post("/v1/completions", json=self._body)).raise_for_status()  # warm-up
+            clients = [self._client(http, i) for i, http in enumerate(others)]
+            tasks = [asyncio.create_task(each) for each in (*clients, self._bystander(last))]
+            done, _ = await asyncio.wait(tasks, timeout=seconds)
+            for task in done:
+                task.result()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        left = time.perf_counter()
+        async with httpx.AsyncClient(base_url=self._url, timeout=120) as http:
+            while (await http.post("/v1/completions", json=self._body)).status_code == 429:
+                await asyncio.sleep(0.05)
+        self.recovery_s = time.perf_counter() - left
+        return self
+
+    async def _client(self, http: httpx.AsyncClient, number: int) -> None:
+        rng, is_first = random.Random(number), True
+        while True:
+            asked = time.perf_counter()
+            answer = await http.post("/v1/completions", json=self._body)
+            waited = time.perf_counter() - asked
+            if answer.status_code == 429:
+                self.refused_s.append(waited)
+                if is_first:
+                    self.first_wave_s.append(waited)
+                await asyncio.sleep(float(answer.headers["retry-after"]) * (0.5 + rng.random()))
+            else:
+                answer.raise_for_status()
+                self.answered_s.append(waited)
+            is_first = False
+
+    async def _bystander(self, http: httpx.AsyncClient) -> None:
+        while True:
+            asked = time.perf_counter()
+            (await http.get("/v1/models")).raise_for_status()
+            self.other_s.append(time.perf_counter() - asked)
+            await asyncio.sleep(0.1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
