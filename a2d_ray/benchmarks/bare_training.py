@@ -13,7 +13,12 @@ from a2d_ray.models.checkpoint import Checkpoint, load_checkpoint
 from a2d_ray.training.assembly import build_module
 from a2d_ray.training.batches import StepBuilder
 from a2d_ray.training.module import DiffusionModule
-from a2d_ray.training.optim import corruption_limit, learning_rate, make_optimizer
+from a2d_ray.training.optim import (
+    corruption_limit,
+    learning_rate,
+    make_optimizer,
+    open_block_sizes,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +76,9 @@ class BareLoop:
             group["lr"] = learning_rate(place, num_places, config.optim)
         ids = pa.table({"id": np.arange(config.batch.size)})
         rows = read_positions(ids, self.packed, number * config.batch.size, config.run.seed)
-        micros = self.builder.build(rows, limit)
+        objective = config.objective
+        sizes = open_block_sizes(place, num_places, objective.block_sizes, objective.block_growth)
+        micros = self.builder.build(rows, limit, sizes)
         denominator, num_targets = self.builder.counts(micros)[:2].tolist()
         loss = 0.0
         for layout, noise in micros:

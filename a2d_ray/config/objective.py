@@ -58,6 +58,19 @@ class ObjectiveSection(Section):
         description="Weight of a next-token loss on the clean stream, beside the diffusion loss "
         "(bd3lm with clean_attention=causal).",
     )
+    confidence_loss_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the entropy at masked tokens that are predicted rightly: surer "
+        "models commit more tokens per forward.",
+    )
+    block_growth: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="A list of block sizes: share of steps over which the larger ones join one "
+        "after the other, the smallest first; 0: all from the start.",
+    )
     corruption_warmup: float = Field(
         0.03, ge=0, le=1, description="Share of steps over which the corrupted share rises to 1."
     )
@@ -94,6 +107,15 @@ class ObjectiveSection(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_growth(self) -> Self:
+        if self.block_growth and len(self.block_sizes) < 2:
+            raise ValueError(
+                f"objective.block_growth ({self.block_growth}) needs a list of block sizes: set "
+                "objective.block_size=[4, 8, 16, 32] or objective.block_growth=0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_ar_loss(self) -> Self:
         if self.ar_loss_weight:
             needed = {"name": "bd3lm", "clean_attention": "causal", "norm": "step"}
@@ -118,6 +140,7 @@ class ObjectiveSection(Section):
             "norm": NORMS_OF_RECIPE,
         }
         recipe |= {"corruption_warmup": 0.0, "clean_attention": "block"}
+        recipe |= {"confidence_loss_weight": 0.0}
         if self.name == "bd3lm":
             recipe["block_grid"] = "absolute"
         if self.preset == "reference" and len(self.block_sizes) > 1:

@@ -43,9 +43,13 @@ def masked_cross_entropy(
     weight_N: Tensor,
     excluded_id: int | None,
     *,
+    confidence_weight: float = 0.0,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> tuple[Tensor, Tensor]:
     """Sum of weight x -log p(label), with one token excluded from the vocabulary.
+
+    With `confidence_weight` c the sum gains c x entropy of p at every token whose most likely
+    token is the label: what is known becomes certain, so that more is committed per forward.
 
     Logits exist for one chunk at a time; with several chunks they are computed again in the
     backward pass, so memory stays at chunk_tokens x V.
@@ -56,11 +60,14 @@ def masked_cross_entropy(
         labels_N: clean ids.
         weight_N: float32 weights.
         excluded_id: id whose logit is -inf (the mask token); None: every logit counts.
+        confidence_weight: c.
         chunk_tokens: tokens per chunk.
 
     Returns:
         The weighted sum (float32 scalar, differentiable) and the cross-entropies [N] (float32,
         detached), in nats. Without tokens the sum is a connected zero.
+
+    Source: confidence-aware parallel training, LLaDA2.0 (arXiv 2512.15745).
     """
     if labels_N.numel() == 0:
         return hidden_NH.float().sum() * 0 + head_VH.float().sum() * 0, weight_N
@@ -70,7 +77,11 @@ def masked_cross_entropy(
         if excluded_id is not None:
             logits[:, excluded_id] = -torch.inf
         loss = cross_entropy(logits, labels, reduction="none")
-        return (loss * weight).sum(), loss.detach()
+        total = (loss * weight).sum()
+        if confidence_weight:
+            is_right = logits.argmax(-1) == labels
+            total = total + confidence_weight * _entropy(logits[is_right]).sum()
+        return total, loss.detach()
 
     sums, losses = [], []
     for start in range(0, labels_N.numel(), chunk_tokens):
@@ -83,3 +94,9 @@ def masked_cross_entropy(
         sums.append(total)
         losses.append(each)
     return torch.stack(sums).sum(), torch.cat(losses)
+
+
+def _entropy(logits_NV: Tensor) -> Tensor:
+    """Entropy of softmax(logits), nats, [N]; logits may be -inf."""
+    logp_NV = logits_NV.log_softmax(-1)
+    return -(logp_NV.exp() * logp_NV.masked_fill(logp_NV.isneginf(), 0.0)).sum(-1)

@@ -25,12 +25,14 @@ class LossSpec:
             its logit is -inf otherwise.
         right_shift: the logit at i-1 predicts token i (and the first one itself).
         ar_weight: weight of the AR loss of the clean stream, per target, beside the diffusion loss.
+        confidence_weight: weight of the entropy where a masked token is predicted rightly.
     """
 
     mask_id: int
     keeps_mask_logit: bool = False
     right_shift: bool = False
     ar_weight: float = 0.0
+    confidence_weight: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,8 @@ class LossSums:
     """Sums over a micro-batch; one optimizer step divides by the targets of the whole step.
 
     Attributes:
-        loss: weighted cross-entropy, nats, differentiable scalar; with the weighted AR loss.
+        loss: weighted cross-entropy, nats, differentiable scalar; with the weighted AR loss and
+            the weighted entropies.
         num_targets: target tokens summed over the views (the denominator), int64 scalar.
         ar_nats: cross-entropy of the AR targets, unweighted, detached scalar.
     """
@@ -81,6 +84,7 @@ def diffusion_loss(
         layout.ids_RT[picked],
         noise.weight_RT[picked],
         None if spec.keeps_mask_logit else spec.mask_id,
+        confidence_weight=spec.confidence_weight,
     )
     ar_nats = torch.zeros_like(loss.detach())
     if spec.ar_weight:

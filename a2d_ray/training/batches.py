@@ -1,7 +1,7 @@
 """Rows of one step and rank -> micro-batches of layout and noise."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import pyarrow as pa
@@ -71,10 +71,20 @@ class StepBuilder:
             block_sizes=config.objective.block_sizes,
         )
 
-    def build(self, batch: pa.Table, max_fraction: float) -> list[tuple[Layout, Noise]]:
-        """Micro-batches of this rank's rows (with their column `position`)."""
+    def build(
+        self, batch: pa.Table, max_fraction: float, block_sizes: tuple[int, ...] | None = None
+    ) -> list[tuple[Layout, Noise]]:
+        """Micro-batches of this rank's rows (with their column `position`).
+
+        Args:
+            batch: packed rows.
+            max_fraction: largest corrupted share of a block.
+            block_sizes: of which a document draws its own; None: all.
+        """
         position_R = torch.tensor(batch.column("position").to_numpy())
-        return self.micros(to_packed_rows(batch), position_R // self.rows_per_epoch, max_fraction)
+        open_now = self if block_sizes is None else replace(self, block_sizes=block_sizes)
+        rows = to_packed_rows(batch)
+        return open_now.micros(rows, position_R // self.rows_per_epoch, max_fraction)
 
     def micros(
         self, rows: list[PackedRow], epoch_R: Tensor, max_fraction: float = 1.0
@@ -125,7 +135,7 @@ class StepBuilder:
                 doc_id_D, seed=self.seed, epoch_D=epoch_D, longest=self.eos_tail
             )
             return {"eos_tail_D": tails}
-        if len(self.block_sizes) < 2:
+        if self.block_sizes in ((), (self.spec.block_size,)):
             return {}
         sizes = draw_block_sizes(doc_id_D, self.block_sizes, seed=self.seed, epoch_D=epoch_D)
         return {"block_size_D": sizes}

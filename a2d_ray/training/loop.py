@@ -30,6 +30,7 @@ from a2d_ray.training.optim import (
     corruption_limit,
     learning_rate,
     make_optimizer,
+    open_block_sizes,
 )
 from a2d_ray.training.plan import Plan, is_due
 from a2d_ray.training.ranks import Ranks
@@ -159,7 +160,11 @@ class _Worker:
         config, num_steps = self.config, self.plan.num_steps
         limit = corruption_limit(self.step, num_steps, config.objective.corruption_warmup)
         times = StepTimes(started, self.ranks.device)
-        micros = self.builder.build(batch, limit)
+        objective = config.objective
+        sizes = open_block_sizes(
+            self.step, num_steps, objective.block_sizes, objective.block_growth
+        )
+        micros = self.builder.build(batch, limit, sizes)
         times.laid_out()
         counts = self.counter.count(micros)
         lr = learning_rate(self.step, num_steps, config.optim)

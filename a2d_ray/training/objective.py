@@ -39,6 +39,7 @@ def loss_spec(objective: ObjectiveSection, *, mask_id: int) -> LossSpec:
         keeps_mask_logit=objective.preset == "reference",
         right_shift=objective.right_shift_logits,
         ar_weight=objective.ar_loss_weight,
+        confidence_weight=objective.confidence_loss_weight,
     )
 
 

@@ -1,4 +1,4 @@
-"""AdamW groups, the learning-rate schedule, corruption warm-up, frozen layers."""
+"""AdamW groups, frozen layers, and what changes over the steps: lr, corruption, block sizes."""
 
 import math
 from typing import Any
@@ -84,3 +84,19 @@ def corruption_limit(step: int, num_steps: int, warmup: float) -> float:
     """Largest corrupted share of a block in this step: rises linearly to 1 over the warm-up."""
     num_warmup = math.ceil(warmup * num_steps)
     return min(1.0, (step + 1) / (num_warmup + 1))
+
+
+def open_block_sizes(
+    step: int, num_steps: int, sizes: tuple[int, ...], growth: float
+) -> tuple[int, ...]:
+    """Block sizes that documents may draw in this step: the smallest first, all after `growth`.
+
+    Args:
+        step, num_steps: of the run.
+        sizes: all block sizes, ascending.
+        growth: share of the steps over which the larger ones join.
+    """
+    num_growing = math.ceil(growth * num_steps)
+    if step >= num_growing:
+        return sizes
+    return sizes[: 1 + step * len(sizes) // num_growing]
