@@ -7,6 +7,7 @@ from a2d_ray.config import ServeConfig
 def main() -> None:
     config = load_config(ServeConfig, "serve")
 
+    from a2d_ray.evaluation.service.deployment import evaluations_beside, run_evaluation_app
     from a2d_ray.serving.launch import (
         curl_line,
         exposure_warning,
@@ -18,7 +19,11 @@ def main() -> None:
     config = with_fallback(config, print)
     if warning := exposure_warning(config):
         print(f"warning: {warning}")
+    evaluations = evaluations_beside(config)
     with running_server(config) as base_url:
+        if evaluations is not None:
+            run_evaluation_app(evaluations)
+            print(f"evaluations: POST {base_url}/evaluations")
         print(f"serving {', '.join(model.id for model in config.models)} at {base_url}")
         print(f"chat: {base_url.removesuffix('v1')}")
         print(f"try: {curl_line(base_url, config.models[0].id)}")

@@ -14,7 +14,12 @@ from a2d_ray.config.data import (
     check_lengths,
     check_targets,
 )
-from a2d_ray.config.evaluation import EvaluateConfig, EvaluatedTask, FrontierConfig
+from a2d_ray.config.evaluation import (
+    EvaluateConfig,
+    EvaluatedTask,
+    EvaluationsSection,
+    FrontierConfig,
+)
 from a2d_ray.config.models import (
     ConvertConfig,
     Dtype,
@@ -35,6 +40,7 @@ from a2d_ray.config.sampling import ChatConfig, Remasking, Rule, SampleConfig, S
 from a2d_ray.config.serving import (
     AutoscalingSection,
     EngineSection,
+    EvaluationServiceConfig,
     GenerateConfig,
     LimitsSection,
     SecuritySection,
@@ -77,6 +83,8 @@ __all__ = [
     "EngineSection",
     "EvaluateConfig",
     "EvaluatedTask",
+    "EvaluationServiceConfig",
+    "EvaluationsSection",
     "FrontierConfig",
     "GenerateConfig",
     "InspectConfig",

@@ -1,4 +1,4 @@
-"""Suites of tasks, and the speed-quality frontier."""
+"""Suites of tasks, the speed-quality frontier, and suites that clients of an endpoint may start."""
 
 from typing import Any, Literal, Self
 
@@ -99,3 +99,25 @@ class FrontierConfig(Section):
         if self.evaluate.endpoint or self.evaluate.kind == "ar":
             raise ValueError("frontier needs an A2D checkpoint in model.path, not an endpoint")
         return self
+
+
+class EvaluationsSection(Section):
+    """Suites that clients of an endpoint may start."""
+
+    suites: list[str] = Field(
+        ["jobs/configs/evaluate.yaml", "jobs/configs/evaluate"],
+        min_length=1,
+        description="Files, or directories with *.yaml; clients use the name that each file gives.",
+    )
+    storage_path: str = Field(
+        "runs/evaluations", min_length=1, description="States, answers and reports; they survive."
+    )
+    max_limit: int = Field(1000, ge=1, description="Documents of each task, at most.")
+    max_queued: int = Field(16, ge=1, description="Evaluations that wait; beyond: 429.")
+    concurrency: int = Field(16, ge=1, description="Requests under way; clients share the model.")
+    run_code: bool = Field(
+        False, description="Allow suites that run the model's code, in a sandbox; else 403."
+    )
+    datasets_dir: str | None = Field(
+        None, description="Directory with clones of Hub data sets as OWNER/NAME."
+    )

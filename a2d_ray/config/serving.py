@@ -8,6 +8,7 @@ from pydantic import (
 )
 
 from a2d_ray.config.base import Section
+from a2d_ray.config.evaluation import EvaluationsSection
 from a2d_ray.config.models import LoadSection
 from a2d_ray.config.sampling import SamplingSection
 
@@ -100,6 +101,9 @@ class ServeConfig(Section):
     engine: EngineSection = EngineSection()
     security: SecuritySection = SecuritySection()
     limits: LimitsSection = LimitsSection()
+    evaluations: EvaluationsSection | None = Field(
+        None, description="Serve POST /v1/evaluations beside the models; {} takes the defaults."
+    )
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -112,6 +116,19 @@ class ServeConfig(Section):
                 f"autoscaling.min_replicas, or autoscaling=null"
             )
         return self
+
+
+class EvaluationServiceConfig(EvaluationsSection):
+    """Evaluations as an application of their own on Ray Serve."""
+
+    endpoint: str = Field(
+        "http://127.0.0.1:8000/v1",
+        pattern=r"^https?://",
+        description="Where the models answer; reached from the replica's node.",
+    )
+    security: SecuritySection = SecuritySection()
+    max_body_bytes: int = Field(2**20, ge=1024, description="Beyond: 413.")
+    body_timeout_s: float = Field(30.0, gt=0, description="A body that takes longer: 408.")
 
 
 class GenerateConfig(Section):

@@ -14,6 +14,7 @@ from a2d_ray.text import cut_at_stop
 OPENAI_NAMES = {"max_new_tokens": "max_tokens", "temperature": "temperature", "seed": "seed"}
 TOP_LEVEL = {"ignore_eos", "stop_token_ids", "top_k", "min_p", "repetition_penalty", "min_tokens"}
 TOP_LEVEL |= {"top_p", "presence_penalty", "frequency_penalty", "logit_bias"}
+MAX_RETRIES = 20  # about two minutes of a server that restarts; a rate limit makes requests wait
 MAX_STOP = 4  # texts that the API takes; with more, answers are cut here
 
 
@@ -33,8 +34,8 @@ class EndpointBackend:
         from openai import OpenAI
 
         key = os.environ.get("OPENAI_API_KEY", "none")
-        self._client = OpenAI(base_url=base_url, api_key=key, max_retries=5, timeout=600)
-        served = [found.id for found in self._client.models.list()]
+        self._client = OpenAI(base_url=base_url, api_key=key, max_retries=MAX_RETRIES, timeout=600)
+        served = [found.id for found in self._client.with_options(max_retries=5).models.list()]
         if model is None and len(served) == 1:
             model = served[0]
         if model not in served:

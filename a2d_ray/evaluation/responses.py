@@ -4,7 +4,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,10 @@ class Responder:
         backend: who answers.
         cache: of results; None: nothing is kept.
         is_quiet: no progress bar.
+
+    Attributes:
+        speed: of what was generated so far.
+        observe: called with how many results are there, and of how many, as they come.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class Responder:
     ) -> None:
         self._backend, self._cache, self._is_quiet = backend, cache, is_quiet
         self.speed = Speed()
+        self.observe: Callable[[int, int], None] = lambda num_done, num_asked: None
 
     def forget(self) -> None:
         """Reads and keeps nothing from here on: for those who measure speed."""
@@ -102,12 +107,14 @@ class Responder:
         missing = [i for i in range(len(requests)) if i not in known]
         started = time.perf_counter()
         with self._bar("generate", len(requests), len(known)) as bar:
+            self.observe(len(known), len(requests))
             asked = [requests[i] for i in missing]
             for place, answer in self._backend.generate(asked) if asked else ():
                 known[missing[place]] = answer
                 self._keep(asked[place], answer)
                 self._count(answer)
                 bar.update()
+                self.observe(len(known), len(requests))
         self.speed.seconds += time.perf_counter() - started
         return [known[i] for i in range(len(requests))]
 
@@ -119,13 +126,17 @@ class Responder:
         """
         known = {i: found for i, r in enumerate(requests) if (found := self._cached(r))}
         batches = [b for b in plan_batches(requests) if not all(i in known for i in b)]
-        with self._bar("score", len(requests), len(requests) - sum(map(len, batches))) as bar:
+        num_done = len(requests) - sum(map(len, batches))
+        with self._bar("score", len(requests), num_done) as bar:
+            self.observe(num_done, len(requests))
             asked = [[requests[i] for i in batch] for batch in batches]
             for place, scores in self._backend.score(asked) if asked else ():
                 for i, score in zip(batches[place], scores, strict=True):
                     known[i] = score
                     self._keep(requests[i], score)
+                num_done += len(scores)
                 bar.update(len(scores))
+                self.observe(num_done, len(requests))
         return [known[i] for i in range(len(requests))]
 
     def _cached(self, request: Request) -> Any:

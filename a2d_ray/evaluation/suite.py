@@ -5,7 +5,8 @@ import importlib.metadata
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,20 @@ from a2d_ray.config import EvaluateConfig, EvaluatedTask
 from a2d_ray.evaluation.__main__ import TASKS
 from a2d_ray.evaluation.sandbox import check_isolation
 
+Observer = Callable[[str, int, int], None]
 PACKAGES = ("a2d-ray", "lm-eval", "torch", "transformers", "datasets", "ray", "reasoning-gym")
 FORMAT = 1
 
 
-def run_suite(config: EvaluateConfig, *, model: Any = None) -> dict[str, Any]:
+def run_suite(
+    config: EvaluateConfig, *, model: Any = None, observe: Observer | None = None
+) -> dict[str, Any]:
     """Measures every task.
 
     Args:
         config: what is measured and where answers are kept.
         model: a model of the harness to use instead of the one that `config` names.
+        observe: called with the task's name, how many of its results are there, and of how many.
 
     Returns:
         The report: everything that is needed to repeat it; see `a2d_ray.evaluation.report`.
@@ -35,7 +40,11 @@ def run_suite(config: EvaluateConfig, *, model: Any = None) -> dict[str, Any]:
     loaded = [(task, _load(config, task, manager)) for task in config.tasks]
     model = model or build_model(config)
     started = time.time()
-    results = {task.task: _run_task(config, task, found, model) for task, found in loaded}
+    results = {}
+    for task, found in loaded:
+        if observe is not None:
+            model.responder.observe = partial(observe, task.task)
+        results[task.task] = _run_task(config, task, found, model)
     described = getattr(model, "described", None)
     return {
         "format": FORMAT,
@@ -57,33 +66,36 @@ def build_model(config: EvaluateConfig) -> Any:
 
         device = "cpu" if config.model.device == "auto" else config.model.device
         return HFLM(pretrained=config.model.path, device=device, batch_size=config.batch_size)
-    from a2d_ray.evaluation.actors import RayBackend
-    from a2d_ray.evaluation.backends import Backend, load_backend
-    from a2d_ray.evaluation.endpoint import EndpointBackend
     from a2d_ray.evaluation.model import A2DHarnessModel
 
+    return A2DHarnessModel(
+        backend=_backend(config),
+        pretrained=config.model.path,
+        mc_num=config.mc_num,
+        cache=str(Path(config.output) / "answers.sqlite"),
+    )
+
+
+def _backend(config: EvaluateConfig) -> Any:
+    """Who answers; what is not used is not loaded."""
     keywords = config.model.model_dump(exclude_none=True)
-    backend: Backend
     if config.endpoint:
-        backend = EndpointBackend(
-            config.endpoint, config.served_model, concurrency=config.batch_size
-        )
-    elif config.num_workers:
-        backend = RayBackend(
+        from a2d_ray.evaluation.endpoint import EndpointBackend
+
+        return EndpointBackend(config.endpoint, config.served_model, concurrency=config.batch_size)
+    if config.num_workers:
+        from a2d_ray.evaluation.actors import RayBackend
+
+        return RayBackend(
             keywords,
             num_workers=config.num_workers,
             batch_size=config.batch_size,
             cpus_per_worker=config.cpus_per_worker,
             gpus_per_worker=config.gpus_per_worker,
         )
-    else:
-        backend = load_backend(keywords, batch_size=config.batch_size)
-    return A2DHarnessModel(
-        backend=backend,
-        pretrained=config.model.path,
-        mc_num=config.mc_num,
-        cache=str(Path(config.output) / "answers.sqlite"),
-    )
+    from a2d_ray.evaluation.backends import load_backend
+
+    return load_backend(keywords, batch_size=config.batch_size)
 
 
 def _task_manager(config: EvaluateConfig) -> Any:
@@ -108,6 +120,11 @@ def _load(config: EvaluateConfig, task: EvaluatedTask, manager: Any) -> dict[str
             raise ValueError(f"{task.task} needs a package that is missing: {error}") from error
     members = list(loaded["tasks"].values())
     _check_metric(task, members)
+    if config.endpoint and any(m.OUTPUT_TYPE != "generate_until" for m in members):
+        raise ValueError(
+            f"{task.task} needs likelihoods, which an endpoint does not give: measure it with "
+            "model.path=CHECKPOINT instead of endpoint"
+        )
     if any(getattr(member, "UNSAFE_CODE", False) for member in members):
         _check_code(config, task)
     return {**loaded, "manager": manager}

@@ -59,14 +59,7 @@ class ApiKeys:
         Raises:
             ValueError: a file that cannot be read or holds no key, or a key that no header holds.
         """
-        keys = [key.strip() for key in os.environ.get(security.api_keys_env, "").split(",")]
-        if security.api_keys_file is not None:
-            keys += _read_lines(security.api_keys_file)
-        keys = [key for key in keys if key]
-        for key in keys:
-            if not (key.isascii() and key.isprintable()) or " " in key:
-                raise ValueError("an API key must be printable ASCII without spaces")
-        return cls.of(keys, is_isolated=security.isolate_prefix_cache)
+        return cls.of(read_keys(security), is_isolated=security.isolate_prefix_cache)
 
     def caller(self, authorization: str | None) -> Caller:
         """Who sends this ``Authorization`` header. Takes the same time for every wrong key.
@@ -89,6 +82,18 @@ class ApiKeys:
             )
         salt = hashlib.sha256(b"cache salt" + digest).hexdigest()[:32] if self.is_isolated else ""
         return Caller(hashlib.sha256(b"name" + digest).hexdigest()[:8], salt)
+
+
+def read_keys(security: SecuritySection) -> list[str]:
+    """The keys themselves; see `ApiKeys.read`."""
+    keys = [key.strip() for key in os.environ.get(security.api_keys_env, "").split(",")]
+    if security.api_keys_file is not None:
+        keys += _read_lines(security.api_keys_file)
+    keys = [key for key in keys if key]
+    for key in keys:
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise ValueError("an API key must be printable ASCII without spaces")
+    return keys
 
 
 @dataclass
