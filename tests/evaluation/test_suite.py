@@ -1,12 +1,15 @@
 """Suites from end to end on a tiny model: our tasks, the harness's, reports, resuming."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import lm_eval
 import pytest
 import yaml
+from lm_eval.api.model import LM
 
 from a2d_ray import convert
 from a2d_ray.cli import ConfigError, parse_config
@@ -20,7 +23,7 @@ from a2d_ray.evaluation.report import (
     read_report,
     write_report,
 )
-from a2d_ray.evaluation.suite import run_suite
+from a2d_ray.evaluation.suite import _missing, run_suite
 from a2d_ray.evaluation.tasks import documents
 from tests.evaluation.hub_data import write_all
 
@@ -164,6 +167,42 @@ def test_harness_tasks_run_on_data_of_the_hubs_schemas(configure, tmp_path):
     report = run_suite(configure(*shipped, datasets_dir=str(tmp_path / "data")))
     found = {name: task["num_documents"] for name, task in report["tasks"].items()}
     assert found == {"gsm8k_cot": 1, "mmlu_pro": 14, "bbh": 27}
+
+
+class AlwaysFour(LM):
+    """Gives one answer to everything."""
+
+    def generate_until(self, requests, disable_tqdm=False):
+        return ["It is $4$. Final Answer: The final answer is $4$. I hope it is correct."] * len(
+            requests
+        )
+
+    def loglikelihood(self, requests):
+        raise AssertionError("not asked for")
+
+    loglikelihood_rolling = loglikelihood
+
+
+@pytest.mark.slow
+def test_minerva_math_scores_answers_on_data_of_the_hubs_schema(configure, tmp_path):
+    pytest.importorskip("math_verify")
+    write_all(tmp_path / "data", ["x"], ["math"])
+    path = str(ROOT / "jobs/configs/evaluate/minerva_math.yaml")
+    (shipped,) = parse_config(EvaluateConfig, "evaluate", [path]).tasks
+    shipped = shipped.model_copy(update={"chat": False}).model_dump()
+    config = configure(shipped, datasets_dir=str(tmp_path / "data"))
+    task = run_suite(config, model=AlwaysFour())["tasks"]["minerva_math"]
+    assert task["num_documents"] == 14 and task["value"] == 0.5  # answers are 4 and 5
+
+
+def test_without_its_packages_minerva_math_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    path = Path(lm_eval.__file__).parent / "tasks/minerva_math/utils.py"
+    spec = importlib.util.spec_from_file_location("minerva_utils", path)
+    with pytest.raises(ModuleNotFoundError) as missing:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    text = _missing("minerva_math", str(missing.value))
+    assert "minerva_math needs" in text and "pip install 'a2d-ray[math]'" in text
 
 
 def test_scores_of_our_tasks():
