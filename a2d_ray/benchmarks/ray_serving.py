@@ -6,7 +6,7 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import httpx
 import torch
 
 from a2d_ray.benchmarks.harness import Case
-from a2d_ray.benchmarks.http_load import quantile
+from a2d_ray.benchmarks.http_load import Answer, load, quantile
 from a2d_ray.benchmarks.models import make_language_model, make_prompt, save_language_model
 from a2d_ray.cli import validate
 from a2d_ray.config import BenchmarkConfig, ServeConfig
@@ -72,6 +72,49 @@ def overload(config: BenchmarkConfig) -> Case:
             "recovery_s": round(flood.recovery_s, 3),
         },
     )
+
+
+def routing(config: BenchmarkConfig) -> Case:
+    """Second turns over two replicas: routed by how the prompt begins, against Serve's default.
+
+    The default takes the less busy of two replicas that it draws. Every conversation has a first
+    turn of 512 tokens and a second one of 16 more; two clients ask at a time.
+    """
+    first, second = _two_turns(6 if config.quick else 16, config.seed)
+    found: dict[bool, list[Answer]] = {}
+    for is_prefix_aware in (True, False):
+        with serving_on_ray(config, num_replicas=2, is_prefix_aware=is_prefix_aware) as url:
+            asyncio.run(load(url, _two_turns(4, config.seed + 500)[0]))  # warm-up of both
+            asyncio.run(load(url, first, num_clients=2))
+            found[is_prefix_aware] = asyncio.run(load(url, second, num_clients=2))
+    ours, default = ([answer.first_s for answer in found[aware]] for aware in (True, False))
+    return Case(
+        name="routing",
+        ours=statistics.median(ours),
+        baseline=statistics.median(default),
+        unit="median seconds to the first text of second turns, 2 replicas",
+        facts={
+            "conversations": len(second),
+            "stored_share": round(_stored_share(found[True]), 3),
+            "stored_share_default": round(_stored_share(found[False]), 3),
+            "p95_s": round(quantile(ours, 95), 3),
+            "p95_s_default": round(quantile(default, 95), 3),
+        },
+    )
+
+
+def _two_turns(num_conversations: int, seed: int) -> tuple[list[dict[str, Any]], ...]:
+    """Requests of all first turns, and of all second ones."""
+    body = {"model": "bench", "max_tokens": _BLOCK_SIZE, "ignore_eos": True, "stream": True}
+    body |= {"diffusion": {"rule": "steps"}, "stream_options": {"include_usage": True}}
+    prompts = [make_prompt(512, seed + 1_000 + i) for i in range(num_conversations)]
+    longer = [p + make_prompt(16, seed + 2_000 + i) for i, p in enumerate(prompts)]
+    return [body | {"prompt": p} for p in prompts], [body | {"prompt": p} for p in longer]
+
+
+def _stored_share(answers: Sequence[Answer]) -> float:
+    """Share of the answers whose first turn was found stored."""
+    return sum(answer.num_cached >= 512 for answer in answers) / len(answers)
 
 
 class _Flood:

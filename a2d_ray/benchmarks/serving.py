@@ -17,7 +17,7 @@ import torch
 from a2d_ray.benchmarks.harness import Case
 from a2d_ray.benchmarks.http_load import listening, load, medians, summary
 from a2d_ray.benchmarks.models import make_language_model, make_prompt
-from a2d_ray.benchmarks.ray_serving import overload
+from a2d_ray.benchmarks.ray_serving import overload, routing
 from a2d_ray.config import BenchmarkConfig, EngineSection
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.server import ModelServer
@@ -37,7 +37,10 @@ def run(config: BenchmarkConfig) -> Iterator[Case]:
         "lock8": lock8,
         "turns": turns,
     }
-    on_ray: dict[str, Callable[[BenchmarkConfig], Case]] = {"overload": overload}
+    on_ray: dict[str, Callable[[BenchmarkConfig], Case]] = {
+        "overload": overload,
+        "routing": routing,
+    }
     wanted = config.cases or [*here, *on_ray]
     unknown = set(wanted) - set(here) - set(on_ray)
     if unknown:
