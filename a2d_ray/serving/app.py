@@ -150,7 +150,7 @@ async def _generate(
 ) -> Response:
     server = _find(servers, body.model)
     return await answer(
-        server.generate(body, _caller(request).cache_salt),
+        server.generate(body, body.salted(_caller(request).cache_salt)),
         form,
         request,
         is_streamed=bool(body.stream),

@@ -65,6 +65,12 @@ class GenerationRequest(Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     diffusion: DiffusionOptions | None = None
+    cache_salt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=256,
+        description="Prompts are cached for requests of the same salt only (vLLM's field).",
+    )
     # Names of the caller, which change nothing.
     user: str | None = None
     metadata: dict[str, str] | None = None
@@ -102,6 +108,10 @@ class GenerationRequest(Strict):
                 param="diffusion.rule",
             )
         return self
+
+    def salted(self, caller_salt: str) -> str:
+        """What tells cached prompts apart: the caller's salt, and the request's own beneath it."""
+        return caller_salt if self.cache_salt is None else f"{caller_salt}/{self.cache_salt}"
 
     def stream_mode(self) -> StreamMode:
         """What the stream brings; a whole answer needs no more than its blocks."""

@@ -25,6 +25,16 @@ def lm(checkpoint) -> a2d_ray.LanguageModel:
     return a2d_ray.load(checkpoint, dtype="float32", device="cpu", objective="bd3lm", block_size=4)
 
 
+@pytest.fixture(scope="session")
+def roomy_lm(tmp_path_factory) -> a2d_ray.LanguageModel:
+    """One with room: tools take many bytes, and under a grammar a random model rambles."""
+    directory = tmp_path_factory.mktemp("roomy")
+    ar = save_tiny_ar(directory / "ar", max_position_embeddings=2048)
+    checkpoint = a2d_ray.convert(str(ar), directory / "a2d")
+    options = {"objective": "bd3lm", "block_size": 4}
+    return a2d_ray.load(checkpoint, dtype="float32", device="cpu", **options)
+
+
 @pytest.fixture
 def server(lm):
     """The tiny model's server; answers have 12 tokens unless a request says otherwise."""

@@ -5,13 +5,11 @@ import math
 
 import pytest
 
-import a2d_ray
 from a2d_ray import SamplingParams
 from a2d_ray.config import SamplingSection
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.server import ModelServer
 from tests.serving.in_process import Client
-from tests.tiny import save_tiny_ar
 
 CHAT, TEXT, INFILL = "/v1/chat/completions", "/v1/completions", "/v1/infill"
 MESSAGES = [{"role": "user", "content": "2+2?"}]
@@ -90,14 +88,8 @@ def test_chat_logprobs_have_the_confidence_of_the_commitment(client):
 
 
 @pytest.fixture(scope="module")
-def roomy(tmp_path_factory):
-    """A model with room: tools take many bytes, and under a grammar a random model rambles."""
-    directory = tmp_path_factory.mktemp("roomy")
-    ar = save_tiny_ar(directory / "ar", max_position_embeddings=2048)
-    checkpoint = a2d_ray.convert(str(ar), directory / "a2d")
-    options = {"objective": "bd3lm", "block_size": 4}
-    lm = a2d_ray.load(checkpoint, dtype="float32", device="cpu", **options)
-    server = ModelServer(lm, SamplingSection(max_new_tokens=200))
+def roomy(roomy_lm):
+    server = ModelServer(roomy_lm, SamplingSection(max_new_tokens=200))
     yield Client(create_app({"tiny": server}))
     server.close()
 
