@@ -49,16 +49,16 @@ def evaluation(config: BenchmarkConfig) -> Case:
         for running in (1, num_requests)
     }
 
-    def ours(max_running: int) -> list[list[int]]:
-        return answer_until(engines[max_running], prompts, lengths, budget)
+    answers: dict[object, list[list[int]]] = {}
 
-    def public() -> list[list[int]]:
+    def ours(max_running: int) -> None:
+        answers[max_running] = answer_until(engines[max_running], prompts, lengths, budget)
+
+    def public() -> None:
         wholes = [naive.sample(prompt, budget) for prompt in prompts]
-        return [whole[:length] for whole, length in zip(wholes, lengths, strict=True)]
+        answers["public"] = [w[:length] for w, length in zip(wholes, lengths, strict=True)]
 
-    expected = public()
-    num_forwards = naive.num_forwards
-    num_equal = sum(a == b for a, b in zip(ours(num_requests), expected, strict=True))
+    # The timed runs are those whose answers are compared: a suite has 15 minutes.
     timing = measure(
         {
             "ours": lambda: ours(num_requests),
@@ -69,6 +69,8 @@ def evaluation(config: BenchmarkConfig) -> Case:
         repeats=1,
         warmup=0,
     )
+    num_forwards = naive.num_forwards // 2  # the floor makes the same ones
+    num_equal = sum(len(set(map(tuple, each))) == 1 for each in zip(*answers.values(), strict=True))
     seconds = {name: taken.wall_s / num_requests for name, taken in timing.items()}
     return Case(
         name="evaluation",
