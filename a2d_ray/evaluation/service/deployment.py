@@ -105,7 +105,8 @@ class Evaluations:
             raise RuntimeError("the thread that runs evaluations ended")
 
     def __del__(self) -> None:
-        self._runner.close()
+        if hasattr(self, "_runner"):  # not after a constructor that failed
+            self._runner.close()
 
     def _served_models(self) -> list[str]:
         return served_models(self._config.endpoint, self._api_key)
