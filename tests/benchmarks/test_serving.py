@@ -33,6 +33,7 @@ def test_unknown_cases_are_refused(small):
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_overload_is_told_apart_from_what_is_answered(small, ray_local):
     config = BenchmarkConfig(suite="serving", quick=True)
     case = ray_serving.overload(config)
