@@ -13,10 +13,10 @@ SLOW_S = 0.4
 class SlowBuilder(StepBuilder):
     """Lays its rows out again and again."""
 
-    def build(self, batch, max_fraction):
+    def build(self, *args, **options):
         deadline = time.perf_counter() + SLOW_S
         while time.perf_counter() < deadline:
-            micros = super().build(batch, max_fraction)
+            micros = super().build(*args, **options)
         return micros
 
 
