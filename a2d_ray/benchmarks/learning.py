@@ -117,13 +117,14 @@ def prepare_runs(root: Path, names: list[str]) -> dict[str, tuple[dict[str, Any]
     runs = {}
     with local_ray(1):
         for name in names:
-            run = _run(root, name)
+            run = run_config(root, name)
             packed = prepare(run.data, run.objective, run.model.path)
             runs[name] = (run.model_dump(mode="json"), str(packed.path))
     return runs
 
 
-def _run(root: Path, name: str) -> TrainConfig:
+def run_config(root: Path, name: str) -> TrainConfig:
+    """The run of a contender."""
     changes, is_random = VARIANTS[name]
     objective: dict[str, Any] = {
         "name": "bd3lm",

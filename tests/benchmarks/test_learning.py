@@ -1,0 +1,54 @@
+"""The suites `learning` and `quality`: what their contenders are given."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from a2d_ray.benchmarks.ar_baseline import UNTRAINED, ar_model, padded_documents
+from a2d_ray.benchmarks.learning import DEFAULT, VARIANTS, run_config
+from tests.rows import MIXED, packed_row, split_documents
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_contenders_differ_only_as_named(name, tmp_path):
+    """All see about as many documents a step, with the same optimizer and blocks."""
+    ours, other = run_config(tmp_path, DEFAULT), run_config(tmp_path, name)
+    assert other.optim == ours.optim and other.objective.block_size == ours.objective.block_size
+    assert other.data.spec == ours.data.spec and other.data.max_length == ours.data.max_length
+    assert (other.objective != ours.objective) == bool(VARIANTS[name][0])
+    assert (other.model != ours.model) == VARIANTS[name][1]
+
+
+def test_padded_documents_are_the_packed_ones():
+    row = packed_row(MIXED)
+    ids_DL, labels_DL, is_real_DL = padded_documents([row, row])
+    documents = split_documents(row) * 2
+    assert len(ids_DL) == len(documents)
+    for ids, labels, is_real, document in zip(
+        ids_DL, labels_DL, is_real_DL, documents, strict=True
+    ):
+        length = len(document.ids_C)
+        assert is_real.tolist() == [1] * length + [0] * (len(ids) - length)
+        assert torch.equal(ids[:length], document.ids_C)
+        expected = torch.where(document.is_target_C, document.ids_C, UNTRAINED)
+        assert torch.equal(labels[:length], expected)
+        assert (labels[length:] == UNTRAINED).all()
+
+
+def test_the_ar_model_is_the_original(tmp_path):
+    """Its next-token loss is that of the checkpoint that was converted."""
+    from a2d_ray import convert
+    from a2d_ray.models.architectures import find_architecture
+    from tests.tiny import save_tiny_ar
+
+    source = save_tiny_ar(tmp_path / "ar")
+    convert(str(source), tmp_path / "a2d")
+    row = find_architecture("llama")
+    assert row is not None
+    original = row.ar_model_class.from_pretrained(source, dtype=torch.float32)
+    model = ar_model(tmp_path / "a2d", torch.float32)
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        ours, theirs = model(ids).logits[0], original(ids).logits[0]
+    losses = [cross_entropy(logits[:-1, :90], ids[0, 1:]) for logits in (ours, theirs)]
+    torch.testing.assert_close(*losses)
