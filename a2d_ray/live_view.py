@@ -1,8 +1,11 @@
 """An answer in the terminal while it is denoised: tokens appear by confidence, masks fill in."""
 
 import re
+import signal
+import threading
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -70,24 +73,49 @@ def show_answer(
     Raises:
         ValueError: see `LanguageModel.stream`.
     """
-    text, num_tokens, num_forwards, is_whole = "", 0, 0, True
+    text, num_tokens, num_forwards = "", 0, 0
     started = time.perf_counter()
-    with Live(console=console, transient=True, auto_refresh=False) as live:
-        try:
-            with closing(lm.stream(prompt, params, engine=engine)) as chunks:  # type: ignore[type-var]
-                for chunk in chunks:
-                    text += chunk.text
-                    num_tokens += len(chunk.token_ids)
-                    num_forwards = chunk.num_forwards
-                    if console.is_terminal:
-                        speed = speed_line(num_tokens, num_forwards, time.perf_counter() - started)
-                        view = canvas_text(prefix + text, chunk, lm.tokenizer)
-                        live.update(_last_lines(view, speed, console), refresh=True)
-        except KeyboardInterrupt:
-            is_whole = False
+    with (
+        Live(console=console, transient=True, auto_refresh=False) as live,
+        _interrupts() as asked,
+        closing(lm.stream(prompt, params, engine=engine)) as chunks,  # type: ignore[type-var]
+    ):
+        for chunk in chunks:
+            text += chunk.text
+            num_tokens += len(chunk.token_ids)
+            num_forwards = chunk.num_forwards
+            if console.is_terminal:
+                speed = speed_line(num_tokens, num_forwards, time.perf_counter() - started)
+                view = canvas_text(prefix + text, chunk, lm.tokenizer)
+                live.update(_last_lines(view, speed, console), refresh=True)
+            if asked.is_set():
+                break
     console.print(Text(visible(prefix + text)), soft_wrap=True)
     speed = speed_line(num_tokens, num_forwards, time.perf_counter() - started)
-    return Shown(text=text, is_whole=is_whole, speed=speed)
+    return Shown(text=text, is_whole=not asked.is_set(), speed=speed)
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Within it, the first Ctrl-C sets the event; a second one raises KeyboardInterrupt.
+
+    An exception alone could be lost: raised inside a finalizer, Python prints and ignores it.
+    """
+    asked = threading.Event()
+
+    def ask(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # only the main thread is interrupted
+        return
+    previous = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def canvas_text(text: str, chunk: Chunk, tokenizer: object) -> Text:

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -20,7 +21,7 @@ from a2d_ray import SamplingParams
 from a2d_ray.answers import Chunk
 from a2d_ray.chat import is_chat, run_chat
 from a2d_ray.config import ChatConfig
-from a2d_ray.live_view import canvas_text, confidence_style, visible
+from a2d_ray.live_view import canvas_text, confidence_style, show_answer, visible
 from tests.tiny import save_tiny_ar
 
 ROOT = Path(__file__).parent.parent
@@ -138,6 +139,32 @@ def test_tokens_are_shaded_by_confidence(lm):
     assert view.plain == "ab ░" + "".join(pieces)
     assert [span.style for span in view.spans][1:] == [confidence_style(0.1), confidence_style(0.9)]
     assert confidence_style(0.0) != confidence_style(0.5) != confidence_style(1.0)
+
+
+def test_ctrl_c_inside_a_finalizer_stops_the_answer_too(lm):
+    """Python ignores what a finalizer raises; the request to stop must not be lost with it."""
+
+    class Finalized:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    class Interrupted:
+        tokenizer = lm.tokenizer
+
+        def stream(self, *args, **options):
+            for number, chunk in enumerate(lm.stream(*args, **options)):
+                if number == 1:
+                    Finalized()
+                yield chunk
+
+    before = signal.getsignal(signal.SIGINT)
+    params = SamplingParams(max_new_tokens=64, rule="steps", ignore_eos=True)
+    console = Console(file=io.StringIO())
+    shown = show_answer(Interrupted(), "ab", params, console)
+    whole = show_answer(lm, "ab", params, console)
+    assert not shown.is_whole and whole.is_whole
+    assert len(shown.text) < len(whole.text)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.slow
