@@ -6,6 +6,7 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from a2d_ray.config import TrainConfig
@@ -29,10 +30,11 @@ def deepspeed_config(config: TrainConfig, *, world: int, num_micro: int) -> dict
     }
     settings = derived | config.deepspeed
     zero = settings.get("zero_optimization", {})
-    if world == 1 and zero.get("stage") == 3:
-        # One rank has nothing to partition, and DeepSpeed 0.19 then fails to gather persistent
-        # weights after a step (they stay "in flight"). Checkpoints know no stage.
-        settings["zero_optimization"] = zero | {"stage": 2}
+    if world == 1 and zero.get("stage"):
+        # One rank has nothing to partition: the copies into flat buffers are saved. (Stage 3 would
+        # even fail: weights stay "in flight".) Options such as offloading need their stage.
+        is_plain = set(zero) == {"stage"}
+        settings["zero_optimization"] = zero | {"stage": 0 if is_plain else min(zero["stage"], 2)}
     return settings
 
 
@@ -41,6 +43,8 @@ def make_engine(module: Any, optimizer: torch.optim.Optimizer, config: dict[str,
     # Its shared-memory all-reduce would be compiled at first use (35 s, a C++ compiler); gloo does.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    if zero_stage(engine) == 0 and dist.get_world_size() == 1:
+        engine.enable_backward_allreduce = False  # it would flatten every gradient for nobody
     if is_partitioned(engine):
         _keep_whole(engine, module.head)
     return engine
