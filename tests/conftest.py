@@ -42,6 +42,19 @@ def _denormals():
     torch.set_flush_denormal(False)
 
 
+@pytest.fixture
+def no_ray(monkeypatch):
+    """As if no Ray ran (another test's may), and none may be started."""
+    import ray
+
+    def init(*args, **options):
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def ray_local():
     """A Ray of eight logical CPUs without a dashboard."""

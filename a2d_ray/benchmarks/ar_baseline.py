@@ -1,7 +1,6 @@
 """The AR original, fine-tuned on the rows of a finished quickstart for as much CPU time."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from a2d_ray.benchmarks.bare_training import SCHEDULE_PLACES, within_budget
 from a2d_ray.config import TrainConfig
 from a2d_ray.data.packed import PackedSet, read_positions, to_packed_rows
 from a2d_ray.diffusion.layout import PackedRow
 from a2d_ray.models.checkpoint import load_checkpoint
 from a2d_ray.training.optim import freeze_below, learning_rate, make_optimizer
 
-SCHEDULE_STEPS = 10_000  # resolution of the schedule in the share of the budget
 UNTRAINED = -100
 
 
@@ -65,15 +64,13 @@ def fine_tune(
     freeze_below(model.train(), config.model.trainable_layers)
     optim = config.optim.model_copy(update={"lr": lr})
     optimizer = make_optimizer(model, optim)
-    used, targets = 0.0, 0
+    targets = 0
     losses: list[float] = []
-    while used < budget_s:
-        started = time.process_time()
-        progress = int(SCHEDULE_STEPS * used / budget_s)
+    for number, place in within_budget(budget_s):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(progress, SCHEDULE_STEPS, optim)
+            group["lr"] = learning_rate(place, SCHEDULE_PLACES, optim)
         ids = pa.table({"id": np.arange(config.batch.size)})
-        rows = read_positions(ids, packed, len(losses) * config.batch.size, config.run.seed)
+        rows = read_positions(ids, packed, number * config.batch.size, config.run.seed)
         ids_DL, labels_DL, is_real_DL = padded_documents(to_packed_rows(rows))
         loss = _loss(model, ids_DL, labels_DL, is_real_DL)
         loss.backward()
@@ -82,7 +79,6 @@ def fine_tune(
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
         targets += int((labels_DL != UNTRAINED).sum())
-        used += time.process_time() - started
     last = losses[-max(1, len(losses) // 10) :]
     model.requires_grad_(False)
     return {"steps": len(losses), "targets": targets, "loss": sum(last) / len(last)}

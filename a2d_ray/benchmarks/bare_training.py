@@ -1,5 +1,7 @@
 """A training run in one process without Ray and DeepSpeed: module, AdamW, and a loop."""
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,6 +21,21 @@ from a2d_ray.training.optim import (
     make_optimizer,
     open_block_sizes,
 )
+
+SCHEDULE_PLACES = 10_000  # resolution of a schedule in the share of a budget
+
+
+def within_budget(budget_s: float) -> Iterator[tuple[int, int]]:
+    """Number and place in the schedule (of `SCHEDULE_PLACES`) of each step that is begun in time.
+
+    Args:
+        budget_s: CPU seconds of this process that the steps may take.
+    """
+    used, number = 0.0, 0
+    while used < budget_s:
+        started = time.process_time()
+        yield number, int(SCHEDULE_PLACES * used / budget_s)
+        number, used = number + 1, used + time.process_time() - started
 
 
 @dataclass(frozen=True, kw_only=True)

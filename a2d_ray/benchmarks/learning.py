@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from a2d_ray.benchmarks.bare_training import BareLoop
+from a2d_ray.benchmarks.bare_training import SCHEDULE_PLACES, BareLoop, within_budget
 from a2d_ray.benchmarks.harness import Case
 from a2d_ray.config import BenchmarkConfig, TrainConfig
 from a2d_ray.data.packed import PackedSet
@@ -28,7 +27,6 @@ from a2d_ray.quickstart.recipe import CHAT_TEMPLATE, SOURCE, data_spec
 BLOCK_SIZE, MAX_LENGTH = 4, 48
 ROWS, SEQUENCES = 6, 15  # a packed row holds two or three documents
 HELD_OUT_ROWS, DRAWS = 48, 2
-SCHEDULE_PLACES = 10_000  # resolution of the schedule in the share of the budget
 DEFAULT = "default"
 REFERENCE = {
     "preset": "reference",
@@ -111,9 +109,10 @@ def prepare_runs(root: Path, names: list[str]) -> dict[str, tuple[dict[str, Any]
     from a2d_ray.quickstart.local_ray import local_ray, set_environment
 
     set_environment()
-    for name, is_random in (("converted", False), ("random", True)):
-        convert(SOURCE, root / name, random_init=is_random)
-        (root / name / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    for is_random in {VARIANTS[name][1] for name in names}:
+        model = _model_path(root, is_random)
+        convert(SOURCE, model, random_init=is_random)
+        (model / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     runs = {}
     with local_ray(1):
         for name in names:
@@ -121,6 +120,10 @@ def prepare_runs(root: Path, names: list[str]) -> dict[str, tuple[dict[str, Any]
             packed = prepare(run.data, run.objective, run.model.path)
             runs[name] = (run.model_dump(mode="json"), str(packed.path))
     return runs
+
+
+def _model_path(root: Path, is_random: bool) -> Path:
+    return root / ("random" if is_random else "converted")
 
 
 def run_config(root: Path, name: str) -> TrainConfig:
@@ -137,7 +140,7 @@ def run_config(root: Path, name: str) -> TrainConfig:
     return TrainConfig.model_validate(
         {
             "run": {"name": name, "storage_path": str(root)},
-            "model": {"path": str(root / ("random" if is_random else "converted"))},
+            "model": {"path": str(_model_path(root, is_random))},
             "data": {
                 "spec": data_spec(is_small=False),
                 "packed_path": str(root / "packed"),
@@ -165,13 +168,8 @@ def _train(
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     loop = BareLoop.of(TrainConfig.model_validate(values), packed_path, seed)
-    used, steps, targets = 0.0, 0, 0
-    while used < budget_s:
-        started = time.process_time()
-        place = int(SCHEDULE_PLACES * used / budget_s)
-        targets += loop.step(steps, place, SCHEDULE_PLACES)[1]
-        steps, used = steps + 1, used + time.process_time() - started
-    return Outcome(nelbo=_held_out(loop, *judge), steps=steps, targets=targets)
+    targets = [loop.step(*step, SCHEDULE_PLACES)[1] for step in within_budget(budget_s)]
+    return Outcome(nelbo=_held_out(loop, *judge), steps=len(targets), targets=sum(targets))
 
 
 def _held_out(loop: BareLoop, values: dict[str, Any], packed_path: str) -> float:

@@ -6,6 +6,7 @@ ours with rule ``threshold``; the AR model with transformers' ``generate`` and i
 for like, as one token after the other in our own engine (block size 1, as many tokens).
 """
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -58,9 +59,9 @@ def run(config: BenchmarkConfig) -> Iterator[Case]:
 def _fine_tuned(config: BenchmarkConfig, root: Path, train: TrainConfig) -> tuple[Any, dict]:
     assert isinstance(train.scaling.num_workers, int)
     budget = config.budget_s or training_cpu_s(root / "train", train.scaling.num_workers)
-    (packed_path,) = Path(train.data.packed_path).iterdir()
+    plan = json.loads((root / "train" / "plan.json").read_text())
     model = ar_model(root / "model", torch.float32)
-    done = fine_tune(model, train, PackedSet.open(packed_path), budget_s=budget, lr=AR_LR)
+    done = fine_tune(model, train, PackedSet.open(plan["packed_path"]), budget_s=budget, lr=AR_LR)
     return model.to(torch.bfloat16).eval(), {"ar_training": {"cpu_s": round(budget), **done}}
 
 
@@ -96,7 +97,7 @@ class _Contenders:
         self.params: SamplingParams = sampling_params()
         options = EngineOptions(prefix_cache=False)
         self.engine = lm.make_engine(options)
-        single = replace_contract(lm, block_size=1)
+        single = _at_block_size_1(lm)
         self.single = single.make_engine(options)
 
     def ours(self, prompt: Segments) -> tuple[list[int], int]:
@@ -124,10 +125,9 @@ class _Contenders:
         return _answer(self.single, prompt, params)
 
 
-def replace_contract(lm: LanguageModel, **values: Any) -> LanguageModel:
-    """The same model under another contract."""
-    values |= {"block_sizes": (values["block_size"],)}
-    return replace(lm, contract=lm.contract.model_copy(update=values))
+def _at_block_size_1(lm: LanguageModel) -> LanguageModel:
+    contract = lm.contract.model_copy(update={"block_size": 1, "block_sizes": (1,)})
+    return replace(lm, contract=contract)
 
 
 def _compare(

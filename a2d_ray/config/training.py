@@ -166,7 +166,8 @@ class TrainConfig(Section):
     wandb: WandbSection = WandbSection()
     deepspeed: dict[str, Any] = Field(
         default_factory=lambda: {"zero_optimization": {"stage": 2}},
-        description="Passed to DeepSpeed in its own names.",
+        description="Passed to DeepSpeed in its own names. One worker has nothing to partition and "
+        "runs ZeRO stage 0, unless zero_optimization has more than a stage.",
     )
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """What goes wrong with a request, as OpenAI's error object."""
 
+from collections.abc import Iterable
 from typing import Any, Self
 
 from fastapi.responses import JSONResponse
@@ -76,6 +77,16 @@ def model_not_found(model: str) -> RequestError:
         status=404,
         param="model",
         code="model_not_found",
+    )
+
+
+def not_found(param: str, name: str, choices: Iterable[str]) -> RequestError:
+    """404: what `param` names is not among the choices."""
+    return RequestError(
+        f"The {param} {name!r} does not exist: choose from {list(choices)}",
+        status=404,
+        param=param,
+        code=f"{param}_not_found",
     )
 
 

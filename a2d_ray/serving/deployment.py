@@ -28,8 +28,9 @@ logger = logging.getLogger(__name__)
 
 _HEALTH_CHECK_PERIOD_S = 2.0
 _METRICS_TIMEOUT_S = 5.0
-# The models push back, not the ingress: before a full ingress requests wait for seconds to be told.
-_INGRESS_REQUESTS = 100_000
+# The models push back, not the ingress: before a full one requests wait for seconds to be told. Yet
+# each holds its body, so there is an end.
+_INGRESS_REQUESTS = 1_024
 _MAX_ATTEMPTS = 3
 _RETRY_DELAY_S = 0.2
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
@@ -53,7 +54,7 @@ def build_openai_app(config: ServeConfig) -> serve.Application:
     }
     ingress = serve.deployment(
         name="ingress",
-        max_ongoing_requests=_INGRESS_REQUESTS,
+        max_ongoing_requests=max(_INGRESS_REQUESTS, 2 * len(config.models) * _max_requests(config)),
         graceful_shutdown_timeout_s=config.drain_timeout_s,
         ray_actor_options={"num_cpus": 0},
     )(Ingress)
@@ -144,15 +145,11 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         config = self._config
-        most_replicas = (
-            config.autoscaling.max_replicas if config.autoscaling else config.num_replicas
-        )
         servers: dict[str, Server] = {
             model: RemoteServer(
                 handle,
                 is_prefix_aware=config.is_prefix_aware,
-                max_requests=most_replicas * config.max_ongoing_requests
-                + config.max_queued_requests,
+                max_requests=_max_requests(config),
             )
             for model, handle in self._replicas.items()
         }
@@ -292,6 +289,13 @@ class RemoteServer:
 
 class _ReplicaLostError(Exception):
     """A replica died, or its engine did."""
+
+
+def _max_requests(config: ServeConfig) -> int:
+    """Requests for one model that its replicas run and let wait."""
+    scaling = config.autoscaling
+    most_replicas = config.num_replicas if scaling is None else scaling.max_replicas
+    return most_replicas * config.max_ongoing_requests + config.max_queued_requests
 
 
 def _too_many_wait() -> RequestError:

@@ -1,5 +1,7 @@
 """The suites `learning` and `quality`: what their contenders are given."""
 
+import time
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -52,3 +54,18 @@ def test_the_ar_model_is_the_original(tmp_path):
         ours, theirs = model(ids).logits[0], original(ids).logits[0]
     losses = [cross_entropy(logits[:-1, :90], ids[0, 1:]) for logits in (ours, theirs)]
     torch.testing.assert_close(*losses)
+
+
+def test_a_budget_is_spent_in_cpu_seconds_and_the_schedule_follows_it():
+    from a2d_ray.benchmarks.bare_training import SCHEDULE_PLACES, within_budget
+
+    started, steps = time.process_time(), []
+    for step in within_budget(0.2):
+        steps.append(step)
+        sum(range(100_000))
+        time.sleep(0.002)  # costs no CPU time
+    assert time.process_time() - started >= 0.2
+    numbers, places = zip(*steps, strict=True)
+    assert list(numbers) == list(range(len(steps))) and len(steps) > 2
+    assert places[0] == 0 and list(places) == sorted(places) and places[-1] < SCHEDULE_PLACES
+    assert list(within_budget(0.0)) == []

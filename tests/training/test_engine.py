@@ -103,6 +103,26 @@ def test_clipped_steps_are_equal_at_any_stage_and_accumulation(reference, stage,
     assert_same(weights_of(engine), reference[0])
 
 
+@pytest.mark.parametrize(
+    ("world", "zero", "expected"),
+    [
+        (1, {"stage": 2}, {"stage": 0}),
+        (1, {"stage": 3}, {"stage": 0}),
+        (1, {"stage": 0}, {"stage": 0}),
+        (1, {"stage": 3, "overlap_comm": False}, {"stage": 2, "overlap_comm": False}),
+        (1, {"stage": 1, "overlap_comm": False}, {"stage": 1, "overlap_comm": False}),
+        (2, {"stage": 2}, {"stage": 2}),
+        (2, {"stage": 3}, {"stage": 3}),
+    ],
+)
+def test_one_rank_partitions_nothing(make_config, world, zero, expected):
+    from a2d_ray.training.engine import deepspeed_config
+
+    config = make_config(deepspeed={"zero_optimization": zero})
+    settings = deepspeed_config(config, world=world, num_micro=1)
+    assert settings["zero_optimization"] == expected
+
+
 STAGES = [(3, 3), (0, 3), (3, 2)]
 
 

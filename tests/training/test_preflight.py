@@ -10,25 +10,14 @@ from a2d_ray.training.preflight import check_run
 from a2d_ray.training.storage import RunDirectory
 from tests.tiny import save_tiny_ar
 
+pytestmark = pytest.mark.usefixtures("no_ray")
+
 
 def refused(config, *messages):
     with pytest.raises(ValueError) as error:
         check_run(config)
     for message in messages:
         assert message in str(error.value), str(error.value)
-
-
-@pytest.fixture(autouse=True)
-def _no_ray(monkeypatch):
-    """As if no Ray ran (another test's may), and none may be started."""
-    import ray
-
-    def init(*args, **options):
-        raise AssertionError("Ray was started")
-
-    monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
 def test_a_good_run_passes(make_config):

@@ -8,17 +8,7 @@ from a2d_ray.cli import parse_config
 from a2d_ray.config import SweepConfig
 from a2d_ray.tuning.sweep import run_sweep
 
-
-@pytest.fixture(autouse=True)
-def _no_ray(monkeypatch):
-    import ray
-
-    def init(*args, **options):
-        raise AssertionError("Ray was started")
-
-    monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+pytestmark = pytest.mark.usefixtures("no_ray")
 
 
 @pytest.fixture

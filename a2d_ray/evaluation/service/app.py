@@ -15,7 +15,7 @@ from a2d_ray.evaluation.service.store import Evaluation, EvaluationStore
 from a2d_ray.evaluation.service.suites import find_suite, fit_suite
 from a2d_ray.http.access import ANYBODY, ApiKeys, Gate, RateLimit
 from a2d_ray.http.bodies import BodyLimit, Plain
-from a2d_ray.http.errors import RequestError
+from a2d_ray.http.errors import RequestError, not_found
 from a2d_ray.http.problems import add_error_handlers
 
 PREFIX = "/v1/evaluations"
@@ -67,7 +67,9 @@ def create_app(
     @app.post(PREFIX)
     def start(body: EvaluationRequest, request: Request) -> dict[str, Any]:
         suite = find_suite(suites, body.suite)
-        _check_model(body.model, served_models())
+        served = served_models()
+        if body.model not in served:
+            raise not_found("model", body.model, served)
         config, skipped = fit_suite(suite, model=body.model, limit=body.limit, options=options)
         return as_object(store, runner.submit(config, caller=_caller(request), skipped=skipped))
 
@@ -145,13 +147,3 @@ def _own(store: EvaluationStore, evaluation_id: str, request: Request) -> Evalua
 def _caller(request: Request) -> str:
     name: str = request.scope.get("caller", ANYBODY).name
     return name
-
-
-def _check_model(model: str, served: list[str]) -> None:
-    if model not in served:
-        raise RequestError(
-            f"The model {model!r} does not exist: choose from {served}",
-            status=404,
-            param="model",
-            code="model_not_found",
-        )

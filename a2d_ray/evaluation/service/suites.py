@@ -12,7 +12,7 @@ from a2d_ray.cli import parse_config
 from a2d_ray.config import EvaluateConfig, EvaluatedTask, EvaluationServiceConfig
 from a2d_ray.evaluation.__main__ import TASKS
 from a2d_ray.evaluation.sandbox import SandboxError, check_isolation
-from a2d_ray.http.errors import RequestError
+from a2d_ray.http.errors import RequestError, not_found
 
 NO_LIKELIHOODS = "it needs likelihoods, which an endpoint does not give"
 
@@ -83,12 +83,7 @@ def find_suite(suites: Mapping[str, EvaluateConfig], name: str) -> EvaluateConfi
         RequestError: 404, with the names that there are.
     """
     if name not in suites:
-        raise RequestError(
-            f"The suite {name!r} does not exist: choose from {sorted(suites)}",
-            status=404,
-            param="suite",
-            code="suite_not_found",
-        )
+        raise not_found("suite", name, sorted(suites))
     return suites[name]
 
 
