@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -34,6 +35,11 @@ class Answer:
     def first_s(self) -> float:
         """Seconds to the first text."""
         return self.arrived[0] - self.asked
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """Seconds between its chunks."""
+        return [b - a for a, b in pairwise(self.arrived)]
 
 
 async def load(
@@ -70,6 +76,8 @@ async def ask_streamed(client: httpx.AsyncClient, body: dict[str, Any]) -> Answe
     asked, arrived = time.perf_counter(), []
     usage: dict[str, Any] = {}
     async with client.stream("POST", "/v1/completions", json=body) as response:
+        if response.is_error:
+            await response.aread()  # or its connection could not be used again
         response.raise_for_status()
         async for line in response.aiter_lines():
             if not line.startswith("data: {"):
@@ -87,7 +95,7 @@ def summary(answers: Sequence[Answer]) -> dict[str, float]:
     start = min(answer.asked for answer in answers)
     end = max(answer.arrived[-1] for answer in answers)
     first = [answer.first_s for answer in answers]
-    gaps = [b - a for x in answers for a, b in zip(x.arrived, x.arrived[1:], strict=False)]
+    gaps = [gap for answer in answers for gap in answer.gaps_s]
     tokens = sum(answer.num_tokens for answer in answers)
     quantiles = {f"first_p{p}_s": quantile(first, p) for p in (50, 95, 99)}
     quantiles |= {f"gap_p{p}_s": quantile(gaps, p) for p in (50, 95, 99)}

@@ -15,7 +15,7 @@ import httpx
 import torch
 
 from a2d_ray.benchmarks.harness import Case
-from a2d_ray.benchmarks.http_load import Answer, load, quantile
+from a2d_ray.benchmarks.http_load import Answer, ask_streamed, load, quantile
 from a2d_ray.benchmarks.models import make_language_model, make_prompt, save_language_model
 from a2d_ray.cli import validate
 from a2d_ray.config import BenchmarkConfig, ServeConfig
@@ -45,9 +45,10 @@ def serving_on_ray(config: BenchmarkConfig, **values: Any) -> Iterator[str]:
 def overload(config: BenchmarkConfig) -> Case:
     """Seconds to a 429 while ten times as many clients ask as there is room for.
 
-    A replica with four places and a queue of four gets 80 clients at once. Who is refused asks
-    again after about the second that Retry-After names. The baseline is a request that needs no
-    model (``GET /v1/models``) amid the same load: what HTTP and Ray Serve take by themselves.
+    A replica with four places and a queue of four gets 80 clients at once; answers are streamed.
+    Who is refused asks again after about the seconds that Retry-After names. The baseline is a
+    request that needs no model (``GET /v1/models``) amid the same load: what HTTP and Ray Serve
+    take by themselves.
     """
     capacity, seconds = _RUNNING + _QUEUED, 6.0 if config.quick else 15.0
     limits = {"max_ongoing_requests": _RUNNING, "max_queued_requests": _QUEUED}
@@ -69,6 +70,8 @@ def overload(config: BenchmarkConfig) -> Case:
             "answered_max_s": round(max(flood.answered_s), 3),
             "answered_median_s_without_overload": round(statistics.median(calm.answered_s), 3),
             "answered_max_s_without_overload": round(max(calm.answered_s), 3),
+            "gap_p95_s": round(quantile(flood.gaps_s, 95), 3),
+            "gap_p95_s_without_overload": round(quantile(calm.gaps_s, 95), 3),
             "recovery_s": round(flood.recovery_s, 3),
         },
     )
@@ -122,7 +125,7 @@ class _Flood:
 
     Attributes:
         refused_s: times to a 429; `first_wave_s`: those of the first requests.
-        answered_s: times of whole answers.
+        answered_s: times of whole answers; `gaps_s`: between two chunks of one answer.
         other_s: times of requests that need no model.
         recovery_s: until a request succeeded after the clients had gone.
     """
@@ -132,13 +135,15 @@ class _Flood:
         self._body = {
             "model": "bench",
             "prompt": make_prompt(32, config.seed),
-            "max_tokens": 8,
+            "max_tokens": 3 * _BLOCK_SIZE,
             "ignore_eos": True,
             "diffusion": {"rule": "steps"},
         }
+        self._streamed = self._body | {"stream": True, "stream_options": {"include_usage": True}}
         self.refused_s: list[float] = []
         self.first_wave_s: list[float] = []
         self.answered_s: list[float] = []
+        self.gaps_s: list[float] = []
         self.other_s: list[float] = []
         self.recovery_s = 0.0
 
@@ -175,16 +180,19 @@ class _Flood:
         rng, is_first = random.Random(number), True
         while True:
             asked = time.perf_counter()
-            answer = await http.post("/v1/completions", json=self._body)
-            waited = time.perf_counter() - asked
-            if answer.status_code == 429:
-                self.refused_s.append(waited)
+            try:
+                answer = await ask_streamed(http, self._streamed)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != 429:
+                    raise
+                self.refused_s.append(time.perf_counter() - asked)
                 if is_first:
-                    self.first_wave_s.append(waited)
-                await asyncio.sleep(float(answer.headers["retry-after"]) * (0.5 + rng.random()))
+                    self.first_wave_s.append(self.refused_s[-1])
+                retry_s = float(error.response.headers["retry-after"])
+                await asyncio.sleep(retry_s * (0.5 + rng.random()))
             else:
-                answer.raise_for_status()
-                self.answered_s.append(waited)
+                self.answered_s.append(time.perf_counter() - asked)
+                self.gaps_s += answer.gaps_s
             is_first = False
 
     async def _bystander(self, http: httpx.AsyncClient) -> None:

@@ -15,7 +15,6 @@ from a2d_ray.api import LanguageModel, load
 from a2d_ray.evaluation.likelihood import Likelihood
 from a2d_ray.evaluation.requests import Answer, GenerateRequest, Score, ScoreRequest
 from a2d_ray.generation.scheduler import EngineOptions
-from a2d_ray.models.contract import Contract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +23,14 @@ class Description:
 
     Attributes:
         tokenizer: its tokenizer; None behind an endpoint.
-        contract: how it is to be used; None behind an endpoint.
+        objective: ``mdlm`` or ``bd3lm``; None: converted only, or a foreign
+            endpoint.
         max_length: positions; None behind an endpoint.
         fingerprint: what tells it from every other model: weights, contract and tokenizer.
     """
 
     tokenizer: Any
-    contract: Contract | None
+    objective: str | None
     max_length: int | None
     fingerprint: dict[str, Any]
 
@@ -64,7 +64,7 @@ class LocalBackend:
         lm = self._lm
         return Description(
             tokenizer=lm.tokenizer,
-            contract=lm.contract,
+            objective=lm.contract.objective,
             max_length=lm.max_length,
             fingerprint={
                 "weights": weights_hash(lm.model),

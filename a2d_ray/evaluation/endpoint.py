@@ -35,18 +35,19 @@ class EndpointBackend:
 
         key = os.environ.get("OPENAI_API_KEY", "none")
         self._client = OpenAI(base_url=base_url, api_key=key, max_retries=MAX_RETRIES, timeout=600)
-        served = [found.id for found in self._client.with_options(max_retries=5).models.list()]
-        if model is None and len(served) == 1:
-            model = served[0]
-        if model not in served:
-            raise ValueError(f"served_model={model}: {base_url} serves {served}")
+        cards = {c.id: c for c in self._client.with_options(max_retries=5).models.list()}
+        if model is None and len(cards) == 1:
+            model = next(iter(cards))
+        if model is None or model not in cards:
+            raise ValueError(f"served_model={model}: {base_url} serves {list(cards)}")
+        self._objective = _objective(cards[model])
         self._base_url, self._model, self._concurrency = base_url, model, concurrency
 
     def describe(self) -> Description:
-        """The address and name; the weights are not known."""
+        """The address and name, and what the model's card tells; the weights are not known."""
         return Description(
             tokenizer=None,
-            contract=None,
+            objective=self._objective,
             max_length=None,
             fingerprint={"base_url": self._base_url, "served_model": self._model},
         )
@@ -101,3 +102,9 @@ def request_body(request: GenerateRequest) -> dict[str, Any]:
     top_level = {key: own.pop(key) for key in TOP_LEVEL & own.keys()}
     body["extra_body"] = {"diffusion": own, **top_level}
     return {key: value for key, value in body.items() if value is not None}
+
+
+def _objective(card: Any) -> str | None:
+    """What the card of a model tells; other servers than ours tell nothing."""
+    diffusion = (card.model_extra or {}).get("diffusion")
+    return diffusion.get("objective") if isinstance(diffusion, dict) else None

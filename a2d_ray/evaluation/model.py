@@ -63,11 +63,11 @@ class A2DHarnessModel(LM):
         return load_backend(options.model, self.objective, batch_size=batch_size)
 
     def _check_objective(self) -> None:
-        contract = self.described.contract
-        if self.objective and contract and contract.objective != self.objective:
+        found = self.described.objective
+        if self.objective and found and found != self.objective:
             raise ValueError(
-                f"--model a2d_{self.objective} was given a checkpoint of objective "
-                f"{contract.objective}: use --model a2d_{contract.objective or 'mdlm'}"
+                f"--model a2d_{self.objective} was given a checkpoint of objective {found}: use "
+                f"--model a2d_{found}"
             )
 
     # Text and tokens

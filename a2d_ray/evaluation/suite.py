@@ -198,8 +198,7 @@ def _set_sampling(model: Any, task: EvaluatedTask) -> None:
     if options is None:
         return
     sampling = dict(task.sampling)
-    contract = model.described.contract
-    if task.mdlm_block_size and contract is not None and contract.objective == "mdlm":
+    if task.mdlm_block_size and model.described.objective == "mdlm":
         sampling["block_size"] = task.mdlm_block_size
     options.sampling.clear()
     options.sampling.update(sampling)

@@ -95,9 +95,9 @@ def not_ready(reason: str, *, code: str = "not_ready") -> RequestError:
     return RequestError(reason, status=503, code=code, retry_after_s=5)
 
 
-def overloaded(reason: str) -> RequestError:
+def overloaded(reason: str, *, retry_after_s: int = 1) -> RequestError:
     """429: too many requests wait already."""
-    return RequestError(reason, status=429, code="overloaded", retry_after_s=1)
+    return RequestError(reason, status=429, code="overloaded", retry_after_s=retry_after_s)
 
 
 def error_response(error: RequestError) -> JSONResponse:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, get_args
 
 from fastapi import FastAPI, Request, Response
@@ -14,7 +15,7 @@ from a2d_ray.config import LimitsSection, SamplingSection
 from a2d_ray.generation.params import Rule
 from a2d_ray.http.access import ANYBODY, ApiKeys, Caller, Gate, RateLimit
 from a2d_ray.http.bodies import BodyLimit
-from a2d_ray.http.errors import model_not_found
+from a2d_ray.http.errors import RequestError, model_not_found
 from a2d_ray.http.problems import add_error_handlers
 from a2d_ray.serving.answering import answer
 from a2d_ray.serving.formats import ChatFormat, CompletionFormat, Format
@@ -88,13 +89,19 @@ def _add_model_routes(
 ) -> None:
     created = int(time.time())
 
-    def card(model: str) -> dict[str, Any]:
+    async def card(model: str) -> dict[str, Any]:
+        try:
+            facts = asdict(await servers[model].facts())
+        except RequestError:  # it starts or is gone: its name is served all the same
+            facts = {"max_model_len": None}
         return {
             "id": model,
             "object": "model",
             "created": created,
             "owned_by": "a2d-ray",
-            "diffusion": {
+            "max_model_len": facts.pop("max_model_len"),
+            "diffusion": facts
+            | {
                 "rules": list(get_args(Rule)),
                 "defaults": defaults.get(model, SamplingSection()).model_dump(),
             },
@@ -102,12 +109,12 @@ def _add_model_routes(
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [card(model) for model in servers]}
+        return {"object": "list", "data": await asyncio.gather(*map(card, servers))}
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> dict[str, Any]:
         _find(servers, model)
-        return card(model)
+        return await card(model)
 
 
 def _add_operator_routes(app: FastAPI, servers: Mapping[str, Server], http: HttpMetrics) -> None:

@@ -16,11 +16,12 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from a2d_ray.config import ServeConfig, ServedModel
 from a2d_ray.http.access import ApiKeys
-from a2d_ray.http.errors import ENGINE_DEAD, RequestError, not_ready, overloaded
+from a2d_ray.http.errors import ENGINE_DEAD, RequestError, not_ready
+from a2d_ray.serving.admission import Admission
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.conversations import conversation_key
 from a2d_ray.serving.infill import Infilled, InfillRequest
-from a2d_ray.serving.pieces import Piece, Server
+from a2d_ray.serving.pieces import ModelFacts, Piece, Server
 from a2d_ray.serving.protocol import GenerationRequest
 from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _HEALTH_CHECK_PERIOD_S = 2.0
 _METRICS_TIMEOUT_S = 5.0
+_FACTS_TIMEOUT_S = 2.0
 # The models push back, not the ingress: before a full one requests wait for seconds to be told. Yet
 # each holds its body, so there is an end.
 _INGRESS_REQUESTS = 1_024
@@ -118,6 +120,10 @@ class ModelReplica:
         except RequestError as error:
             return error
 
+    async def facts(self) -> ModelFacts:
+        """What the checkpoint says."""
+        return await self._server.facts()
+
     async def metrics(self) -> str:
         """What this replica counted."""
         return "".join(await self._server.metrics())
@@ -176,7 +182,8 @@ class RemoteServer:
         self, handle: DeploymentHandle, *, is_prefix_aware: bool = True, max_requests: int
     ) -> None:
         self._handle, self._is_prefix_aware = handle, is_prefix_aware
-        self._max_requests, self._num_requests = max_requests, 0
+        self._admission = Admission(max_requests)
+        self._facts: ModelFacts | None = None
 
     async def generate(
         self, request: GenerationRequest, cache_salt: str = ""
@@ -189,15 +196,10 @@ class RemoteServer:
             RequestError: the replica's refusal, 429 if too many wait, 503 if it is gone.
         """
         # Serve's router would refuse it too, but asking it takes several times as long.
-        if self._num_requests >= self._max_requests:
-            raise _too_many_wait()
-        self._num_requests += 1
-        try:
+        with self._admission.place():
             async with aclosing(self._with_retries(request, cache_salt)) as pieces:
                 async for piece in pieces:
                     yield piece
-        finally:
-            self._num_requests -= 1
 
     async def _with_retries(
         self, request: GenerationRequest, cache_salt: str
@@ -235,7 +237,7 @@ class RemoteServer:
             response.cancel()
             raise
         except BackPressureError as error:
-            raise _too_many_wait() from error
+            raise self._admission.refusal() from error
         except (RayActorError, RayTaskError, RayServeException) as error:
             raise _ReplicaLostError(
                 f"the model's replica failed: {type(error).__name__}"
@@ -253,11 +255,22 @@ class RemoteServer:
         """A text with its holes filled in; raises as `generate` does."""
         return await self._ask("infill", request, cache_salt)
 
+    async def facts(self) -> ModelFacts:
+        """What the checkpoint says, asked of a replica once; raises as `generate` does."""
+        if self._facts is not None:
+            return self._facts
+        try:
+            facts: ModelFacts = await asyncio.wait_for(self._ask("facts"), _FACTS_TIMEOUT_S)
+        except TimeoutError as error:
+            raise not_ready("no replica of the model answered yet") from error
+        self._facts = facts
+        return facts
+
     async def _ask(self, method: str, *args: Any) -> Any:
         try:
             answer = await getattr(self._handle, method).remote(*args)
         except BackPressureError as error:
-            raise _too_many_wait() from error
+            raise self._admission.refusal() from error
         except (RayActorError, RayTaskError, RayServeException) as error:
             raise not_ready(f"the model's replica failed: {type(error).__name__}") from error
         if isinstance(answer, RequestError):
@@ -296,10 +309,6 @@ def _max_requests(config: ServeConfig) -> int:
     scaling = config.autoscaling
     most_replicas = config.num_replicas if scaling is None else scaling.max_replicas
     return most_replicas * config.max_ongoing_requests + config.max_queued_requests
-
-
-def _too_many_wait() -> RequestError:
-    return overloaded("too many requests wait already: try again later")
 
 
 async def _at_once(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:

@@ -80,6 +80,23 @@ class Piece:
     logprobs: tuple[TokenInfo, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What the card of a model (``GET /v1/models``) tells of its checkpoint.
+
+    Attributes:
+        objective: ``mdlm`` or ``bd3lm``.
+        block_size: of an answer whose request names none.
+        block_sizes: that were trained, others are refused; empty: any.
+        max_model_len: tokens of prompt and answer together.
+    """
+
+    objective: str
+    block_size: int
+    block_sizes: tuple[int, ...]
+    max_model_len: int
+
+
 class Server(Protocol):
     """What the HTTP application needs of a model, here or in another process."""
 
@@ -101,6 +118,9 @@ class Server(Protocol):
 
     async def infill(self, request: "InfillRequest", cache_salt: str = "") -> "Infilled":
         """The text with its holes filled in; raises `RequestError`."""
+
+    async def facts(self) -> ModelFacts:
+        """What its checkpoint says; raises `RequestError`."""
 
     async def check_health(self) -> None:
         """Returns if the model can answer; raises `RequestError` (503) otherwise."""

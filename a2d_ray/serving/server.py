@@ -19,7 +19,7 @@ from a2d_ray.serving.grammars import GrammarCompiler, TokenGrammar, grammar_of
 from a2d_ray.serving.infill import Infilled, InfillRequest
 from a2d_ray.serving.metrics import ModelMetrics
 from a2d_ray.serving.options import DiffusionOptions
-from a2d_ray.serving.pieces import Counts, Piece
+from a2d_ray.serving.pieces import Counts, ModelFacts, Piece
 from a2d_ray.serving.protocol import ChatCompletionRequest, GenerationRequest, Prompt
 from a2d_ray.serving.responses import Usage
 from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
@@ -195,6 +195,17 @@ class ModelServer:
                 )
         text = await self._in_tokenizer_thread(self._lm.tokenizer.decode, request.tokens)
         return Detokenized(prompt=text)
+
+    async def facts(self) -> ModelFacts:
+        """What the checkpoint says."""
+        contract = self._lm.contract
+        assert contract.objective is not None
+        return ModelFacts(
+            objective=contract.objective,
+            block_size=contract.block_size,
+            block_sizes=contract.block_sizes,
+            max_model_len=self._lm.max_length,
+        )
 
     async def metrics(self) -> list[str]:
         """What was counted since the start, in Prometheus' text format."""

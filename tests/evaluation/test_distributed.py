@@ -45,10 +45,11 @@ def test_sharded_over_actors_is_one_process(checkpoints, tmp_path, ray_local):
 @pytest.mark.parametrize("objective", ["mdlm", "bd3lm"])
 def test_an_endpoint_gives_the_same_greedy_answers(checkpoints, tmp_path, objective):
     checkpoint = checkpoints[objective]
+    tasks = [SUMS | {"mdlm_block_size": 3}, PLAIN]
     server = ModelServer(load(checkpoint, dtype="float32", device="cpu"))
     try:
         with listening(create_app({"tiny": server})) as url:
-            served = measure(checkpoint, tmp_path / "http", [SUMS, PLAIN], endpoint=f"{url}/v1")
+            served = measure(checkpoint, tmp_path / "http", tasks, endpoint=f"{url}/v1")
             with pytest.raises(ValueError, match="endpoint"):
                 measure(checkpoint, tmp_path / "http", [CHAT], endpoint=f"{url}/v1")
             with pytest.raises(ValueError, match="served_model=other"):
@@ -61,4 +62,6 @@ def test_an_endpoint_gives_the_same_greedy_answers(checkpoints, tmp_path, object
                 )
     finally:
         server.close()
-    assert served == measure(checkpoint, tmp_path / "offline", [SUMS, PLAIN])
+    assert served == measure(checkpoint, tmp_path / "offline", tasks)
+    if objective == "mdlm":  # or a card without an objective would pass unseen
+        assert served != measure(checkpoint, tmp_path / "whole", [SUMS, PLAIN])

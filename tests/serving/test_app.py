@@ -207,7 +207,9 @@ def test_a_large_body_is_refused(server):
 def test_models_and_health(server):
     client = Client(create_app({"tiny": server, "org/tiny": server}))
     assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["tiny", "org/tiny"]
-    assert client.get("/v1/models/org/tiny").json()["object"] == "model"
+    card = client.get("/v1/models/org/tiny").json()
+    assert (card["object"], card["max_model_len"]) == ("model", 512)
+    assert card["diffusion"]["objective"] == "bd3lm" and card["diffusion"]["block_size"] == 4
     assert client.get("/health").json() == {"status": "ok"}
 
 

@@ -78,7 +78,9 @@ def test_chat_streaming_and_completions_agree_with_the_python_api(client, lm):
 @pytest.mark.cluster
 def test_models_health_and_errors(client, base_url):
     assert [model.id for model in client.models.list()] == ["tiny", "org/tiny"]
-    assert client.models.retrieve("org/tiny").id == "org/tiny"
+    card = client.models.retrieve("org/tiny")
+    assert (card.id, card.max_model_len) == ("org/tiny", 512)
+    assert (card.diffusion["objective"], card.diffusion["block_size"]) == ("bd3lm", 4)
     assert httpx.get(base_url.removesuffix("/v1") + "/health").json() == {"status": "ok"}
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="gpt-9", messages=MESSAGES)
@@ -105,7 +107,7 @@ def test_overload_is_a_429_and_passes(client, base_url):
     refused = [answer for answer in answers if answer.status_code != 200]
     assert 0 < len(refused) < len(answers)
     assert {answer.status_code for answer in refused} == {429}
-    assert refused[0].headers["retry-after"] == "1"
+    assert 1 <= int(refused[0].headers["retry-after"]) <= 60
     assert refused[0].json()["error"]["type"] == "rate_limit_error"
     assert client.completions.create(model="tiny", prompt="ab", max_tokens=4).choices
 
