@@ -23,9 +23,8 @@ def main() -> None:
         config = load_config(FrontierConfig, "frontier", args)
         from a2d_ray.evaluation.frontier import run_frontier, write_frontier
 
-        points, aup = run_frontier(config)
-        own = config.evaluate
-        print(write_frontier(points, aup, own.tasks[0].task, Path(own.output) / own.name))
+        curves = run_frontier(config)
+        print(write_frontier(curves, config.tasks[0].task, Path(config.output) / config.name))
     else:
         suite = load_config(EvaluateConfig, "evaluate", sys.argv[1:])
         from a2d_ray.evaluation.report import log_to_wandb, markdown, write_report

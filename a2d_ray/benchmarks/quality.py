@@ -3,7 +3,8 @@
 The checkpoint is that of a finished quickstart. The AR original is fine-tuned on the same rows, its
 same layers, for the same CPU time. Both answer the same held-out tasks one at a time, in turns:
 ours with rule ``threshold``; the AR model with transformers' ``generate`` and its cache, and, like
-for like, as one token after the other in our own engine (block size 1, as many tokens).
+for like, as one token after the other in our own engine (block size 1, as many tokens). The
+fine-tuned model is kept in ``root/ar-original``, for `jobs/evaluate.py frontier` too.
 """
 
 import json
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from a2d_ray.api import LanguageModel, load
 from a2d_ray.benchmarks.ar_baseline import ar_model, fine_tune, training_cpu_s
@@ -29,6 +31,7 @@ from a2d_ray.generation.params import SamplingParams
 from a2d_ray.quickstart.recipe import TASKS, sampling_params
 
 AR_LR = 3e-4
+THRESHOLDS = (0.95, 0.9, 0.8, 0.7, 0.5)
 UNIT = "answer tokens per CPU second"
 
 
@@ -49,20 +52,35 @@ def run(config: BenchmarkConfig) -> Iterator[Case]:
             "give its directory"
         )
     train = TrainConfig.model_validate(yaml.safe_load((run_directory / "config.yaml").read_text()))
-    ar, facts = _fine_tuned(config, root, train)
-    contenders = _Contenders(load(checkpoint, dtype="bfloat16"), ar)
+    lm = load(checkpoint, dtype="bfloat16")
+    ar, facts = _fine_tuned(config, root, train, lm.tokenizer)
+    contenders = _Contenders(lm, ar)
     for name in TASKS:
         if config.cases is None or name in config.cases:
             yield from _compare(name, contenders, 8 if config.quick else 48, facts)
 
 
-def _fine_tuned(config: BenchmarkConfig, root: Path, train: TrainConfig) -> tuple[Any, dict]:
+def _fine_tuned(
+    config: BenchmarkConfig, root: Path, train: TrainConfig, tokenizer: Any
+) -> tuple[Any, dict]:
+    """The AR model and how it was trained, if it was not trained so before."""
     assert isinstance(train.scaling.num_workers, int)
     budget = config.budget_s or training_cpu_s(root / "train", train.scaling.num_workers)
+    asked = {"cpu_s": round(budget), "lr": AR_LR}
+    kept = root / "ar-original"
+    record = kept / "training.json"
+    if record.is_file() and asked.items() <= (done := json.loads(record.read_text())).items():
+        model = AutoModelForCausalLM.from_pretrained(kept, dtype=torch.bfloat16)
+        return model.eval(), {"ar_training": done}
     plan = json.loads((root / "train" / "plan.json").read_text())
     model = ar_model(root / "model", torch.float32)
-    done = fine_tune(model, train, PackedSet.open(plan["packed_path"]), budget_s=budget, lr=AR_LR)
-    return model.to(torch.bfloat16).eval(), {"ar_training": {"cpu_s": round(budget), **done}}
+    done = asked | fine_tune(
+        model, train, PackedSet.open(plan["packed_path"]), budget_s=budget, lr=AR_LR
+    )
+    model.to(torch.bfloat16).eval().save_pretrained(kept)
+    tokenizer.save_pretrained(kept)
+    record.write_text(json.dumps(done))
+    return model, {"ar_training": done}
 
 
 @dataclass
@@ -79,6 +97,16 @@ class Score:
     def tokens_per_s(self) -> float:
         """Answer tokens per CPU second."""
         return self.num_tokens / self.cpu_s
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Answer tokens, end of turn included, per forward."""
+        return round(self.num_tokens / self.num_forwards, 2)
+
+    @property
+    def exact_match(self) -> float:
+        """Share of right answers."""
+        return round(self.num_right / len(self.seconds), 3)
 
     def add(self, seconds: float, num_tokens: int, num_forwards: int, is_right: bool) -> None:
         """Counts one answer."""
@@ -100,9 +128,10 @@ class _Contenders:
         single = _at_block_size_1(lm)
         self.single = single.make_engine(options)
 
-    def ours(self, prompt: Segments) -> tuple[list[int], int]:
+    def ours(self, prompt: Segments, threshold: float) -> tuple[list[int], int]:
         """Answer and forwards of the diffusion model."""
-        return _answer(self.engine, prompt, self.params)
+        params = self.params.model_copy(update={"threshold": threshold})
+        return _answer(self.engine, prompt, params)
 
     def transformers(self, prompt: Segments) -> tuple[list[int], int]:
         """Answer of the AR model with `generate`: a forward per token."""
@@ -133,7 +162,8 @@ def _at_block_size_1(lm: LanguageModel) -> LanguageModel:
 def _compare(
     name: str, contenders: _Contenders, num_tasks: int, facts: dict[str, Any]
 ) -> Iterator[Case]:
-    ours, ar, single = Score(), Score(), Score()
+    ours: dict[float, Score] = {threshold: Score() for threshold in THRESHOLDS}
+    ar, single = Score(), Score()
     tokenizer, eos = contenders.lm.tokenizer, contenders.lm.eos_token_ids
     for index, task in enumerate(held_out_tasks(name, num_tasks + 1)):
         *asked, expected = task["messages"]
@@ -143,29 +173,42 @@ def _compare(
             text = tokenizer.decode([i for i in ids if i not in eos])
             return bool(text.strip() == expected.strip())
 
-        timed = [_timed(contenders.ours, prompt), _timed(contenders.transformers, prompt)]
-        num_written = len(timed[1][1])
-        timed.append(_timed(contenders.one_by_one, prompt, num_written))
+        timed = [
+            (score, _timed(contenders.ours, prompt, threshold)) for threshold, score in ours.items()
+        ]
+        timed.append((ar, _timed(contenders.transformers, prompt)))
+        num_written = len(timed[-1][1][1])
+        timed.append((single, _timed(contenders.one_by_one, prompt, num_written)))
         if index == 0:
             continue  # warms up
-        for score, (seconds, ids, forwards) in zip((ours, ar, single), timed, strict=True):
+        for score, (seconds, ids, forwards) in timed:
             score.add(seconds, len(ids), forwards, is_right(ids))
+    shipped = ours[contenders.params.threshold]
     facts = facts | {
         "num_tasks": num_tasks,
-        "exact_match": {
-            "ours": round(ours.num_right / num_tasks, 3),
-            "ar": round(ar.num_right / num_tasks, 3),
+        "exact_match": {"ours": shipped.exact_match, "ar": ar.exact_match},
+        "tokens_per_forward": shipped.tokens_per_forward,
+        "by_threshold": {
+            threshold: {
+                "exact_match": score.exact_match,
+                "tokens_per_forward": score.tokens_per_forward,
+                "tokens_per_cpu_s": round(score.tokens_per_s, 1),
+            }
+            for threshold, score in ours.items()
         },
-        "tokens_per_forward": round(ours.num_tokens / ours.num_forwards, 2),
         "median_cpu_s_per_answer": {
             key: round(statistics.median(score.seconds), 4)
-            for key, score in (("ours", ours), ("transformers", ar), ("engine", single))
+            for key, score in (("ours", shipped), ("transformers", ar), ("engine", single))
+        },
+        "cpu_s_per_forward": {
+            key: round(score.cpu_s / score.num_forwards, 4)
+            for key, score in (("ours", shipped), ("transformers", ar), ("engine", single))
         },
     }
     for suffix, other in (("transformers", ar), ("engine", single)):
         yield Case(
             name=f"{name}_{suffix}",
-            ours=ours.tokens_per_s,
+            ours=shipped.tokens_per_s,
             baseline=other.tokens_per_s,
             unit=UNIT,
             is_cost=False,

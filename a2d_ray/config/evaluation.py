@@ -82,22 +82,38 @@ class EvaluateConfig(Section):
         return self
 
 
-class FrontierConfig(Section):
+class ComparedModel(Section):
+    """A further model of a frontier."""
+
+    name: str = Field(min_length=1, description="In the table and the plot.")
+    path: str = Field(min_length=1, description="Checkpoint: a directory or a Hub id.")
+    kind: Literal["a2d", "ar"] = Field(
+        "a2d", description="ar: an autoregressive checkpoint, one token per forward: one point."
+    )
+
+
+class FrontierConfig(EvaluateConfig):
     """Speed against quality: one task under several decoding rules."""
 
-    evaluate: EvaluateConfig
     points: list[dict[str, Any]] = Field(
         min_length=1, description="Fields of sampling, one mapping per point."
     )
+    compare: list[ComparedModel] = Field([], description="Measured and drawn beside it.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         for point in self.points:
             SamplingSection.model_validate(point)
-        if len(self.evaluate.tasks) != 1:
-            raise ValueError(f"evaluate.tasks holds {len(self.evaluate.tasks)} tasks: name one")
-        if self.evaluate.endpoint or self.evaluate.kind == "ar":
-            raise ValueError("frontier needs an A2D checkpoint in model.path, not an endpoint")
+        names = [self.name, *(model.name for model in self.compare)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"compare: each name once, that of the frontier included, got {names}")
+        if len(self.tasks) != 1:
+            raise ValueError(f"tasks holds {len(self.tasks)} tasks: name one")
+        if self.endpoint or self.kind == "ar":
+            raise ValueError(
+                "frontier needs an A2D checkpoint in model.path, not an endpoint; an AR model "
+                "belongs in compare"
+            )
         return self
 
 

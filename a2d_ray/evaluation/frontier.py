@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from a2d_ray.config import FrontierConfig
+from a2d_ray.config import EvaluateConfig, FrontierConfig
 from a2d_ray.evaluation.report import speed, write_report
 from a2d_ray.evaluation.statistics import estimate
 from a2d_ray.evaluation.suite import build_model, run_suite
@@ -35,34 +35,52 @@ class Point:
     tokens_per_s: float
 
 
-def run_frontier(config: FrontierConfig) -> tuple[list[Point], float]:
-    """Measures every point; returns them by speed, and their AUP.
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A model's points by speed, and their AUP; an AR model has one."""
+
+    name: str
+    points: tuple[Point, ...]
+    aup: float
+
+
+def run_frontier(config: FrontierConfig) -> list[Curve]:
+    """Measures the points of every model.
 
     Answers are not read from a cache: their speed is what is measured.
     """
-    model = build_model(config.evaluate)
-    model.responder.forget()
-    (task,) = config.evaluate.tasks
+    values = config.model_dump(exclude={"points", "compare"})
+    curves = [_curve(EvaluateConfig.model_validate(values), config)]
+    for other in config.compare:
+        own = values | {"name": other.name, "kind": other.kind}
+        own["model"] = values["model"] | {"path": other.path}
+        curves.append(_curve(EvaluateConfig.model_validate(own), config))
+    return curves
+
+
+def _curve(evaluate: EvaluateConfig, config: FrontierConfig) -> Curve:
+    model = build_model(evaluate)
+    is_ar = evaluate.kind == "ar"
+    if not is_ar:
+        model.responder.forget()
+    (task,) = evaluate.tasks
     points = []
-    for index, sampling in enumerate(config.points):
+    for index, sampling in enumerate([{}] if is_ar else config.points):
         own = task.model_copy(update={"sampling": task.sampling | sampling})
-        run = config.evaluate.model_copy(
-            update={"tasks": [own], "name": f"{config.evaluate.name}-{index}"}
-        )
+        run = evaluate.model_copy(update={"tasks": [own], "name": f"{evaluate.name}-{index}"})
         report = run_suite(run, model=model)
-        write_report(report, Path(config.evaluate.output) / run.name)
+        write_report(report, Path(evaluate.output) / run.name)
         points.append(_point(sampling, report["tasks"][task.task]))
     points.sort(key=lambda point: point.tokens_per_forward)
-    return points, accuracy_under_parallelism(
-        [(point.tokens_per_forward, 100 * point.score) for point in points]
-    )
+    aup = accuracy_under_parallelism([(p.tokens_per_forward, 100 * p.score) for p in points])
+    return Curve(name=evaluate.name, points=tuple(points), aup=aup)
 
 
 def _point(sampling: dict[str, Any], task: dict[str, Any]) -> Point:
     tokens_per_forward, tokens_per_s = speed(task)
     found = estimate([row["value"] for row in task["samples"]])
     return Point(
-        name=" ".join(str(value) for value in sampling.values()),
+        name=" ".join(str(value) for value in sampling.values()) or "one by one",
         score=found.value,
         low=found.low,
         high=found.high,
@@ -92,45 +110,59 @@ def accuracy_under_parallelism(points: Sequence[tuple[float, float]]) -> float:
     return area
 
 
-def write_frontier(points: Sequence[Point], aup: float, title: str, directory: Path) -> str:
+def write_frontier(curves: Sequence[Curve], title: str, directory: Path) -> str:
     """Writes ``frontier.md``, ``frontier.json`` and ``frontier.png``; returns the Markdown."""
     directory.mkdir(parents=True, exist_ok=True)
     lines = [
         f"# {title}",
         "",
-        f"AUP {aup:.1f}",
+        *(f"AUP of {curve.name}: {curve.aup:.1f}  " for curve in curves),
         "",
-        "| setting | score | 95 % interval | TPF | tokens/s |",
-        "|---|---:|---|---:|---:|",
+        "| model | setting | score | 95 % interval | TPF | tokens/s |",
+        "|---|---|---:|---|---:|---:|",
     ]
     lines += [
-        f"| {p.name} | {p.score:.4f} | {p.low:.4f} to {p.high:.4f} | "
+        f"| {curve.name} | {p.name} | {p.score:.4f} | {p.low:.4f} to {p.high:.4f} | "
         f"{p.tokens_per_forward:.2f} | {p.tokens_per_s:.1f} |"
-        for p in points
+        for curve in curves
+        for p in curve.points
     ]
     text = "\n".join(lines) + "\n"
     (directory / "frontier.md").write_text(text)
-    values = {"aup": aup, "points": [asdict(point) for point in points]}
+    values = {"curves": [asdict(curve) for curve in curves]}
     (directory / "frontier.json").write_text(json.dumps(values, indent=1))
-    _plot(points, title, directory / "frontier.png")
+    _plot(curves, title, directory / "frontier.png")
     return text
 
 
-def _plot(points: Sequence[Point], title: str, path: Path) -> None:
+def _plot(curves: Sequence[Curve], title: str, path: Path) -> None:
+    """Score over tokens per forward, and over tokens per second."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.errorbar(
-        [p.tokens_per_forward for p in points],
-        [p.score for p in points],
-        yerr=[[p.score - p.low for p in points], [p.high - p.score for p in points]],
-        marker="o",
-        capsize=3,
-    )
-    for point in points:
-        axes.annotate(point.name, (point.tokens_per_forward, point.score), fontsize=7)
-    axes.set(xlabel="tokens per forward", ylabel="score", title=title)
+    panes = figure.subplots(1, 2, sharey=True)
+    for axes, key in zip(panes, ("tokens_per_forward", "tokens_per_s"), strict=True):
+        for curve in curves:
+            places = [getattr(point, key) for point in curve.points]
+            scores = [point.score for point in curve.points]
+            below = [point.score - point.low for point in curve.points]
+            above = [point.high - point.score for point in curve.points]
+            axes.errorbar(
+                places, scores, yerr=[below, above], marker="o", capsize=3, label=curve.name
+            )
+            for point, place in zip(curve.points, places, strict=True):
+                axes.annotate(
+                    point.name,
+                    (place, point.score),
+                    xytext=(4, 4),
+                    textcoords="offset points",
+                    fontsize=7,
+                )
+        axes.set(xlabel=key.replace("_", " ").replace("per s", "per second"))
+        axes.set_xlim(left=0)
+    panes[0].set(ylabel="score")
+    panes[0].legend()
+    figure.suptitle(title)
     figure.savefig(path, dpi=120)

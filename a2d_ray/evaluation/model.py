@@ -18,7 +18,7 @@ from a2d_ray.data.chat import ChatRenderer
 from a2d_ray.evaluation.backends import Backend, Description, load_backend
 from a2d_ray.evaluation.options import Options, read_options
 from a2d_ray.evaluation.requests import GenerateRequest, Prompt, ScoreRequest, Segments
-from a2d_ray.evaluation.responses import Responder, ResponseCache
+from a2d_ray.evaluation.responses import Responder, ResponseCache, Speed
 from a2d_ray.generation.params import SamplingParams
 
 
@@ -46,6 +46,11 @@ class A2DHarnessModel(LM):
             cache = ResponseCache(path, self.described.fingerprint)
         self.responder = Responder(self._backend, cache)
         self._chats: dict[str, list[dict[str, str]]] = {}
+
+    @property
+    def speed(self) -> Speed:
+        """Of what was generated so far."""
+        return self.responder.speed
 
     def _make_backend(self, options: Options) -> Backend:
         others = options.others

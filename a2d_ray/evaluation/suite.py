@@ -62,10 +62,13 @@ def run_suite(
 def build_model(config: EvaluateConfig) -> Any:
     """The harness's model that `config` names."""
     if config.kind == "ar":
-        from lm_eval.models.huggingface import HFLM
+        from a2d_ray.evaluation.ar import TimedHFLM
 
-        device = "cpu" if config.model.device == "auto" else config.model.device
-        return HFLM(pretrained=config.model.path, device=device, batch_size=config.batch_size)
+        load = config.model
+        device = "cpu" if load.device == "auto" else load.device
+        return TimedHFLM(
+            pretrained=load.path, device=device, dtype=load.dtype, batch_size=config.batch_size
+        )
     from a2d_ray.evaluation.model import A2DHarnessModel
 
     return A2DHarnessModel(
@@ -158,7 +161,7 @@ def _run_task(
     from lm_eval import simple_evaluate
 
     _set_sampling(model, task)
-    speed = getattr(getattr(model, "responder", None), "speed", None)
+    speed = getattr(model, "speed", None)
     before = dict(vars(speed)) if speed else {}
     group = loaded["groups"].get(task.task)
     found = simple_evaluate(

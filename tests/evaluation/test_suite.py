@@ -245,18 +245,38 @@ def test_scores_of_our_tasks():
             assert documents.score_graded(row, ["no idea"]) == {"acc": 0.0}
 
 
-def test_frontier_orders_points_and_draws_them(configure, tmp_path):
-    config = FrontierConfig(
-        evaluate=configure(SUMS),
-        points=[{"rule": "threshold", "threshold": 0.0}, {"rule": "steps"}],
-    )
-    points, aup = run_frontier(config)
-    assert [p.name for p in points] == ["steps", "threshold 0.0"]
-    assert points[0].tokens_per_forward == pytest.approx(1, abs=0.3)
-    assert points[1].tokens_per_forward > 2 and points[1].tokens_per_s > 0
-    text = write_frontier(points, aup, "sums", tmp_path)
-    assert "| steps | 0.0000 |" in text and (tmp_path / "frontier.png").stat().st_size > 5000
-    assert json.loads((tmp_path / "frontier.json").read_text())["aup"] == aup == 0
+def test_frontier_orders_points_and_draws_them(configure, checkpoints, tmp_path):
+    values = configure(SUMS).model_dump() | {
+        "points": [{"rule": "threshold", "threshold": 0.0}, {"rule": "steps"}],
+        "compare": [
+            {"name": "global", "path": str(checkpoints["mdlm"])},
+            {"name": "AR", "kind": "ar", "path": str(checkpoints["bd3lm"].parent / "ar")},
+        ],
+    }
+    ours, other, ar = curves = run_frontier(FrontierConfig.model_validate(values))
+    for curve in (ours, other):
+        assert [p.name for p in curve.points] == ["steps", "threshold 0.0"]
+        assert curve.points[0].tokens_per_forward == pytest.approx(1, abs=0.3)
+        assert curve.points[1].tokens_per_forward > 2 and curve.points[1].tokens_per_s > 0
+    (one_by_one,) = ar.points
+    assert one_by_one.tokens_per_forward == 1 and one_by_one.tokens_per_s > 0
+    text = write_frontier(curves, "sums", tmp_path)
+    assert f"| {ours.name} | steps | 0.0000 |" in text and "| AR | one by one | 0.0000 |" in text
+    assert (tmp_path / "frontier.png").stat().st_size > 5000
+    found = json.loads((tmp_path / "frontier.json").read_text())["curves"]
+    assert [curve["name"] for curve in found] == [ours.name, "global", "AR"]
+    assert found[0]["aup"] == ours.aup == 0
+
+
+def test_a_frontier_is_configured_as_an_evaluation_is():
+    shipped = parse_config(FrontierConfig, "frontier", ["model.path=elsewhere"])
+    assert shipped.model.path == "elsewhere" and not shipped.compare
+    for args, message in (
+        (["kind=ar"], "belongs in compare"),
+        (['compare=[{"name": "frontier", "path": "x"}]'], "each name once"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parse_config(FrontierConfig, "frontier", args)
 
 
 def test_aup_of_known_curves():
