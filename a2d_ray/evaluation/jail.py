@@ -1,16 +1,20 @@
 """Builds the sandbox around itself and runs code in it. Standard library only; run as a script.
 
 New namespaces for mounts, processes, network, IPC and names; a root of tmpfs with the interpreter
-bound read only; no capabilities, no new privileges; limits. The outer process stays to wait and to
-kill: when the first process of the new process namespace ends, the kernel ends all others.
+bound read only; no capabilities, no new privileges; limits; a seccomp filter on what would pass
+them. The outer process stays to wait and to kill: when the first process of the new process
+namespace ends, the kernel ends all others.
 """
 
 import ctypes
+import errno
 import json
 import os
 import resource
 import signal
+import struct
 import sys
+from collections import namedtuple
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -18,8 +22,42 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT = 1, 2, 4, 32
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 MNT_DETACH = 2
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, PR_CAP_AMBIENT = 24, 38, 1, 47
-PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}  # system call numbers; libc has no wrapper
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 LAST_CAPABILITY = 63
+MAX_FILES = 1024  # of the place to write; each takes kernel memory that its size does not show
+
+Architecture = namedtuple("Architecture", "audit pivot_root clone")  # word; system call numbers
+ARCHITECTURES = {
+    "x86_64": Architecture(0xC000003E, 155, 56),
+    "aarch64": Architecture(0xC00000B7, 41, 220),
+}
+# Numbers on x86_64 and aarch64 of what takes memory that no limit of a process counts, makes
+# namespaces (in a new one of users, code may mount), or opens much of the kernel.
+DENIED = {
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),
+    "msgget": (68, 186),
+    "semget": (64, 190),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "mount": (165, 40),
+    "open_tree": (428, 428),
+    "fsopen": (430, 430),
+    "ptrace": (101, 117),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_setup": (206, 0),
+    "io_uring_setup": (425, 425),
+}
+CLONE3 = 435
+CLONE_NEW = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET
+CLONE_NEW |= 0x02000000  # cgroups
+X32 = 0x40000000  # x86_64: numbers from here on are the same calls under another name
 FIRST_UID = 1_000_000  # of nobody; one per sandbox, so that the count of its processes is its own
 TIMEOUT_CODE = 124
 
@@ -71,10 +109,11 @@ def build_root(root, prefixes, disk_mb):
         with open(f"{root}/dev/{name}", "w"):
             pass
         mount(f"/dev/{name}", f"{root}/dev/{name}", None, MS_BIND)
-    mount("tmpfs", f"{root}/work", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk_mb}m,mode=777")
+    size = f"size={disk_mb}m,nr_inodes={MAX_FILES},mode=777"
+    mount("tmpfs", f"{root}/work", "tmpfs", MS_NOSUID | MS_NODEV, size)
     mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_RDONLY)
     os.chdir(root)
-    call("syscall", PIVOT_ROOT[os.uname().machine], b".", b"old")
+    call("syscall", ARCHITECTURES[os.uname().machine].pivot_root, b".", b"old")
     os.chdir("/")
     call("umount2", b"/old", MNT_DETACH)
     os.rmdir("/old")
@@ -96,6 +135,7 @@ def drop_privileges(limits):
         (resource.RLIMIT_FSIZE, disk),
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
         (resource.RLIMIT_NPROC, limits["num_processes"]),
     ):
         resource.setrlimit(kind, (value, value))
@@ -107,6 +147,36 @@ def drop_privileges(limits):
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     nothing = (ctypes.c_uint32 * 6)()
     call("capset", header, nothing)
+
+
+def system_call_filter(machine):
+    """BPF that refuses `DENIED` and namespaces by clone; clone3, whose flags lie in memory that a
+    filter cannot read, is reported missing, so that libc takes clone.
+
+    Source: Linux, Documentation/userspace-api/seccomp_filter.rst; struct seccomp_data is number,
+    architecture, instruction pointer, and from byte 16 the arguments, of which the low half is
+    first on both machines.
+    """
+    load, equal, at_least, any_bit, leave = 0x20, 0x15, 0x35, 0x45, 0x06
+    kill, allow, error = 0x80000000, 0x7FFF0000, 0x00050000
+    column = list(ARCHITECTURES).index(machine)
+    audit, _, clone = ARCHITECTURES[machine]
+    steps = [(load, 0, 0, 4), (equal, 1, 0, audit), (leave, 0, 0, kill), (load, 0, 0, 0)]
+    for number in sorted(numbers[column] for numbers in DENIED.values()):
+        steps += [(equal, 0, 1, number), (leave, 0, 0, error | errno.EPERM)]
+    steps += [(at_least, 0, 1, X32), (leave, 0, 0, error | errno.ENOSYS)]
+    steps += [(equal, 0, 1, CLONE3), (leave, 0, 0, error | errno.ENOSYS)]
+    steps += [(equal, 0, 3, clone), (load, 0, 0, 16), (any_bit, 0, 1, CLONE_NEW)]
+    steps += [(leave, 0, 0, error | errno.EPERM), (leave, 0, 0, allow)]
+    return b"".join(struct.pack("=HBBI", *step) for step in steps)
+
+
+def filter_system_calls():
+    """Installs the filter; nothing inside can take it off."""
+    code = system_call_filter(os.uname().machine)
+    held = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("@HP", len(code) // 8, ctypes.addressof(held))
+    call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0)
 
 
 def run(code, sign):
@@ -126,6 +196,7 @@ def inside(order, code):
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     build_root(order["root"], order["prefixes"], order["limits"]["disk_mb"])
     drop_privileges(order["limits"])
+    filter_system_calls()
     try:
         run(code, order["sign"])
     except BaseException as error:
@@ -152,8 +223,8 @@ def main():
     """stdin: a line of JSON, then the code."""
     order = json.loads(sys.stdin.readline())
     code = sys.stdin.read()
-    if os.uname().machine not in PIVOT_ROOT:
-        raise SystemExit(f"the sandbox knows {sorted(PIVOT_ROOT)}, not {os.uname().machine}")
+    if os.uname().machine not in ARCHITECTURES:
+        raise SystemExit(f"the sandbox knows {sorted(ARCHITECTURES)}, not {os.uname().machine}")
     enter_namespaces()
     child = os.fork()
     if child == 0:

@@ -32,7 +32,9 @@ class Limits:
 
     Attributes:
         seconds: wall time; CPU time of a process is limited to the same.
-        memory_mb: address space of a process.
+        memory_mb: address space of a process; memory that outlives a mapping (System V, memfd, a
+            file system of one's own) is denied, so all together use at most `num_processes` times
+            this, and `disk_mb`.
         num_processes: processes and threads.
         disk_mb: files, which lie in memory and are gone afterwards.
     """

@@ -1,6 +1,7 @@
 """Escapes are tried, and contained."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -10,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from a2d_ray.evaluation import sandbox
+from a2d_ray.evaluation import jail, sandbox
 from a2d_ray.evaluation.sandbox import Limits, SandboxError, run_code
 
 ROOT = Path(__file__).parent.parent.parent
-SHORT = Limits(seconds=3)
+SHORT = Limits(seconds=3, memory_mb=256)
 
 try:
     sandbox.check_isolation()
@@ -32,6 +33,13 @@ else:
         "import math, re, json, collections, heapq, itertools, hashlib, typing, functools",
         "open('scratch', 'w').write('fine'); assert open('scratch').read() == 'fine'",
         "import threading; t = threading.Thread(target=print); t.start(); t.join()",
+        "import subprocess as s, sys; assert s.check_output([sys.executable, '-c', 'print(4)'])",
+        "import os; assert os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)[1] == 0",
+        "import multiprocessing as m; p = m.get_context('fork').Process(target=print); p.start(); "
+        "p.join(); assert p.exitcode == 0",
+        "import mmap, os; m = mmap.mmap(-1, 4096); pid = os.fork()\n"
+        "if pid == 0: m[0] = 7; os._exit(0)\n"
+        "os.waitpid(pid, 0); assert m[0] == 7",
     ],
 )
 def test_ordinary_programs_run(code):
@@ -62,6 +70,71 @@ def test_failures_and_excess_are_failures(code, reason):
     outcome = run_code(code, SHORT)
     assert not outcome.is_ok and reason in outcome.reason
     assert time.monotonic() - started < 12
+
+
+LIBC = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+SMALL = Limits(seconds=5, memory_mb=200)
+HOARDERS = {
+    "shared memory": "libc.shmat.restype = ctypes.c_void_p\n"
+    "for _ in range(6):\n"
+    "    name = libc.shmget(0, 64 << 20, 0o1600)\n"
+    "    assert name >= 0, os.strerror(ctypes.get_errno())\n"
+    "    place = ctypes.c_void_p(libc.shmat(name, None, 0))\n"
+    "    ctypes.memset(place, 1, 64 << 20)\n"
+    "    libc.shmdt(place)\n",
+    "messages": "for _ in range(1000):\n"
+    "    queue = libc.msgget(0, 0o1600)\n"
+    "    assert queue >= 0, os.strerror(ctypes.get_errno())\n"
+    "    for _ in range(2): assert libc.msgsnd(queue, b'1' * 8008, 8000, 0) == 0\n",
+    "files in memory": "for name in range(20):\n"
+    "    file = os.memfd_create(str(name))\n"
+    "    for _ in range(16): os.write(file, bytes(1 << 20))\n",
+    "a file system": "assert libc.unshare(0x10000000 | 0x00020000) == 0, 'not permitted'\n"
+    "assert libc.mount(b'x', b'/work', b'tmpfs', 0, b'size=1g') == 0\n"
+    "for name in range(20): open(f'/work/{name}', 'wb').write(bytes(15 << 20))\n",
+    "a file system of a child": "number = {'x86_64': 56, 'aarch64': 220}[os.uname().machine]\n"
+    "pid = libc.syscall(number, 0x10000000 | 0x00020000 | 17, None, None, None, None)\n"
+    "assert pid >= 0, 'not permitted'\n"
+    "if pid == 0:\n"
+    "    os._exit(libc.mount(b'x', b'/work', b'tmpfs', 0, b'size=1g'))\n"
+    "assert os.waitpid(pid, 0)[1] != 0\n",
+    "many files": "for name in range(100_000): open(str(name), 'w').close()\n",
+    "keys": "number = {'x86_64': 248, 'aarch64': 217}[os.uname().machine]\n"
+    "assert libc.syscall(number, b'user', b'a', b'b', 1, -2) >= 0, 'not permitted'\n",
+    "other files in shared memory": "open('/dev/shm/x', 'w')\n",
+}
+
+
+@isolated
+@pytest.mark.parametrize("name", HOARDERS)
+def test_memory_that_no_limit_of_a_process_counts_is_denied(name):
+    outcome = run_code(LIBC + HOARDERS[name], SMALL)
+    assert not outcome.is_ok
+    words = ("not permitted", "not implemented", "No space left", "No such file")
+    assert any(word in outcome.reason for word in words), outcome.reason
+
+
+@isolated
+def test_a_new_file_system_stays_out_of_reach_of_every_call_that_makes_namespaces():
+    """clone3 is missing, so that libc takes clone, whose flags can be read."""
+    code = "assert libc.syscall(435, bytes(64), 64) == -1 and ctypes.get_errno() == 38\n"
+    assert run_code(LIBC + code, SHORT).reason == "ok"
+
+
+@pytest.mark.parametrize(
+    ("machine", "header"),
+    [("x86_64", "x86_64-linux-gnu/asm/unistd_64.h"), ("aarch64", "asm-generic/unistd.h")],
+)
+def test_the_numbers_of_denied_calls_are_the_kernels(machine, header):
+    path = Path("/usr/include") / header
+    if not path.exists():
+        pytest.skip(f"needs {path}")
+    numbers = dict(re.findall(r"#define __NR_(\w+)\s+(\d+)", path.read_text()))
+    column = list(jail.ARCHITECTURES).index(machine)
+    for name, pair in jail.DENIED.items():
+        assert int(numbers.get(name, pair[column])) == pair[column], name
+    assert int(numbers["clone"]) == jail.ARCHITECTURES[machine].clone
+    assert int(numbers["pivot_root"]) == jail.ARCHITECTURES[machine].pivot_root
 
 
 @isolated
