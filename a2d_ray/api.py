@@ -89,7 +89,8 @@ class LanguageModel:
         Args:
             text: texts and numbers, a number standing for so many masked tokens:
                 ``["12 + 30 = ", 3, "."]``; or token ids with None where masked, in one list or
-                segment by segment.
+                segment by segment. Special tokens that a text spells out, the mask token too, are
+                ordinary text: give those that are meant as token ids.
 
         Raises:
             ValueError: nothing to fill in, texts without a tokenizer, or something else.
@@ -99,7 +100,7 @@ class LanguageModel:
             ids: list[int | None] = []
             for item in items:
                 if isinstance(item, str):
-                    ids += self._require_tokenizer()(item, add_special_tokens=False).input_ids
+                    ids += self._literal_ids(item)
                 elif isinstance(item, int) and item > 0:
                     ids += [None] * item
                 else:
@@ -227,6 +228,10 @@ class LanguageModel:
     def _in_order(self, answers: Iterator[tuple[int, Generation]]) -> list[Generation]:
         found = sorted(answers, key=lambda pair: (pair[0], pair[1].choice))
         return [answer for _, answer in found]
+
+    def _literal_ids(self, text: str) -> list[int]:
+        tokenizer = self._require_tokenizer()
+        return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
 
     def _require_tokenizer(self) -> Any:
         if self.tokenizer is None:

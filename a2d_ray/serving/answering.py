@@ -1,7 +1,7 @@
 """Pieces of an answer as an HTTP response: whole, or as server-sent events."""
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 from fastapi import Request, Response
@@ -35,18 +35,33 @@ async def answer(
         RequestError: what went wrong before the first piece: it still gets its own status.
     """
     if not is_streamed:
-        whole = await unless_disconnected(_whole(pieces, form), request)
-        return Response(whole.model_dump_json(), media_type="application/json")
+        return await answer_whole(pieces, form.whole, request)
     first = await unless_disconnected(_first(pieces), request)
     return EventStream(_events(first, pieces, form, with_usage=with_usage), pieces)
 
 
-async def _whole(pieces: AsyncGenerator[Piece, None], form: Format) -> BaseModel:
+async def answer_whole(
+    pieces: AsyncGenerator[Piece, None],
+    form: Callable[[Sequence[Sequence[Piece]]], BaseModel],
+    request: Request,
+) -> Response:
+    """The response to a request that is not streamed.
+
+    Args:
+        pieces: of all choices.
+        form: makes the body, from the pieces of each choice.
+        request: whose client may go away.
+    """
+    whole = form(await unless_disconnected(_choices(pieces), request))
+    return Response(whole.model_dump_json(), media_type="application/json")
+
+
+async def _choices(pieces: AsyncGenerator[Piece, None]) -> list[list[Piece]]:
     choices: dict[int, list[Piece]] = {}
     async with aclosing(pieces):
         async for piece in pieces:
             choices.setdefault(piece.index, []).append(piece)
-    return form.whole([choices[index] for index in sorted(choices)])
+    return [choices[index] for index in sorted(choices)]
 
 
 async def _first(pieces: AsyncGenerator[Piece, None]) -> Piece:

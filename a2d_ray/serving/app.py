@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, get_args
 
 from fastapi import FastAPI, Request, Response
@@ -17,9 +18,8 @@ from a2d_ray.http.access import ANYBODY, ApiKeys, Caller, Gate, RateLimit
 from a2d_ray.http.bodies import BodyLimit
 from a2d_ray.http.errors import RequestError, model_not_found
 from a2d_ray.http.problems import add_error_handlers
-from a2d_ray.serving.answering import answer
+from a2d_ray.serving.answering import answer, answer_whole
 from a2d_ray.serving.formats import ChatFormat, CompletionFormat, Format
-from a2d_ray.serving.http import unless_disconnected
 from a2d_ray.serving.infill import Infilled, InfillRequest
 from a2d_ray.serving.metrics import HttpMetrics, merge
 from a2d_ray.serving.page import add_page
@@ -76,10 +76,10 @@ def create_app(
         form = CompletionFormat(body.model, has_logprobs=body.logprobs is not None)
         return await _generate(servers, body, form, request)
 
-    @app.post("/v1/infill")
-    async def infill(body: InfillRequest, request: Request) -> Infilled:
-        work = _find(servers, body.model).infill(body, _caller(request).cache_salt)
-        return await unless_disconnected(work, request)
+    @app.post("/v1/infill", response_model=Infilled)
+    async def infill(body: InfillRequest, request: Request) -> Response:
+        pieces = _find(servers, body.model).generate(body, _salt(body, request))
+        return await answer_whole(pieces, partial(Infilled.of, body.model), request)
 
     return app
 
@@ -147,9 +147,9 @@ def _find(servers: Mapping[str, Server], model: str) -> Server:
     return servers[model]
 
 
-def _caller(request: Request) -> Caller:
+def _salt(body: GenerationRequest, request: Request) -> str:
     caller: Caller = request.scope.get("caller", ANYBODY)
-    return caller
+    return body.salted(caller.cache_salt)
 
 
 async def _generate(
@@ -157,7 +157,7 @@ async def _generate(
 ) -> Response:
     server = _find(servers, body.model)
     return await answer(
-        server.generate(body, body.salted(_caller(request).cache_salt)),
+        server.generate(body, _salt(body, request)),
         form,
         request,
         is_streamed=bool(body.stream),

@@ -30,6 +30,8 @@ def _beginning(prompt: Sequence[object]) -> object:
         return prompt[:_NUM_CHARACTERS]
     opening: list[object] = []
     for item in prompt[:_NUM_TOKENS]:
+        if isinstance(item, str):  # before a hole
+            return item[:_NUM_CHARACTERS]
         opening.append(item)
         if isinstance(item, dict) and item["role"] == "user":
             break

@@ -20,7 +20,6 @@ from a2d_ray.http.errors import ENGINE_DEAD, RequestError, not_ready
 from a2d_ray.serving.admission import Admission
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.conversations import conversation_key
-from a2d_ray.serving.infill import Infilled, InfillRequest
 from a2d_ray.serving.pieces import ModelFacts, Piece, Server
 from a2d_ray.serving.protocol import GenerationRequest
 from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
@@ -110,13 +109,6 @@ class ModelReplica:
         """Text of token ids, or the refusal."""
         try:
             return await self._server.detokenize(request)
-        except RequestError as error:
-            return error
-
-    async def infill(self, request: InfillRequest, cache_salt: str) -> Infilled | RequestError:
-        """A text with its holes filled in, or the refusal."""
-        try:
-            return await self._server.infill(request, cache_salt)
         except RequestError as error:
             return error
 
@@ -250,10 +242,6 @@ class RemoteServer:
     async def detokenize(self, request: DetokenizeRequest) -> Detokenized:
         """Text of token ids; raises as `generate` does."""
         return await self._ask("detokenize", request)
-
-    async def infill(self, request: InfillRequest, cache_salt: str = "") -> Infilled:
-        """A text with its holes filled in; raises as `generate` does."""
-        return await self._ask("infill", request, cache_salt)
 
     async def facts(self) -> ModelFacts:
         """What the checkpoint says, asked of a replica once; raises as `generate` does."""

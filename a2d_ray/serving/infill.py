@@ -1,13 +1,19 @@
 """Text with holes: what stands around them is given, the holes are denoised."""
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, model_validator
 
 from a2d_ray.config import SamplingSection
 from a2d_ray.generation.params import SamplingParams
-from a2d_ray.serving.options import DiffusionOptions, Strict
+from a2d_ray.http.errors import RequestError
+from a2d_ray.serving.options import Strict, only
+from a2d_ray.serving.pieces import Piece
+from a2d_ray.serving.protocol import GenerationRequest, Prompt
 from a2d_ray.serving.responses import Usage
+
+_DEFAULT_TOKENS = 16
 
 
 class Hole(Strict):
@@ -16,50 +22,71 @@ class Hole(Strict):
     tokens: int = Field(ge=1, le=4096)
 
 
-class InfillRequest(Strict):
+class InfillRequest(GenerationRequest):
     """Body of ``POST /v1/infill``: `prefix` and `suffix` around one hole of `max_tokens`, or
-    `parts`: texts and holes in their order.
+    `parts`: texts and holes in their order. Special tokens in the texts are ordinary text.
     """
 
-    model: str
     prefix: str | None = None
     suffix: str | None = None
     max_tokens: int | None = Field(None, ge=1, le=4096)
     parts: list[str | Hole] | None = Field(None, min_length=1, max_length=256)
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    diffusion: DiffusionOptions | None = None
-    user: str | None = None
+    # A hole is as long as it is, and comes as a whole.
+    n: Any = only(1)
+    min_tokens: Any = only(0)
+    stop: Any = only([])
+    stop_token_ids: Any = only([])
+    ignore_eos: Any = only(False)
+    response_format: Any = only()
+    stream: Any = only(False)
+    stream_options: Any = only()
 
     @model_validator(mode="after")
     def _check_form(self) -> Self:
         around = (self.prefix, self.suffix, self.max_tokens)
         if self.parts is None:
             if self.prefix is None and self.suffix is None:
-                raise ValueError("send prefix, suffix or both, or parts")
+                raise RequestError("send prefix, suffix or both, or parts", param="prefix")
         elif any(value is not None for value in around):
-            raise ValueError("parts replace prefix, suffix and max_tokens: send either")
+            raise RequestError(
+                "parts replace prefix, suffix and max_tokens: send either", param="parts"
+            )
         elif not any(isinstance(part, Hole) for part in self.parts):
-            raise ValueError('parts hold no hole: send one as {"tokens": 8}')
+            raise RequestError('parts hold no hole: send one as {"tokens": 8}', param="parts")
         if self.diffusion is not None and self.diffusion.stream_mode is not None:
-            raise ValueError("diffusion.stream_mode: infill is not streamed")
+            raise RequestError(
+                "diffusion.stream_mode: infill is not streamed", param="diffusion.stream_mode"
+            )
         return self
 
-    def to_parts(self) -> list[str | Hole]:
-        """Texts and holes in their order."""
-        if self.parts is not None:
-            return self.parts
-        return [self.prefix or "", Hole(tokens=self.max_tokens or 16), self.suffix or ""]
+    def prompts(self) -> list[Prompt]:
+        """The text, as one prompt."""
+        return [self.to_parts()]
 
-    def params(self, defaults: SamplingSection, seed: int, num_tokens: int) -> SamplingParams:
-        """Options of the decoder; steps are shared by the holes' blocks."""
-        asked: dict[str, Any] = (self.diffusion or DiffusionOptions()).asked()
-        asked |= {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
-        values = defaults.model_dump() | {"seed": seed, "max_new_tokens": num_tokens, "n": 1}
-        if asked.get("rule") not in (None, defaults.rule):
-            values.pop("steps")
-        return SamplingParams(**values | {k: v for k, v in asked.items() if v is not None})
+    def to_parts(self) -> list[str | int]:
+        """Texts and sizes of holes in their order."""
+        if self.parts is None:
+            tokens = self.max_tokens or _DEFAULT_TOKENS
+            return [self.prefix or "", tokens, self.suffix or ""]
+        return [part.tokens if isinstance(part, Hole) else part for part in self.parts]
+
+    def prompt_field(self) -> str:
+        """The field that holds the text."""
+        if self.parts is not None:
+            return "parts"
+        return "prefix" if self.prefix else "suffix"
+
+    def length_field(self) -> str:
+        """The field that says how long the holes are."""
+        return "max_tokens" if self.parts is None else "parts"
+
+    def max_new_tokens(self) -> int:
+        """Tokens of all holes."""
+        return sum(part for part in self.to_parts() if isinstance(part, int))
+
+    def params(self, defaults: SamplingSection, seed: int) -> SamplingParams:
+        """Options of the decoder; the holes' blocks share its steps."""
+        return super().params(defaults.model_copy(update={"min_tokens": 0}), seed)
 
 
 class Infilled(BaseModel):
@@ -70,3 +97,11 @@ class Infilled(BaseModel):
     text: str
     holes: list[str]
     usage: Usage
+
+    @classmethod
+    def of(cls, model: str, choices: Sequence[Sequence[Piece]]) -> Self:
+        """The answer, from the only piece of the only choice."""
+        ((piece,),) = choices
+        return cls(
+            model=model, text=piece.text, holes=list(piece.holes), usage=Usage.of([piece.counts])
+        )

@@ -2,13 +2,10 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from a2d_ray.serving.protocol import GenerationRequest
 from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
-
-if TYPE_CHECKING:
-    from a2d_ray.serving.infill import Infilled, InfillRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +67,7 @@ class Piece:
         canvas: what the active block holds behind the final text, None where it is masked; it
             replaces the canvas before. None if it was not asked for.
         logprobs: of the tokens since the last piece, if they were asked for.
+        holes: what stands in the holes of a text that was to be filled in; its `text` is whole.
     """
 
     index: int
@@ -78,6 +76,7 @@ class Piece:
     counts: Counts
     canvas: tuple[CanvasToken | None, ...] | None = None
     logprobs: tuple[TokenInfo, ...] = ()
+    holes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +114,6 @@ class Server(Protocol):
 
     async def detokenize(self, request: DetokenizeRequest) -> Detokenized:
         """Text of token ids; raises `RequestError`."""
-
-    async def infill(self, request: "InfillRequest", cache_salt: str = "") -> "Infilled":
-        """The text with its holes filled in; raises `RequestError`."""
 
     async def facts(self) -> ModelFacts:
         """What its checkpoint says; raises `RequestError`."""

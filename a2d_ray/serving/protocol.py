@@ -23,8 +23,9 @@ from a2d_ray.serving.structured import (
     describe_tools,
 )
 
-Prompt = str | list[int] | list[dict[str, str]]
-"""What `LanguageModel.encode` takes: plain text, token ids, or chat messages."""
+Prompt = str | list[int] | list[dict[str, str]] | list[str | int]
+"""Plain text, token ids, or chat messages, as `LanguageModel.encode` takes them; or what
+`LanguageModel.encode_infill` takes: texts and numbers of masked tokens."""
 
 _DECODING = (
     "temperature",
@@ -129,6 +130,14 @@ class GenerationRequest(Strict):
     def prompts(self) -> list[Prompt]:
         """The prompts; each gets `num_choices` answers."""
         raise NotImplementedError(f"{type(self).__name__}.prompts")
+
+    def prompt_field(self) -> str:
+        """The field that holds the prompts."""
+        return "prompt"
+
+    def length_field(self) -> str:
+        """The field that says how long an answer may become."""
+        return "max_tokens"
 
     def num_choices(self) -> int:
         """Answers to each prompt."""
@@ -283,6 +292,10 @@ class ChatCompletionRequest(GenerationRequest):
             else:
                 messages.insert(0, {"role": "system", "content": told})
         return [messages]
+
+    def prompt_field(self) -> str:
+        """The field that holds the prompts."""
+        return "messages"
 
     def num_logprobs(self) -> int | None:
         """Alternatives to report beside each token's log-probability; None: report nothing."""

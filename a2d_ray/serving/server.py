@@ -7,23 +7,21 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from a2d_ray.config import EngineSection, LimitsSection, SamplingSection
-from a2d_ray.generation.engine import EngineOptions, Request, StepOutput
+from a2d_ray.generation.engine import EngineOptions, Request
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.http.errors import ENGINE_DEAD, RequestError, not_ready
 from a2d_ray.serving.engine_loop import AsyncEngine, EngineDeadError
 from a2d_ray.serving.grammars import GrammarCompiler, TokenGrammar, grammar_of
-from a2d_ray.serving.infill import Infilled, InfillRequest
+from a2d_ray.serving.infill import InfillRequest
 from a2d_ray.serving.metrics import ModelMetrics
 from a2d_ray.serving.options import DiffusionOptions
-from a2d_ray.serving.pieces import Counts, ModelFacts, Piece
-from a2d_ray.serving.protocol import ChatCompletionRequest, GenerationRequest, Prompt
-from a2d_ray.serving.responses import Usage
+from a2d_ray.serving.pieces import ModelFacts, Piece
+from a2d_ray.serving.protocol import GenerationRequest, Prompt
 from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
-from a2d_ray.serving.writing import ChoiceWriter, TokenReader
+from a2d_ray.serving.writing import ChoiceWriter, InfillWriter, TokenReader
 from a2d_ray.text import decode
 
 if TYPE_CHECKING:
@@ -100,66 +98,6 @@ class ModelServer:
         except EngineDeadError as error:
             raise not_ready(str(error), code=ENGINE_DEAD) from error
 
-    async def infill(self, request: InfillRequest, cache_salt: str = "") -> Infilled:
-        """The text with its holes filled in.
-
-        Raises:
-            RequestError: 400 for what the model cannot do, 503 if the engine died.
-        """
-        ids: list[int | None] = []
-        ends: list[int] = []  # of the parts, in tokens
-        parts = request.to_parts()
-        for part in parts:
-            if isinstance(part, str):
-                ids += await self._in_tokenizer_thread(self._plain_ids, part)
-            else:
-                ids += [None] * part.tokens
-            ends.append(len(ids))
-        try:
-            params = request.params(self._defaults, self._seeds.getrandbits(31), len(ids))
-            filled, output = await self._fill(ids, params, cache_salt)
-        except ValueError as error:
-            raise RequestError(str(error)) from error
-        except EngineDeadError as error:
-            raise not_ready(str(error), code=ENGINE_DEAD) from error
-        pieces = [filled[start:end] for start, end in pairwise([0, *ends])]
-        texts = await self._in_tokenizer_thread(
-            lambda: [decode(self._lm.tokenizer, piece) for piece in pieces]
-        )
-        whole = [p if isinstance(p, str) else t for p, t in zip(parts, texts, strict=True)]
-        num_holes = ids.count(None)
-        return Infilled(
-            model=request.model,
-            text="".join(whole),
-            holes=[t for p, t in zip(parts, texts, strict=True) if not isinstance(p, str)],
-            usage=Usage.of(
-                [
-                    Counts(
-                        num_prompt_tokens=len(ids) - num_holes,
-                        num_tokens=num_holes,
-                        num_forwards=output.num_forwards,
-                        num_denoise_steps=output.num_denoise_steps,
-                        num_cached_tokens=output.num_cached_tokens,
-                    )
-                ]
-            ),
-        )
-
-    async def _fill(
-        self, ids: list[int | None], params: SamplingParams, cache_salt: str
-    ) -> tuple[list[int], StepOutput]:
-        request = Request(
-            request_id=uuid.uuid4().hex, prompt=(tuple(ids),), params=params, salt=cache_salt
-        )
-        filled: list[int] = []
-        async with aclosing(self._engine.generate(request)) as outputs:
-            async for output in outputs:
-                filled += output.token_ids
-        return filled, output
-
-    def _plain_ids(self, text: str) -> list[int]:
-        return list(self._lm.tokenizer(text, add_special_tokens=False).input_ids)
-
     def _check_num_choices(self, num_prompts: int, n: int) -> None:
         most = self._limits.max_choices
         if num_prompts * n > most:
@@ -176,7 +114,7 @@ class ModelServer:
             RequestError: 400 for a chat that the template refuses.
         """
         prompt = request.to_prompt()
-        segments = await self._encode("messages" if request.messages else "prompt", prompt)
+        segments = await self._encode(request, prompt)
         ids = [token for segment in segments for token in segment]
         return Tokens(count=len(ids), max_model_len=self._lm.max_length, tokens=ids)
 
@@ -237,18 +175,22 @@ class ModelServer:
         cache_salt: str,
     ) -> AsyncGenerator[Piece, None]:
         """The pieces of one choice, its prompt first if it is to be echoed."""
-        segments = await self._encode(_prompt_field(request), prompt)
-        num_prompt_tokens = sum(map(len, segments))
+        segments = await self._encode(request, prompt)
+        num_prompt_tokens = sum(token is not None for segment in segments for token in segment)
         params = self._within_limits(request, params, num_prompt_tokens)
-        writer = ChoiceWriter(
-            self._lm.tokenizer,
-            self._reader,
-            index=index,
-            num_prompt_tokens=0 if choice else num_prompt_tokens,  # a prompt counts once
-            stop=tuple(params.stop),
-            mode=request.stream_mode(),
-            echo=await self._echo(prompt) if request.echoed() else "",
-        )
+        writer: ChoiceWriter | InfillWriter
+        if isinstance(request, InfillRequest):
+            writer = InfillWriter(self._lm.tokenizer, request.to_parts(), segments[0])
+        else:
+            writer = ChoiceWriter(
+                self._lm.tokenizer,
+                self._reader,
+                index=index,
+                num_prompt_tokens=0 if choice else num_prompt_tokens,  # a prompt counts once
+                stop=tuple(params.stop),
+                mode=request.stream_mode(),
+                echo=await self._echo(prompt) if request.echoed() else "",
+            )
         engine_request = Request(
             request_id=uuid.uuid4().hex,
             prompt=segments,
@@ -290,25 +232,30 @@ class ModelServer:
             raise RequestError(
                 f"the prompt has {num_prompt_tokens} tokens; this server takes at most "
                 f"{limits.max_prompt_tokens}: shorten it",
-                param=_prompt_field(request),
+                param=request.prompt_field(),
                 code="context_length_exceeded",
             )
         most = limits.max_new_tokens or self._lm.max_length
         if asked is not None:
             if asked > most:
+                field = request.length_field()
                 raise RequestError(
-                    f"max_tokens ({asked}) exceeds the {most} of this server: lower it",
-                    param="max_tokens",
+                    f"{field} ({asked} tokens) exceeds the {most} of this server: lower it",
+                    param=field,
                 )
             return params
         room = max(1, min(params.max_new_tokens, most, self._lm.max_length - num_prompt_tokens))
         return params.model_copy(update={"max_new_tokens": room})
 
-    async def _encode(self, field: str, prompt: Prompt) -> tuple[tuple[int, ...], ...]:
+    async def _encode(
+        self, request: GenerationRequest | TokenizeRequest, prompt: Prompt
+    ) -> tuple[tuple[int | None, ...], ...]:
+        has_holes = isinstance(request, InfillRequest)
+        encode = self._lm.encode_infill if has_holes else self._lm.encode
         try:
-            return await self._in_tokenizer_thread(self._lm.encode, prompt)
+            return await self._in_tokenizer_thread(encode, prompt)
         except ValueError as error:
-            raise RequestError(str(error), param=field) from error
+            raise RequestError(str(error), param=request.prompt_field()) from error
 
     async def _echo(self, prompt: Prompt) -> str:
         if isinstance(prompt, str):
@@ -331,13 +278,9 @@ def _refusal(error: ValueError, request: GenerationRequest) -> RequestError:
     message = str(error).replace("max_new_tokens", "max_tokens")
     word = (re.match(r"\w*", str(error)) or [""])[0]
     if word == "prompt":
-        return RequestError(message, param=_prompt_field(request), code="context_length_exceeded")
+        return RequestError(message, param=request.prompt_field(), code="context_length_exceeded")
     known = word in type(request).model_fields
     return RequestError(message, param=_FIELD_OF_PARAM.get(word, word if known else None))
-
-
-def _prompt_field(request: GenerationRequest) -> str:
-    return "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
 
 
 async def _merge(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:

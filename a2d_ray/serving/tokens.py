@@ -21,6 +21,10 @@ class TokenizeRequest(Strict):
             raise ValueError("send either prompt or messages")
         return self
 
+    def prompt_field(self) -> str:
+        """The field that holds the prompt."""
+        return "prompt" if self.messages is None else "messages"
+
     def to_prompt(self) -> Prompt:
         """What `LanguageModel.encode` takes."""
         if self.messages is None:

@@ -1,5 +1,6 @@
 """One answer being written: the engine's outputs in, pieces of text out."""
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +18,7 @@ class TokenReader:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self.text = lru_cache(maxsize=65536)(lambda token_id: _token_text(tokenizer, token_id))
+        self.text = lru_cache(maxsize=65536)(lambda token_id: _text_inside(tokenizer, [token_id]))
 
     def infos(self, output: StepOutput) -> tuple[TokenInfo, ...]:
         """The new tokens with their log-probabilities, if they were asked for."""
@@ -87,7 +88,7 @@ class ChoiceWriter:
             index=self._index,
             text=text,
             finish_reason=reason,
-            counts=self._counts(output),
+            counts=_counts(output, self._num_prompt_tokens, self._text.num_tokens),
             canvas=self._reader.read(output) if self._mode == "denoise" and not reason else None,
             logprobs=self._due_infos(is_last=reason is not None),
         )
@@ -107,18 +108,60 @@ class ChoiceWriter:
         is_block_whole = None not in output.canvas
         return bool(self._pending) and (self._mode == "prefix" or is_block_whole)
 
-    def _counts(self, output: StepOutput) -> Counts:
-        return Counts(
-            num_prompt_tokens=self._num_prompt_tokens,
-            num_tokens=self._text.num_tokens,
-            num_forwards=output.num_forwards,
-            num_denoise_steps=output.num_denoise_steps,
-            num_cached_tokens=output.num_cached_tokens,
+
+class InfillWriter:
+    """Turns the outputs of a request with holes into the one piece of its answer.
+
+    Args:
+        tokenizer: of the model.
+        parts: texts and numbers of masked tokens, as `LanguageModel.encode_infill` takes them.
+        ids: of the whole text, None where masked.
+    """
+
+    def __init__(
+        self, tokenizer: Any, parts: Sequence[str | int], ids: Sequence[int | None]
+    ) -> None:
+        self._tokenizer, self._parts = tokenizer, parts
+        self._open = [index for index, token_id in enumerate(ids) if token_id is None]
+        self._num_given, self._ids = len(ids) - len(self._open), list[int]()
+
+    def push(self, output: StepOutput) -> Piece | None:
+        """Takes a round's output; the whole text when it is there."""
+        self._ids += output.token_ids
+        if output.finish_reason is None:
+            return None
+        holes = tuple(self._holes())
+        rest = iter(holes)
+        return Piece(
+            index=0,
+            text="".join(part if isinstance(part, str) else next(rest) for part in self._parts),
+            finish_reason=output.finish_reason,
+            counts=_counts(output, self._num_given, len(self._open)),
+            holes=holes,
         )
 
+    def _holes(self) -> Iterator[str]:
+        num_read = 0
+        for size in (part for part in self._parts if isinstance(part, int)):
+            start = self._open[num_read]
+            is_inside = start > 0  # at the beginning a decoder drops its first space
+            ids, num_read = self._ids[start : start + size], num_read + size
+            yield _text_inside(self._tokenizer, ids) if is_inside else decode(self._tokenizer, ids)
 
-def _token_text(tokenizer: Any, token_id: int) -> str:
-    """The text of one token; decoders drop the space that begins a SentencePiece token."""
-    text = decode(tokenizer, [token_id])
-    piece = tokenizer.convert_ids_to_tokens(token_id) or ""
-    return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text
+
+def _counts(output: StepOutput, num_prompt_tokens: int, num_tokens: int) -> Counts:
+    return Counts(
+        num_prompt_tokens=num_prompt_tokens,
+        num_tokens=num_tokens,
+        num_forwards=output.num_forwards,
+        num_denoise_steps=output.num_denoise_steps,
+        num_cached_tokens=output.num_cached_tokens,
+    )
+
+
+def _text_inside(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    """What tokens add to a text. Some decoders drop the space that begins a text: of two copies
+    the second one keeps its own.
+    """
+    once, twice = decode(tokenizer, token_ids), decode(tokenizer, [*token_ids, *token_ids])
+    return f" {once}" if twice == f"{once} {once}" else once

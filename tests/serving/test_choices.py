@@ -1,4 +1,4 @@
-"""n, seeds, log-probabilities, forms, tools, holes: against the Python API or a validator."""
+"""n, seeds, log-probabilities, forms, tools: against the Python API or a validator."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from a2d_ray.serving.app import create_app
 from a2d_ray.serving.server import ModelServer
 from tests.serving.in_process import Client
 
-CHAT, TEXT, INFILL = "/v1/chat/completions", "/v1/completions", "/v1/infill"
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MESSAGES = [{"role": "user", "content": "2+2?"}]
 SCHEMA = {
     "type": "object",
@@ -174,35 +174,6 @@ def test_with_free_choice_an_answer_is_a_call_or_text(roomy):
         chunks = roomy.events(CHAT, **options, seed=seed)
         streamed = "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks)
         assert streamed == (text or "")
-
-
-def test_holes_are_filled_and_the_rest_is_kept(client, lm):
-    body = client.post(INFILL, prefix="once upon ", suffix=" happily", max_tokens=6).json()
-    assert body["text"] == f"once upon {body['holes'][0]} happily"
-    ids = [*lm.tokenizer("once upon ").input_ids, *[None] * 6, *lm.tokenizer(" happily").input_ids]
-    (wanted,) = lm.generate([[ids]], SamplingParams(max_new_tokens=len(ids)))
-    assert body["text"] == wanted.text
-    assert body["usage"]["completion_tokens"] == 6
-    parts = ["a", {"tokens": 2}, "b", {"tokens": 3}]
-    body = client.post(INFILL, parts=parts, diffusion={"rule": "steps", "steps": 4}).json()
-    assert body["text"] == f"a{body['holes'][0]}b{body['holes'][1]}"
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({}, None),
-        ({"parts": ["a"]}, None),
-        ({"parts": ["a", {"tokens": 0}]}, "parts[1].tokens"),
-        ({"parts": ["a", {"tokens": 1}], "prefix": "b"}, None),
-        ({"prefix": "a" * 600}, None),
-        ({"prefix": "a", "stream": True}, "stream"),
-    ],
-)
-def test_a_text_that_cannot_be_filled_is_a_400(client, fields, param):
-    answer = client.post(INFILL, **fields)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    assert answer.json()["error"]["message"]
 
 
 def test_tokens_and_text_are_inverses(client, lm):

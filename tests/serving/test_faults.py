@@ -88,12 +88,14 @@ def test_the_request_id_comes_back_once(http):
 
 
 def test_a_killed_replica_loses_no_request_that_was_not_streamed_yet(http, base_url):
-    """kill -9 under load: whole answers are tried again; a stream ends whole or with an error."""
+    """kill -9 under load: whole answers and infill are tried again; a stream ends whole or with an error."""
     body = {"model": "tiny", **LONG}
     wanted = {
         i: http.post("/v1/completions", json=body | {"prompt": f"p{i}"}).json()["choices"]
         for i in range(8)
     }
+    hole = {"model": "tiny", "max_tokens": 300, "diffusion": LONG["diffusion"]}
+    filled = http.post("/v1/infill", json=hole | {"prefix": "p"}).json()["text"]
     before = replica_pids()
     assert len(before) == 2
 
@@ -105,13 +107,15 @@ def test_a_killed_replica_loses_no_request_that_was_not_streamed_yet(http, base_
             streams = [
                 client.post(url, json=body | {"prompt": f"p{i}", "stream": True}) for i in range(8)
             ]
-            tasks = [asyncio.ensure_future(each) for each in (*whole, *streams)]
+            fills = [client.post("/infill", json=hole | {"prefix": "p"}) for _ in range(4)]
+            tasks = [asyncio.ensure_future(each) for each in (*whole, *streams, *fills)]
             await asyncio.sleep(0.4)
             os.kill(before[0], signal.SIGKILL)
             answers = await asyncio.gather(*tasks)
-            return answers[:8], answers[8:]
+            return answers[:8], answers[8:16], answers[16:]
 
-    whole, streams = asyncio.run(main())
+    whole, streams, fills = asyncio.run(main())
+    assert [answer.json().get("text") for answer in fills] == [filled] * 4
     assert [answer.status_code for answer in whole] == [200] * 8
     for i, answer in enumerate(whole):
         assert answer.json()["choices"] == wanted[i]
