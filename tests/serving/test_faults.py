@@ -88,7 +88,7 @@ def test_the_request_id_comes_back_once(http):
 
 
 def test_a_killed_replica_loses_no_request_that_was_not_streamed_yet(http, base_url):
-    """kill -9 under load: whole answers and infill are tried again; a stream ends whole or with an error."""
+    """kill -9 under load: what is not streamed is tried again; a stream ends, or has an error."""
     body = {"model": "tiny", **LONG}
     wanted = {
         i: http.post("/v1/completions", json=body | {"prompt": f"p{i}"}).json()["choices"]
