@@ -14,6 +14,7 @@ from a2d_ray.generation.params import SamplingParams
 from a2d_ray.models.checkpoint import load_checkpoint
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.device import resolve_device, resolve_dtype
+from a2d_ray.models.fingerprint import fingerprint, weights_hash
 
 __all__ = ["Chunk", "Generation", "InfillText", "LanguageModel", "Prompt", "load"]
 
@@ -47,6 +48,20 @@ class LanguageModel:
         found = [getattr(h, "eos_token_id", None) for h in holders if h is not None]
         ids = [i for f in found for i in (f if isinstance(f, list | tuple) else [f])]
         return frozenset(i for i in ids if i is not None)
+
+    def fingerprint(self, weights: str | None = None) -> dict[str, Any]:
+        """What tells this model from every other one; see `a2d_ray.models.fingerprint`.
+
+        Args:
+            weights: their hash, if it is known: computing it reads all of them.
+        """
+        return fingerprint(
+            self.model,
+            self.tokenizer,
+            self.contract,
+            eos_token_ids=self.eos_token_ids,
+            weights=weights or weights_hash(self.model),
+        )
 
     def make_engine(self, options: EngineOptions | None = None) -> Engine:
         """An engine on this model; see `Engine`."""

@@ -4,12 +4,9 @@ Every backend yields results as they are ready, with the index of what was asked
 can keep them at once: a killed evaluation loses only what was running.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
-
-import torch
 
 from a2d_ray.api import LanguageModel, load
 from a2d_ray.evaluation.likelihood import Likelihood
@@ -26,13 +23,16 @@ class Description:
         objective: ``mdlm`` or ``bd3lm``; None: converted only, or a foreign
             endpoint.
         max_length: positions; None behind an endpoint.
-        fingerprint: what tells it from every other model: weights, contract and tokenizer.
+        fingerprint: what tells it from every other model; see `LanguageModel.fingerprint`.
+        is_identified: whether it does: an endpoint may give a name alone, under which another
+            model can answer tomorrow.
     """
 
     tokenizer: Any
     objective: str | None
     max_length: int | None
     fingerprint: dict[str, Any]
+    is_identified: bool = True
 
 
 class Backend(Protocol):
@@ -66,11 +66,7 @@ class LocalBackend:
             tokenizer=lm.tokenizer,
             objective=lm.contract.objective,
             max_length=lm.max_length,
-            fingerprint={
-                "weights": weights_hash(lm.model),
-                "contract": lm.contract.model_dump(mode="json"),
-                "tokenizer": _tokenizer_hash(lm.tokenizer),
-            },
+            fingerprint=lm.fingerprint(),
         )
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Answer]]:
@@ -114,24 +110,3 @@ def load_backend(
         contract = lm.contract.model_copy(update={"objective": objective})
         lm = LanguageModel(lm.model, lm.tokenizer, contract)
     return LocalBackend(lm, batch_size=batch_size)
-
-
-def weights_hash(model: Any) -> str:
-    """SHA-256 over names, types and bytes of all weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(memoryview(flat.view(dtype=torch.uint8).numpy()) if flat.numel() else b"")
-    return digest.hexdigest()
-
-
-def _tokenizer_hash(tokenizer: Any) -> str | None:
-    if tokenizer is None:
-        return None
-    text = (
-        tokenizer.backend_tokenizer.to_str()
-        if tokenizer.is_fast
-        else repr(sorted(tokenizer.get_vocab().items()))
-    )
-    return hashlib.sha256((text + str(tokenizer.chat_template)).encode()).hexdigest()

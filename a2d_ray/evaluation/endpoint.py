@@ -1,6 +1,8 @@
 """Requests sent to a running endpoint of `jobs/serve.py`, or any OpenAI-compatible one."""
 
+import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
@@ -10,11 +12,14 @@ from a2d_ray.evaluation.requests import Answer, GenerateRequest, Score, ScoreReq
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.text import cut_at_stop
 
+logger = logging.getLogger(__name__)
+
 # Options with a name of their own in the API; the others go into `diffusion`.
 OPENAI_NAMES = {"max_new_tokens": "max_tokens", "temperature": "temperature", "seed": "seed"}
 TOP_LEVEL = {"ignore_eos", "stop_token_ids", "top_k", "min_p", "repetition_penalty", "min_tokens"}
 TOP_LEVEL |= {"top_p", "presence_penalty", "frequency_penalty", "logit_bias"}
 MAX_RETRIES = 20  # about two minutes of a server that restarts; a rate limit makes requests wait
+FINGERPRINT_TIMEOUT_S = 60.0  # a replica that has just started reads its weights for a while
 MAX_STOP = 4  # texts that the API takes; with more, answers are cut here
 
 
@@ -35,22 +40,46 @@ class EndpointBackend:
 
         key = os.environ.get("OPENAI_API_KEY", "none")
         self._client = OpenAI(base_url=base_url, api_key=key, max_retries=MAX_RETRIES, timeout=600)
-        cards = {c.id: c for c in self._client.with_options(max_retries=5).models.list()}
-        if model is None and len(cards) == 1:
-            model = next(iter(cards))
-        if model is None or model not in cards:
-            raise ValueError(f"served_model={model}: {base_url} serves {list(cards)}")
-        self._objective = _objective(cards[model])
-        self._base_url, self._model, self._concurrency = base_url, model, concurrency
+        self._base_url, self._concurrency = base_url, concurrency
+        self._card = self._read_card(model)
+        self._model: str = self._card["id"]
 
     def describe(self) -> Description:
-        """The address and name, and what the model's card tells; the weights are not known."""
+        """The address and name, and what the model's card tells."""
+        diffusion = self._card.get("diffusion") or {}
+        fingerprint = diffusion.get("fingerprint")
+        if fingerprint is None:
+            logger.warning(
+                "%s does not tell which weights %s has: its answers are kept for this run only",
+                self._base_url,
+                self._model,
+            )
         return Description(
             tokenizer=None,
-            objective=self._objective,
+            objective=diffusion.get("objective"),
             max_length=None,
-            fingerprint={"base_url": self._base_url, "served_model": self._model},
+            fingerprint={
+                "base_url": self._base_url,
+                "served_model": self._model,
+                "fingerprint": fingerprint,
+            },
+            is_identified=fingerprint is not None,
         )
+
+    def _read_card(self, model: str | None) -> dict[str, Any]:
+        """The model's card; one of ours is whole once a replica has read its weights."""
+        until = time.monotonic() + FINGERPRINT_TIMEOUT_S
+        while True:
+            cards = {c.id: c for c in self._client.with_options(max_retries=5).models.list()}
+            if model is None and len(cards) == 1:
+                model = next(iter(cards))
+            if model is None or model not in cards:
+                raise ValueError(f"served_model={model}: {self._base_url} serves {list(cards)}")
+            card = cards[model].model_dump()
+            diffusion = card.get("diffusion")
+            if diffusion is None or diffusion.get("fingerprint") or time.monotonic() > until:
+                return card
+            time.sleep(0.2)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Answer]]:
         """Answers as they come back."""
@@ -102,9 +131,3 @@ def request_body(request: GenerateRequest) -> dict[str, Any]:
     top_level = {key: own.pop(key) for key in TOP_LEVEL & own.keys()}
     body["extra_body"] = {"diffusion": own, **top_level}
     return {key: value for key, value in body.items() if value is not None}
-
-
-def _objective(card: Any) -> str | None:
-    """What the card of a model tells; other servers than ours tell nothing."""
-    diffusion = (card.model_extra or {}).get("diffusion")
-    return diffusion.get("objective") if isinstance(diffusion, dict) else None

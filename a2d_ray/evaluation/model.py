@@ -43,7 +43,8 @@ class A2DHarnessModel(LM):
         self._check_objective()
         cache = None
         if path := self.options.others["cache"]:
-            cache = ResponseCache(path, self.described.fingerprint)
+            kept = path if self.described.is_identified else ":memory:"
+            cache = ResponseCache(kept, self.described.fingerprint)
         self.responder = Responder(self._backend, cache)
         self._chats: dict[str, list[dict[str, str]]] = {}
 

@@ -23,6 +23,8 @@ from a2d_ray.evaluation.requests import (
     to_values,
 )
 
+FORMAT = 2  # of what is kept; results of another one are not read
+
 
 class ResponseCache:
     """Results on disk, keyed by model, contract, sampling and prompt.
@@ -31,7 +33,7 @@ class ResponseCache:
     was. Several models share a file.
 
     Args:
-        path: the file; made if it is missing.
+        path: the file; made if it is missing. ``:memory:`` keeps results while this process lives.
         fingerprint: of the model (`Description.fingerprint`).
     """
 
@@ -40,7 +42,7 @@ class ResponseCache:
         self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, value TEXT)")
-        self._prefix = json.dumps(fingerprint, sort_keys=True)
+        self._prefix = json.dumps([FORMAT, fingerprint], sort_keys=True)
 
     def get(self, request: Request) -> Result | None:
         """The result, if it is there."""

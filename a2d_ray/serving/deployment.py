@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 _HEALTH_CHECK_PERIOD_S = 2.0
 _METRICS_TIMEOUT_S = 5.0
 _FACTS_TIMEOUT_S = 2.0
+_FACTS_PERIOD_S = 10.0
 # The models push back, not the ingress: before a full one requests wait for seconds to be told. Yet
 # each holds its body, so there is an end.
 _INGRESS_REQUESTS = 1_024
@@ -176,6 +178,7 @@ class RemoteServer:
         self._handle, self._is_prefix_aware = handle, is_prefix_aware
         self._admission = Admission(max_requests)
         self._facts: ModelFacts | None = None
+        self._facts_until = 0.0
 
     async def generate(
         self, request: GenerationRequest, cache_salt: str = ""
@@ -244,14 +247,16 @@ class RemoteServer:
         return await self._ask("detokenize", request)
 
     async def facts(self) -> ModelFacts:
-        """What the checkpoint says, asked of a replica once; raises as `generate` does."""
-        if self._facts is not None:
+        """What the checkpoint says, asked of a replica now and then, since a new one may have
+        read other weights; raises as `generate` does."""
+        if self._facts is not None and time.monotonic() < self._facts_until:
             return self._facts
         try:
             facts: ModelFacts = await asyncio.wait_for(self._ask("facts"), _FACTS_TIMEOUT_S)
         except TimeoutError as error:
             raise not_ready("no replica of the model answered yet") from error
-        self._facts = facts
+        if facts.fingerprint is not None:
+            self._facts, self._facts_until = facts, time.monotonic() + _FACTS_PERIOD_S
         return facts
 
     async def _ask(self, method: str, *args: Any) -> Any:

@@ -88,12 +88,15 @@ class ModelFacts:
         block_size: of an answer whose request names none.
         block_sizes: that were trained, others are refused; empty: any.
         max_model_len: tokens of prompt and answer together.
+        fingerprint: hash of all that tells the model from every other one; None while the weights
+            are being read.
     """
 
     objective: str
     block_size: int
     block_sizes: tuple[int, ...]
     max_model_len: int
+    fingerprint: str | None
 
 
 class Server(Protocol):

@@ -13,6 +13,7 @@ from a2d_ray.config import EngineSection, LimitsSection, SamplingSection
 from a2d_ray.generation.engine import EngineOptions, Request
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.http.errors import ENGINE_DEAD, RequestError, not_ready
+from a2d_ray.models.fingerprint import values_hash, weights_hash
 from a2d_ray.serving.engine_loop import AsyncEngine, EngineDeadError
 from a2d_ray.serving.grammars import GrammarCompiler, TokenGrammar, grammar_of
 from a2d_ray.serving.infill import InfillRequest
@@ -70,8 +71,12 @@ class ModelServer:
         self._reader = TokenReader(lm.tokenizer)
         self._grammars = GrammarCompiler(lm.tokenizer, lm.model.config.vocab_size, lm.eos_token_ids)
         self._seeds = random.Random(self._defaults.seed)
+        self._fingerprint: str | None = None
         # Fast tokenizers do not like two threads at once; one is enough beside a model.
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        reader = ThreadPoolExecutor(1, thread_name_prefix="fingerprint")
+        self._weights_hash = reader.submit(weights_hash, lm.model)  # seconds for a large model
+        reader.shutdown(wait=False)
 
     async def generate(
         self, request: GenerationRequest, cache_salt: str = ""
@@ -138,11 +143,16 @@ class ModelServer:
         """What the checkpoint says."""
         contract = self._lm.contract
         assert contract.objective is not None
+        if self._fingerprint is None and self._weights_hash.done():
+            weights = self._weights_hash.result()
+            values = await self._in_tokenizer_thread(self._lm.fingerprint, weights)
+            self._fingerprint = values_hash(values)
         return ModelFacts(
             objective=contract.objective,
             block_size=contract.block_size,
             block_sizes=contract.block_sizes,
             max_model_len=self._lm.max_length,
+            fingerprint=self._fingerprint,
         )
 
     async def metrics(self) -> list[str]:

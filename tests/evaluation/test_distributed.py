@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from fastapi.responses import JSONResponse
 
 from a2d_ray import load
 from a2d_ray.benchmarks.http_load import listening
@@ -65,3 +66,68 @@ def test_an_endpoint_gives_the_same_greedy_answers(checkpoints, tmp_path, object
     assert served == measure(checkpoint, tmp_path / "offline", tasks)
     if objective == "mdlm":  # or a card without an objective would pass unseen
         assert served != measure(checkpoint, tmp_path / "whole", [SUMS, PLAIN])
+
+
+def test_another_model_under_the_same_name_is_asked_again(checkpoints, tmp_path):
+    """Answers belong to weights, not to a name; those of the same weights are not asked twice."""
+    models = {name: load(path, dtype="float32", device="cpu") for name, path in checkpoints.items()}
+    first, second = (ModelServer(models[name]) for name in ("bd3lm", "mdlm"))
+    served = {"tiny": first}
+    tasks = [SUMS]
+
+    def run(directory):
+        return measure(checkpoints["bd3lm"], tmp_path / directory, tasks, endpoint=f"{url}/v1")
+
+    try:
+        with listening(create_app(served)) as url:
+            answers = run("kept")
+            served["tiny"] = second
+            assert run("kept") == run("fresh") != answers
+            served["tiny"] = Unable(first)
+            assert run("kept") == answers
+    finally:
+        first.close()
+        second.close()
+
+
+class Unable:
+    """A server that knows its model and generates nothing."""
+
+    def __init__(self, server):
+        self.facts = server.facts
+
+
+def test_answers_of_an_unknown_model_are_kept_for_one_run(checkpoints, tmp_path, caplog):
+    server = Nameless(load(checkpoints["bd3lm"], dtype="float32", device="cpu"))
+    try:
+        with listening(foreign(create_app({"tiny": server}))) as url:
+            for _ in range(2):
+                measure(checkpoints["bd3lm"], tmp_path, [SUMS], endpoint=f"{url}/v1")
+                assert server.num_asked == 9
+                server.num_asked = 0
+    finally:
+        server.close()
+    assert "kept for this run only" in caplog.text
+
+
+class Nameless(ModelServer):
+    """Counts what it is asked."""
+
+    num_asked = 0
+
+    def generate(self, request, cache_salt=""):
+        self.num_asked += 1
+        return super().generate(request, cache_salt)
+
+
+def foreign(app):
+    """The application as a server of another kind: its cards tell names alone."""
+
+    @app.middleware("http")
+    async def bare(request, call_next):
+        if request.url.path != "/v1/models":
+            return await call_next(request)
+        card = {"id": "tiny", "object": "model", "created": 0, "owned_by": "others"}
+        return JSONResponse({"object": "list", "data": [card]})
+
+    return app
