@@ -82,8 +82,8 @@ def _point(sampling: dict[str, Any], task: dict[str, Any]) -> Point:
     return Point(
         name=" ".join(str(value) for value in sampling.values()) or "one by one",
         score=found.value,
-        low=found.low,
-        high=found.high,
+        low=max(0.0, found.low),
+        high=min(1.0, found.high),
         tokens_per_forward=tokens_per_forward or 0.0,
         tokens_per_s=tokens_per_s or 0.0,
     )

@@ -51,8 +51,8 @@ def markdown(report: dict[str, Any]) -> str:
         found = estimate([row["value"] for row in task["samples"]])
         tpf, per_s = speed(task)
         lines.append(
-            f"| {name} | {task['metric']} | {task['value']:.4f} | {found.low:.4f} to "
-            f"{found.high:.4f} | {task['num_documents']} | {_number(tpf)} | {_number(per_s)} |"
+            f"| {name} | {task['metric']} | {task['value']:.4f} | {found.interval()} | "
+            f"{task['num_documents']} | {_number(tpf)} | {_number(per_s)} |"
         )
     return "\n".join(lines)
 
@@ -105,7 +105,7 @@ def comparison_markdown(names: Sequence[str], comparisons: dict[str, Comparison]
         change = found.difference
         lines.append(
             f"| {name} | {found.first.value:.4f} | {found.second.value:.4f} | "
-            f"{change.value:+.4f} | {change.low:+.4f} to {change.high:+.4f} | "
+            f"{change.value:+.4f} | {change.interval('+.4f')} | "
             f"{found.p_value:.3g} | {found.test} | {found.num_documents} |"
         )
     return "\n".join(lines)

@@ -2,12 +2,14 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 
 Z95 = NormalDist().inv_cdf(0.975)
 NUM_FLIPS = 10_000
+NO_SPREAD = 1e-12
 
 Value = float | Sequence[float]
 """A score of one document: a number, or (numerator, denominator) of a ratio of sums."""
@@ -19,12 +21,19 @@ class Estimate:
 
     Attributes:
         value: mean, or ratio of sums.
-        low, high: of the interval: Wilson's for zeros and ones, else normal.
+        low, high: of the interval: Wilson's for zeros and ones (Newcombe's for their paired
+            difference), else normal; infinite where the documents show no spread to tell it from.
     """
 
     value: float
     low: float
     high: float
+
+    def interval(self, form: str = ".4f") -> str:
+        """As text, each end in `form`."""
+        if math.isinf(self.low):
+            return "unknown"
+        return f"{self.low:{form}} to {self.high:{form}}"
 
 
 def estimate(values: Sequence[Value]) -> Estimate:
@@ -38,7 +47,13 @@ def estimate(values: Sequence[Value]) -> Estimate:
     mean, deviations = _linearised(values)
     if all(value in (0.0, 1.0) for value in values):
         return _wilson(mean, len(values))
-    half = Z95 * stdev(deviations) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return _normal(mean, deviations)
+
+
+def _normal(mean: float, deviations: Sequence[float]) -> Estimate:
+    """Normal interval; infinite if the deviations are none (but for rounding) or one."""
+    spread = stdev(deviations) if len(deviations) > 1 else 0.0
+    half = Z95 * spread / math.sqrt(len(deviations)) if spread > NO_SPREAD else math.inf
     return Estimate(value=mean, low=mean - half, high=mean + half)
 
 
@@ -94,17 +109,42 @@ def compare(first: Sequence[Value], second: Sequence[Value]) -> Comparison:
         raise ValueError(f"{len(first)} and {len(second)} documents cannot be paired")
     one, other = estimate(first), estimate(second)
     deviations = [b - a for a, b in zip(_linearised(first)[1], _linearised(second)[1], strict=True)]
-    mean, n = other.value - one.value, len(first)
-    half = Z95 * stdev(deviations) / math.sqrt(n) if n > 1 else math.inf
+    mean = other.value - one.value
     is_binary = all(value in (0.0, 1.0) for value in [*first, *second])
     p_value = _mcnemar(first, second) if is_binary else _sign_flip([d + mean for d in deviations])
     return Comparison(
         first=one,
         second=other,
-        difference=Estimate(value=mean, low=mean - half, high=mean + half),
+        difference=_newcombe(first, second) if is_binary else _normal(mean, deviations),
         p_value=p_value,
         test="McNemar, exact" if is_binary else "sign flips",
-        num_documents=n,
+        num_documents=len(first),
+    )
+
+
+def _newcombe(first: Sequence[Value], second: Sequence[Value]) -> Estimate:
+    """Second minus first share: both Wilson intervals, squared and added with their correlation.
+
+    Source: Newcombe (1998), Statistics in Medicine 17, 2635-2650, method 10.
+    """
+    n = len(first)
+    cells = Counter(zip(first, second, strict=True))
+    both, neither = cells[1.0, 1.0], cells[0.0, 0.0]
+    gained, lost = cells[0.0, 1.0], cells[1.0, 0.0]
+    one, other = _wilson((both + lost) / n, n), _wilson((both + gained) / n, n)
+    margins = (both + lost) * (gained + neither) * (both + gained) * (lost + neither)
+    shared = both * neither - gained * lost
+    shared = max(shared - n / 2, 0) if shared > 0 else shared
+    phi = shared / math.sqrt(margins) if margins else 0.0
+
+    def half(up: float, down: float) -> float:
+        return math.sqrt(up * up - 2 * phi * up * down + down * down)
+
+    value = other.value - one.value
+    return Estimate(
+        value=value,
+        low=value - half(other.value - other.low, one.high - one.value),
+        high=value + half(other.high - other.value, one.value - one.low),
     )
 
 

@@ -37,6 +37,48 @@ def test_mcnemar_is_the_exact_binomial_test():
     assert compare(first, first).p_value == 1
 
 
+@pytest.mark.parametrize(
+    ("table", "published"),
+    [
+        ((36, 12, 2, 0), (0.0569, 0.3404)),  # Newcombe (1998), method 10
+        ((14, 5, 0, 22), (0.011, 0.226)),  # Altman et al. (2000), Statistics with Confidence, 6.2
+        ((1, 1, 7, 12), (-0.507, -0.026)),  # Fagerland, Lydersen, Laake (2014)
+    ],
+)
+def test_paired_interval_of_published_cases(table, published):
+    """Cells: both right, only the second, only the first, neither."""
+    both, gained, lost, neither = table
+    first = [1.0] * both + [0.0] * gained + [1.0] * lost + [0.0] * neither
+    second = [1.0] * (both + gained) + [0.0] * (lost + neither)
+    found = compare(first, second).difference
+    assert (found.low, found.high) == pytest.approx(published, abs=6e-4)
+    mirrored = compare(second, first).difference
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+
+
+@pytest.mark.parametrize("scores", [[1.0] * 20, [0.0] * 20, [1.0] * 16 + [0.0] * 4, [1.0]])
+def test_models_that_agree_on_few_documents_may_still_differ(scores):
+    found = compare(scores, scores).difference
+    assert found.low < -0.1 and found.high > 0.1 and found.value == 0
+
+
+def test_paired_intervals_cover_the_truth_as_often_as_they_say():
+    rng = random.Random(2)
+    covered = 0
+    for _ in range(400):
+        rows = rng.choices([(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0)], (80, 6, 4, 10), k=50)
+        found = compare([a for a, _ in rows], [b for _, b in rows]).difference
+        covered += found.low <= 0.02 <= found.high
+    assert covered / 400 >= 0.94
+
+
+@pytest.mark.parametrize("values", [[0.5] * 9, [0.7], [(3.0, 2.0), (0.3, 0.2)]])
+def test_scores_without_spread_have_no_known_interval(values):
+    found = estimate(values)
+    assert (found.low, found.high) == (-math.inf, math.inf) and found.interval() == "unknown"
+    assert compare(values, values).difference.interval("+.4f") == "unknown"
+
+
 def test_sign_flips_agree_with_enumeration():
     differences = [0.3, 0.1, 0.5, -0.2, 0.4, 0.25, 0.15, -0.05]
     found = compare([0.5] * 8, [0.5 + d for d in differences])

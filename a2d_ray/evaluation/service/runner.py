@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -217,8 +218,8 @@ def results_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
         found[name] = {
             "metric": task["metric"],
             "value": task["value"],
-            "low": interval.low,
-            "high": interval.high,
+            "low": interval.low if math.isfinite(interval.low) else None,
+            "high": interval.high if math.isfinite(interval.high) else None,
             "num_documents": task["num_documents"],
             "higher_is_better": task["higher_is_better"],
             "tokens_per_forward": tpf,
