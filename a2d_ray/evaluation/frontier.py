@@ -14,6 +14,7 @@ from a2d_ray.evaluation.statistics import estimate
 from a2d_ray.evaluation.suite import build_model, run_suite
 
 ALPHA = 3.0
+ONE_BY_ONE = "one by one"  # the setting of an AR model
 TOLERANCE = 5.0  # percentage points below the slowest point that still count
 
 
@@ -80,7 +81,7 @@ def _point(sampling: dict[str, Any], task: dict[str, Any]) -> Point:
     tokens_per_forward, tokens_per_s = speed(task)
     found = estimate([row["value"] for row in task["samples"]])
     return Point(
-        name=" ".join(str(value) for value in sampling.values()) or "one by one",
+        name=" ".join(str(value) for value in sampling.values()) or ONE_BY_ONE,
         score=found.value,
         low=max(0.0, found.low),
         high=min(1.0, found.high),
@@ -136,33 +137,40 @@ def write_frontier(curves: Sequence[Curve], title: str, directory: Path) -> str:
 
 
 def _plot(curves: Sequence[Curve], title: str, path: Path) -> None:
-    """Score over tokens per forward, and over tokens per second."""
+    """Score over tokens per forward and over tokens per second, a line per model and rule."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     panes = figure.subplots(1, 2, sharey=True)
+    lines = [(c.name, *line) for c in curves for line in _by_rule(c.points)]
     for axes, key in zip(panes, ("tokens_per_forward", "tokens_per_s"), strict=True):
-        for curve in curves:
-            places = [getattr(point, key) for point in curve.points]
-            scores = [point.score for point in curve.points]
-            below = [point.score - point.low for point in curve.points]
-            above = [point.high - point.score for point in curve.points]
+        for number, (model, rule, points) in enumerate(lines):
             axes.errorbar(
-                places, scores, yerr=[below, above], marker="o", capsize=3, label=curve.name
+                [getattr(p, key) for p in points],
+                [p.score for p in points],
+                yerr=[[p.score - p.low for p in points], [p.high - p.score for p in points]],
+                marker="os^Dvp*X"[number % 8],
+                elinewidth=0.5,
+                label=f"{model}: {rule}",
             )
-            for point, place in zip(curve.points, places, strict=True):
-                axes.annotate(
-                    point.name,
-                    (place, point.score),
-                    xytext=(4, 4),
-                    textcoords="offset points",
-                    fontsize=7,
-                )
-        axes.set(xlabel=key.replace("_", " ").replace("per s", "per second"))
-        axes.set_xlim(left=0)
+            for point in points:
+                place = (getattr(point, key), point.score)
+                setting = point.name.removeprefix(rule).strip()
+                axes.annotate(setting, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
+        axes.set(xlabel=key.replace("_", " ").replace("per s", "per second"), xlim=(0, None))
+        axes.grid(alpha=0.3)
     panes[0].set(ylabel="score")
-    panes[0].legend()
+    panes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
+
+
+def _by_rule(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
+    """The points of each rule: the first word of a setting's name."""
+    found: dict[str, list[Point]] = {}
+    for point in points:
+        rule = point.name if point.name == ONE_BY_ONE else point.name.split(" ")[0]
+        found.setdefault(rule, []).append(point)
+    return list(found.items())
