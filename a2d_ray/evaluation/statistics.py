@@ -134,8 +134,8 @@ def _newcombe(first: Sequence[Value], second: Sequence[Value]) -> Estimate:
     one, other = _wilson((both + lost) / n, n), _wilson((both + gained) / n, n)
     margins = (both + lost) * (gained + neither) * (both + gained) * (lost + neither)
     shared = both * neither - gained * lost
-    shared = max(shared - n / 2, 0) if shared > 0 else shared
-    phi = shared / math.sqrt(margins) if margins else 0.0
+    corrected = max(shared - n / 2, 0.0) if shared > 0 else shared
+    phi = corrected / math.sqrt(margins) if margins else 0.0
 
     def half(up: float, down: float) -> float:
         return math.sqrt(up * up - 2 * phi * up * down + down * down)
