@@ -106,10 +106,17 @@ class ServeConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _check_names(self) -> Self:
+    def _check_together(self) -> Self:
         ids = [model.id for model in self.models]
         if len(set(ids)) < len(ids):
             raise ValueError(f"models: the ids must differ, got {ids}")
+        most = self.limits.max_choices
+        for index, model in enumerate(self.models):
+            if model.sampling.n > most:
+                raise ValueError(
+                    f"models.{index}.sampling.n ({model.sampling.n}) exceeds limits.max_choices "
+                    f"({most}): no request without an n of its own would be answered"
+                )
         if self.autoscaling is not None and self.num_replicas != 1:
             raise ValueError(
                 f"num_replicas ({self.num_replicas}) has no meaning with autoscaling: set "

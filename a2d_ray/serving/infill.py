@@ -84,6 +84,10 @@ class InfillRequest(GenerationRequest):
         """Tokens of all holes."""
         return sum(part for part in self.to_parts() if isinstance(part, int))
 
+    def num_choices(self, defaults: SamplingSection) -> int:
+        """One, whatever the model's default."""
+        return 1
+
     def params(self, defaults: SamplingSection, seed: int) -> SamplingParams:
         """Options of the decoder; the holes' blocks share its steps."""
         return super().params(defaults.model_copy(update={"min_tokens": 0}), seed)

@@ -13,11 +13,11 @@ class Counts:
     """What a choice has cost.
 
     Attributes:
-        num_prompt_tokens: tokens of its prompt.
+        num_prompt_tokens: tokens of its prompt, which counts with the first choice only.
         num_tokens: emitted tokens; those behind a stop string or end of turn do not count.
         num_forwards: model forwards that it took part in.
         num_denoise_steps: those of them in which tokens of it were committed.
-        num_cached_tokens: prompt tokens whose keys and values were found stored.
+        num_cached_tokens: those of them whose keys and values were found stored.
     """
 
     num_prompt_tokens: int

@@ -139,9 +139,9 @@ class GenerationRequest(Strict):
         """The field that says how long an answer may become."""
         return "max_tokens"
 
-    def num_choices(self) -> int:
+    def num_choices(self, defaults: SamplingSection) -> int:
         """Answers to each prompt."""
-        return self.n or 1
+        return self.n or defaults.n
 
     def num_logprobs(self) -> int | None:
         """Alternatives to report beside each token's log-probability; None: report nothing."""
@@ -304,6 +304,10 @@ class ChatCompletionRequest(GenerationRequest):
     def max_new_tokens(self) -> int | None:
         """Longest answer asked for."""
         return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
+
+    def length_field(self) -> str:
+        """The field that says how long the answer may become."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
 
 class CompletionRequest(GenerationRequest):

@@ -38,7 +38,8 @@ class ModelServer:
         limits: of requests.
         engine: its options.
         round_timeout_s: an engine whose round takes longer counts as dead.
-        name, replica: labels of the metrics.
+        name: label of the metrics.
+        replica: the other one; requests without a seed draw apart on replicas of other names.
 
     Raises:
         ValueError: the model has no tokenizer, or no objective.
@@ -70,7 +71,8 @@ class ModelServer:
         self._metrics = ModelMetrics(name, replica, core)
         self._reader = TokenReader(lm.tokenizer)
         self._grammars = GrammarCompiler(lm.tokenizer, lm.model.config.vocab_size, lm.eos_token_ids)
-        self._seeds = random.Random(self._defaults.seed)
+        # Replicas that drew the same seeds would give the same answers to different requests.
+        self._seeds = random.Random(f"{self._defaults.seed}/{replica}")
         self._fingerprint: str | None = None
         # Fast tokenizers do not like two threads at once; one is enough beside a model.
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
@@ -88,7 +90,7 @@ class ModelServer:
         """
         try:
             params = request.params(self._defaults, self._seeds.getrandbits(31))
-            prompts, n = request.prompts(), request.num_choices()
+            prompts, n = request.prompts(), request.num_choices(self._defaults)
             self._check_num_choices(len(prompts), n)
             choices = [
                 self._choice(request, prompt, params, index * n + choice, choice, cache_salt)
@@ -278,17 +280,16 @@ class ModelServer:
         return await loop.run_in_executor(self._tokenizer_thread, work, *args)
 
 
-_FIELD_OF_PARAM = {"max_new_tokens": "max_tokens"} | {
-    name: f"diffusion.{name}" for name in DiffusionOptions.model_fields
-}
+_FIELD_OF_PARAM = {name: f"diffusion.{name}" for name in DiffusionOptions.model_fields}
 
 
 def _refusal(error: ValueError, request: GenerationRequest) -> RequestError:
     """The engine's refusal in the request's own names; its messages begin with the field."""
-    message = str(error).replace("max_new_tokens", "max_tokens")
-    word = (re.match(r"\w*", str(error)) or [""])[0]
-    if word == "prompt":
-        return RequestError(message, param=request.prompt_field(), code="context_length_exceeded")
+    message = str(error).replace("max_new_tokens", request.length_field())
+    word = (re.match(r"\w*", message) or [""])[0]
+    if word == "prompt":  # its length, or an id that is none
+        code = "context_length_exceeded" if "exceed" in message else "invalid_value"
+        return RequestError(message, param=request.prompt_field(), code=code)
     known = word in type(request).model_fields
     return RequestError(message, param=_FIELD_OF_PARAM.get(word, word if known else None))
 

@@ -52,7 +52,7 @@ class ChoiceWriter:
         tokenizer: of the model.
         reader: of the tokenizer.
         index: the choice.
-        num_prompt_tokens: of its prompt.
+        num_prompt_tokens: of its prompt; 0: it counts with another choice, as does what was cached.
         stop: texts that end the answer.
         mode: when pieces are given: as soon as a token is final, per block, or per denoise step.
         echo: text that comes before the answer.
@@ -155,7 +155,7 @@ def _counts(output: StepOutput, num_prompt_tokens: int, num_tokens: int) -> Coun
         num_tokens=num_tokens,
         num_forwards=output.num_forwards,
         num_denoise_steps=output.num_denoise_steps,
-        num_cached_tokens=output.num_cached_tokens,
+        num_cached_tokens=output.num_cached_tokens if num_prompt_tokens else 0,
     )
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from a2d_ray import SamplingParams, load
-from a2d_ray.config import LimitsSection
+from a2d_ray.config import LimitsSection, SamplingSection
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.server import ModelServer
 from a2d_ray.text import decode
@@ -190,7 +190,20 @@ def test_what_the_model_cannot_do_is_a_400_that_names_the_field(client, stream):
     assert error["param"] == "prompt"
     assert "max_tokens (50)" in error["message"]
     error = error_of(client.post(TEXT, prompt=[5, 10**6], stream=stream), 400)
-    assert error["param"] == "prompt"
+    assert (error["param"], error["code"]) == ("prompt", "invalid_value")  # it is not too long
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("most", [None, 50])
+def test_too_long_an_answer_is_refused_in_the_client_s_own_name(lm, name, most):
+    server = ModelServer(lm, limits=LimitsSection(max_new_tokens=most))
+    client = Client(create_app({"tiny": server}))
+    error = error_of(client.post(CHAT, messages=MESSAGES, **{name: 10**6}), 400)
+    assert error["param"] == name
+    assert error["message"].startswith(f"{name} (1000000 tokens)")
+    error = error_of(client.post(CHAT, messages=MESSAGES, **{name: 511}), 400)
+    assert f"{name} (511" in error["message"]
+    server.close()
 
 
 def test_an_answer_of_unnamed_length_takes_the_room_there_is(client):
@@ -225,6 +238,29 @@ def test_requests_without_a_seed_differ_but_repeat_after_a_restart(lm):
     first, second = answers()
     assert first != second
     assert answers() == [first, second]
+
+
+def test_replicas_draw_apart_and_a_seed_draws_alike_on_all(lm):
+    servers = [ModelServer(lm, replica=name) for name in ("one", "two")]
+    clients = [Client(create_app({"tiny": server})) for server in servers]
+
+    def answers(**seed) -> list[str]:
+        options = {"messages": MESSAGES, "temperature": 1.0, "max_tokens": 12, "ignore_eos": True}
+        return [chat_text(client.post(CHAT, **options, **seed)) for client in clients]
+
+    assert len({*answers(), *answers()}) == 4
+    assert len({*answers(seed=7), *answers(seed=7)}) == 1
+    for server in servers:
+        server.close()
+
+
+def test_a_model_s_own_number_of_answers_is_what_a_request_leaves_out(lm):
+    server = ModelServer(lm, SamplingSection(n=2, max_new_tokens=4))
+    client = Client(create_app({"tiny": server}))
+    for asked, wanted in (({}, 2), ({"n": 1}, 1), ({"n": 3}, 3)):
+        assert len(client.post(CHAT, messages=MESSAGES, **asked).json()["choices"]) == wanted
+    assert client.post("/v1/infill", prefix="a").status_code == 200  # one answer, as ever
+    server.close()
 
 
 @pytest.mark.filterwarnings("default")

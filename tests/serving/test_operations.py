@@ -58,6 +58,29 @@ def test_metrics_count_what_was_answered(lm):
     server.close()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_was_cached_of_a_prompt_counts_once_however_many_answers(lm, stream):
+    """cached <= prompt, as clients are billed and in the metrics, whatever n."""
+    server = ModelServer(lm)
+    client = Client(create_app({"tiny": server}))
+    options = {"prompt": ["once upon a time " * 3, "long ago " * 6], "n": 3, "max_tokens": 4}
+    usages = []
+    for _ in range(2):
+        if stream:
+            asked = {"stream_options": {"include_usage": True}}
+            usages.append(client.events(TEXT, **options, **asked)[-1]["usage"])
+        else:
+            usages.append(client.post(TEXT, **options).json()["usage"])
+    cached = [usage["prompt_tokens_details"]["cached_tokens"] for usage in usages]
+    num_prompt = usages[0]["prompt_tokens"]
+    assert num_prompt == usages[1]["prompt_tokens"] == sum(map(len, options["prompt"]))
+    assert 0 < cached[1] <= num_prompt
+    found = samples(client.get("/metrics").text)
+    assert found["a2d:prefix_cache_hits_total", "{}"] == sum(cached)
+    assert found["a2d:prefix_cache_queries_total", "{}"] == 2 * num_prompt
+    server.close()
+
+
 def test_steps_per_block_are_those_of_the_rule(lm):
     """8 tokens in blocks of 4 with 4 steps in all: two blocks of two steps."""
     server = ModelServer(lm)
@@ -130,6 +153,7 @@ def test_autoscaling_reaches_serve_and_contradictions_are_refused(checkpoint):
     for wrong, message in (
         ({"autoscaling": scaling, "num_replicas": 2}, "num_replicas"),
         ({"autoscaling": {"min_replicas": 3, "max_replicas": 2}}, "min_replicas"),
+        ({"models": [models[0] | {"sampling": {"n": 65}}]}, r"models\.0\.sampling\.n \(65\)"),
     ):
         with pytest.raises(ValueError, match=message):
             validate(ServeConfig, {"models": models} | wrong)

@@ -185,6 +185,35 @@ def test_settings_reach_the_request_and_stay(browser, url):
     assert "block_size" in browser.find(".turn .failure").text
 
 
+def test_a_failure_leaves_no_empty_turn_in_the_conversation(browser, url):
+    browser.open(url)
+    browser.js(
+        "window.sent = []; const send = window.fetch; window.fetch = (url, options) => {"
+        "  window.sent.push(JSON.parse(options.body)); return send(url, options); };"
+    )
+
+    def roles():
+        return browser.js("return sent.at(-1).messages.map((m) => [m.role, m.content !== ''])")
+
+    browser.set("block_size", "0")
+    browser.ask("x")
+    browser.wait(lambda: browser.count(".turn .failure"))
+    browser.set("block_size", "8")
+    browser.find(".again").click()
+    browser.wait(lambda: browser.js("return sent.length") == 2)
+    browser.answered()
+    assert roles() == [["user", True]]
+    browser.set("block_size", "0")
+    browser.ask("y")
+    browser.wait(lambda: browser.count(".turn .failure"))
+    browser.set("block_size", "8")
+    browser.ask("z")
+    browser.wait(lambda: browser.js("return sent.length") == 4)
+    browser.answered()
+    assert roles() == [["user", True], ["assistant", True], ["user", True], ["user", True]]
+    assert browser.js("return sent.at(-1).n") == 1  # one answer is shown
+
+
 def test_a_phone_in_the_dark(browser, url):
     browser.driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",

@@ -48,7 +48,7 @@ async function respond() {
     }
   }
   if (messages === history) {
-    messages.push({ role: "assistant", content: view.frame.text });
+    if (view.frame.text) messages.push({ role: "assistant", content: view.frame.text });
     toggleRunning(false);
   }
   follow();
@@ -57,7 +57,7 @@ async function respond() {
 /** Asks for the last answer once more; earlier ones stay as they are. */
 function repeat(view, history) {
   if (running || messages !== history || view.root !== log.lastElementChild) return;
-  messages.pop();
+  if (messages.at(-1).role === "assistant") messages.pop(); // none, if it failed at once
   view.root.remove();
   respond();
 }

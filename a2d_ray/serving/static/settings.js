@@ -36,6 +36,7 @@ export class Settings {
     const number = (name) => (fields[name].value === "" ? undefined : Number(fields[name].value));
     const rule = fields.rule.value;
     return {
+      n: 1, // whatever the model's default
       max_tokens: number("max_tokens"),
       temperature: number("temperature"),
       seed: number("seed"),
