@@ -36,7 +36,14 @@ from a2d_ray.config.objective import (
     ObjectiveSection,
 )
 from a2d_ray.config.quickstart import QuickstartConfig
-from a2d_ray.config.sampling import ChatConfig, Remasking, Rule, SampleConfig, SamplingSection
+from a2d_ray.config.sampling import (
+    RULES_OF,
+    ChatConfig,
+    Remasking,
+    Rule,
+    SampleConfig,
+    SamplingSection,
+)
 from a2d_ray.config.serving import (
     AutoscalingSection,
     EngineSection,
@@ -69,6 +76,7 @@ from a2d_ray.config.tuning import (
 __all__ = [
     "MAX_BLOCK_SIZE",
     "NORMS_OF_RECIPE",
+    "RULES_OF",
     "AutoscalingSection",
     "BatchSection",
     "BenchmarkConfig",

@@ -17,6 +17,20 @@ Rule = Literal[
 
 Remasking = Literal["low_confidence", "random", "leftmost"]
 
+RULES_OF: dict[str, tuple[Rule, ...]] = {
+    "threshold": ("threshold", "prefix", "klass"),
+    "steps": ("steps",),
+    "remasking": ("steps",),
+    "stochastic_transfer": ("steps",),
+    "factor": ("factor",),
+    "delta": ("frechet",),
+    "gamma": ("entropy_bound",),
+    "entropy_threshold": ("entropy",),
+    "entropy_slope": ("entropy",),
+    "kl_threshold": ("klass",),
+}
+"""The rules that know an option; the first of them is meant where none is named."""
+
 
 class SamplingSection(Section):
     """How answers are decoded; the one place of these defaults (`SamplingParams` has them too)."""

@@ -1,12 +1,15 @@
 """Requests sent to a running endpoint of `jobs/serve.py`, or any OpenAI-compatible one."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
 from typing import Any
 
+from a2d_ray.config import RULES_OF
 from a2d_ray.evaluation.backends import Description
 from a2d_ray.evaluation.requests import Answer, GenerateRequest, Score, ScoreRequest
 from a2d_ray.generation.params import SamplingParams
@@ -18,6 +21,8 @@ logger = logging.getLogger(__name__)
 OPENAI_NAMES = {"max_new_tokens": "max_tokens", "temperature": "temperature", "seed": "seed"}
 TOP_LEVEL = {"ignore_eos", "stop_token_ids", "top_k", "min_p", "repetition_penalty", "min_tokens"}
 TOP_LEVEL |= {"top_p", "presence_penalty", "frequency_penalty", "logit_bias"}
+# No field of the API.
+FIXED = ("cfg_scale", "cfg_keep_tokens", "suppress_tokens", "begin_suppress_tokens")
 MAX_RETRIES = 20  # about two minutes of a server that restarts; a rate limit makes requests wait
 FINGERPRINT_TIMEOUT_S = 60.0  # a replica that has just started reads its weights for a while
 MAX_STOP = 4  # texts that the API takes; with more, answers are cut here
@@ -82,11 +87,38 @@ class EndpointBackend:
             time.sleep(0.2)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Answer]]:
-        """Answers as they come back."""
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            asked = {pool.submit(self._ask, request): i for i, request in enumerate(requests)}
-            for done in as_completed(asked):
-                yield asked[done], done.result()
+        """Answers as they come back.
+
+        After a failure or Ctrl-C nothing more is asked: the answers that are under way come, then
+        the exception.
+        """
+        waiting = iter(enumerate(requests))
+        running: dict[Future[Answer], int] = {}
+        failure: BaseException | None = None
+        pool = ThreadPoolExecutor(self._concurrency)
+        try:
+            while True:
+                free = 0 if failure else self._concurrency - len(running)
+                for index, request in islice(waiting, free):
+                    running[pool.submit(self._ask, request)] = index
+                if not running:
+                    break
+                try:
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                except KeyboardInterrupt as interrupt:
+                    if failure is not None:
+                        raise
+                    failure, done = interrupt, set()
+                for future in done:
+                    index = running.pop(future)
+                    if (error := future.exception()) is None:
+                        yield index, future.result()
+                    else:
+                        failure = failure or error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if failure is not None:
+            raise failure
 
     def score(self, batches: Sequence[Sequence[ScoreRequest]]) -> Iterator[tuple[int, list[Score]]]:
         """Refuses: an endpoint gives no likelihoods.
@@ -97,7 +129,7 @@ class EndpointBackend:
         raise ValueError("an endpoint gives no likelihoods: use pretrained=CHECKPOINT")
 
     def _ask(self, request: GenerateRequest) -> Answer:
-        options = request_body(request)
+        options = request_body(request.params, self._card.get("diffusion"))
         if isinstance(request.prompt, list):
             reply: Any = self._client.chat.completions.create(
                 model=self._model,
@@ -121,13 +153,47 @@ class EndpointBackend:
         )
 
 
-def request_body(request: GenerateRequest) -> dict[str, Any]:
-    """Options of a request in the names of the HTTP API."""
-    values, defaults = dict(vars(request.params)), vars(SamplingParams())
+def request_body(params: SamplingParams, card: dict[str, Any] | None) -> dict[str, Any]:
+    """Options of a request in the names of the HTTP API.
+
+    Args:
+        params: of the request.
+        card: what a server of ours tells of the model under ``diffusion``: it has defaults of its
+            own and is sent every option. None: another server, which is sent what differs from
+            our defaults.
+
+    Raises:
+        ValueError: an option that the API does not have and that the server sets otherwise.
+    """
+    values, defaults = dict(vars(params)), vars(SamplingParams())
     body: dict[str, Any] = {name: values.pop(key) for key, name in OPENAI_NAMES.items()}
     stop = list(values.pop("stop"))
-    body["stop"] = stop if 0 < len(stop) <= MAX_STOP else None
-    own = {k: v for k, v in values.items() if k == "rule" or v != defaults[k]}
-    top_level = {key: own.pop(key) for key in TOP_LEVEL & own.keys()}
+    body["stop"] = stop if len(stop) <= MAX_STOP else []
+    if card is None:
+        body["stop"] = body["stop"] or None
+        own = {k: v for k, v in values.items() if k == "rule" or v != defaults[k]}
+        top_level = {key: own.pop(key) for key in TOP_LEVEL & own.keys()}
+    else:
+        top_level = {key: values[key] for key in TOP_LEVEL}
+        own = _all_diffusion_options(params, card)
     body["extra_body"] = {"diffusion": own, **top_level}
     return {key: value for key, value in body.items() if value is not None}
+
+
+def _all_diffusion_options(params: SamplingParams, card: dict[str, Any]) -> dict[str, Any]:
+    """The options that the rule knows; what is None here is said in numbers, since null over HTTP
+    means the server's default."""
+    theirs = SamplingParams(**card.get("defaults") or {})
+    for name in FIXED:
+        wanted, found = getattr(params, name), getattr(theirs, name)
+        if wanted != found:
+            raise ValueError(
+                f"{name}={wanted}: this endpoint samples with {found}, and requests cannot change "
+                "it: set the model's sampling there, or measure with model.path=CHECKPOINT"
+            )
+    own = {key: getattr(params, key) for key, rules in RULES_OF.items() if params.rule in rules}
+    own |= {"rule": params.rule, "remask_threshold": params.remask_threshold}
+    own["block_size"] = block_size = params.block_size or card.get("block_size")
+    if params.rule == "steps" and params.steps is None and block_size:
+        own["steps"] = block_size * math.ceil(params.max_new_tokens / block_size)  # one per token
+    return {key: value for key, value in own.items() if value is not None}

@@ -10,24 +10,10 @@ from pydantic import (
     model_validator,
 )
 
-from a2d_ray.config import Remasking, Rule
+from a2d_ray.config import RULES_OF, Remasking, Rule
 from a2d_ray.http.bodies import Plain
 
 StreamMode = Literal["prefix", "block", "denoise"]
-
-_RULES_OF: dict[str, tuple[Rule, ...]] = {
-    "threshold": ("threshold", "prefix", "klass"),
-    "steps": ("steps",),
-    "remasking": ("steps",),
-    "stochastic_transfer": ("steps",),
-    "factor": ("factor",),
-    "delta": ("frechet",),
-    "gamma": ("entropy_bound",),
-    "entropy_threshold": ("entropy",),
-    "entropy_slope": ("entropy",),
-    "kl_threshold": ("klass",),
-}
-"""The rules that know an option; the first of them is meant where none is named."""
 
 
 def only(*neutral: Any) -> Any:
@@ -80,7 +66,7 @@ class DiffusionOptions(Strict):
     @model_validator(mode="after")
     def _check_rule(self) -> Self:
         rule = self.chosen_rule
-        for option, rules in _RULES_OF.items():
+        for option, rules in RULES_OF.items():
             if getattr(self, option) is not None and rule not in rules:
                 raise ValueError(f"{option} needs rule {' or '.join(rules)}, not {rule}")
         return self
@@ -91,7 +77,7 @@ class DiffusionOptions(Strict):
         if self.rule is not None:
             return self.rule
         given = (
-            rules[0] for option, rules in _RULES_OF.items() if getattr(self, option) is not None
+            rules[0] for option, rules in RULES_OF.items() if getattr(self, option) is not None
         )
         return next(given, None)
 
