@@ -145,6 +145,7 @@ class LanguageModel:
 
         Raises:
             ValueError: see `encode` and `Engine.add_request`.
+            FloatingPointError: the model's logits are not finite.
         """
         params = params or SamplingParams()
         asked = ((self.encode(prompt), params) for prompt in _as_list(prompts))
@@ -276,7 +277,10 @@ def load(
 
 def _run(engine: Engine) -> Iterator[StepOutput]:
     while engine.has_unfinished():
-        yield from engine.step()
+        for output in engine.step():
+            if output.error is not None:
+                raise output.error
+            yield output
 
 
 def _as_list(prompts: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from typing import Any, Literal, Self
 
 from pydantic import (
+    ConfigDict,
     Field,
     field_validator,
     model_validator,
@@ -33,7 +34,12 @@ RULES_OF: dict[str, tuple[Rule, ...]] = {
 
 
 class SamplingSection(Section):
-    """How answers are decoded; the one place of these defaults (`SamplingParams` has them too)."""
+    """How answers are decoded; the one place of these defaults (`SamplingParams` has them too).
+
+    Its bounds keep every logit finite: a logit that is not would fail its request.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     max_new_tokens: int = Field(128, ge=1, description="Longest answer in tokens.")
     min_tokens: int = Field(0, ge=0, description="No end-of-turn or stop id before so many tokens.")
@@ -69,7 +75,10 @@ class SamplingSection(Section):
         "its probability falls below this; 0: never.",
     )
     steps: int | None = Field(
-        None, ge=1, description="Denoise steps in total (rule steps); null: one token per step."
+        None,
+        ge=1,
+        le=65_536,
+        description="Denoise steps in total (rule steps); null: one token per step.",
     )
     remasking: Remasking = Field(
         "low_confidence", description="Which tokens rule steps leaves for later."
@@ -77,14 +86,12 @@ class SamplingSection(Section):
     stochastic_transfer: bool = Field(
         False, description="Rule steps: draw the counts from their binomials."
     )
-    temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="0: greedy.")
+    temperature: float = Field(0.0, ge=0, le=100, description="0: greedy; else from 0.01 on.")
     top_k: int = Field(0, ge=0, description="Draw from the k most likely tokens; 0: all.")
     top_p: float = Field(1.0, gt=0, le=1, description="Draw from the most likely mass.")
     min_p: float = Field(0.0, ge=0, le=1, description="Least probability relative to the best.")
     seed: int = Field(0, description="With choice, position and step it fixes every draw.")
-    cfg_scale: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="Classifier-free guidance; 0: off."
-    )
+    cfg_scale: float = Field(0.0, ge=0, le=100, description="Classifier-free guidance; 0: off.")
     cfg_keep_tokens: tuple[int, ...] = Field(
         (), description="Prompt ids that the unconditional run sees unmasked."
     )
@@ -102,7 +109,7 @@ class SamplingSection(Section):
         0.0, ge=-2, le=2, description="The same, times how often they occur there."
     )
     repetition_penalty: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="Divides logits of ids in prompt or answer."
+        1.0, ge=0.01, le=100, description="Divides logits of ids in prompt or answer."
     )
     stop: tuple[str, ...] = Field((), description="Texts that end the answer and are cut off.")
     stop_token_ids: tuple[int, ...] = Field((), description="Ids that end it, besides the EOS.")
@@ -118,6 +125,13 @@ class SamplingSection(Section):
         if isinstance(texts, list | tuple) and "" in texts:
             raise ValueError("must hold texts that are not empty")
         return texts
+
+    @field_validator("temperature")
+    @classmethod
+    def _check_temperature(cls, temperature: float) -> float:
+        if 0 < temperature < 0.01:  # so small a divisor makes logits infinite
+            raise ValueError("must be 0 or at least 0.01")
+        return temperature
 
     @field_validator("logit_bias")
     @classmethod

@@ -81,14 +81,19 @@ def draw(logits_NV: Tensor, u_N: Tensor) -> Tensor:
     """One token per position from softmax(logits) by inverse CDF; int64 [N].
 
     Args:
-        logits_NV: float32; -inf is never drawn.
+        logits_NV: float32; -inf is never drawn. A row whose probabilities are not finite gives its
+            `most_likely` token.
         u_N: uniform numbers in [0, 1).
     """
     cumulative_NV = torch.softmax(logits_NV, -1).double().cumsum(-1)
     total_N = cumulative_NV[:, -1]
     # Rounding must not reach the total: behind it lie tokens of probability zero.
     target_N = torch.minimum(u_N * total_N, total_N.nextafter(torch.zeros_like(total_N)))
-    return torch.searchsorted(cumulative_NV, target_N[:, None], right=True)[:, 0]
+    drawn_N = torch.searchsorted(cumulative_NV, target_N[:, None], right=True)[:, 0]
+    is_none_N = drawn_N == logits_NV.shape[-1]  # NaN sorts behind every number
+    if bool(is_none_N.any()):
+        drawn_N = torch.where(is_none_N, most_likely(logits_NV), drawn_N)
+    return drawn_N
 
 
 def most_likely(logits_NV: Tensor) -> Tensor:

@@ -169,7 +169,7 @@ def request_block_size(params: SamplingParams, contract: Contract) -> int:
 
 
 def check_prompt(prompt: Segments, params: SamplingParams, max_length: int, vocab: int) -> None:
-    """Refuses a prompt that does not fit, and ids outside the vocabulary.
+    """Refuses a prompt or a block that does not fit, and ids outside the vocabulary.
 
     Raises:
         ValueError: names the option or the token.
@@ -182,6 +182,10 @@ def check_prompt(prompt: Segments, params: SamplingParams, max_length: int, voca
         fix = "shorten the text" if is_infill else "shorten the prompt or lower max_new_tokens"
         raise ValueError(
             f"prompt ({len(tokens)} tokens){new} exceed the model's {max_length} positions: {fix}"
+        )
+    if params.block_size is not None and params.block_size > max_length:
+        raise ValueError(
+            f"block_size ({params.block_size}) exceeds the model's {max_length} positions"
         )
     named = {
         "prompt": [t for t in tokens if t is not None],

@@ -53,11 +53,17 @@ def denoise(
         active: see `Decoder.active`.
         decoder: the request.
         state: as the step before returned it.
+
+    Raises:
+        FloatingPointError: logits that are NaN or infinite.
     """
     params, is_masked_N = decoder.params, active.is_masked_N
     logits_NV = logits_NV.float()
     _edit(logits_NV, active.position_N, decoder, state.answer_counts_V)
-    ids_N = torch.where(is_masked_N, _choose(logits_NV, active, decoder, state), active.id_N)
+    chosen_N = _choose(logits_NV, active, decoder, state)
+    if not bool(logits_NV.gather(1, chosen_N[:, None])[is_masked_N].isfinite().all()):
+        raise FloatingPointError("the logits are not finite: no token can be chosen by them")
+    ids_N = torch.where(is_masked_N, chosen_N, active.id_N)
     logits_NV[:, list(params.begin_suppress_tokens)] = -torch.inf
     logprob_N = decoding.token_logprobs(logits_NV, ids_N)
     state = remember(logits_NV, active, decoder, state)

@@ -113,7 +113,10 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:
-        """One round: one forward for all running requests; [] when there is none."""
+        """One round: one forward for all running requests; [] when there is none.
+
+        What goes wrong with one request after the forward ends that request alone.
+        """
         works = self._scheduler.plan_round()
         if not works:
             return []
@@ -122,8 +125,15 @@ class Engine:
         asked: dict[Sequence, list[Tensor]] = {}
         for work, logits_NV in zip(works, self._runner.logits(works), strict=True):
             asked.setdefault(work.sequence, []).extend([logits_NV] if len(work.asked) else [])
-        outputs = [s.commit(logits) if logits else s.output() for s, logits in asked.items()]
+        outputs = [_advance(sequence, logits) for sequence, logits in asked.items()]
         for output in outputs:
             if output.finish_reason is not None:
                 self._scheduler.remove(output.request_id)
         return outputs
+
+
+def _advance(sequence: Sequence, logits: list[Tensor]) -> StepOutput:
+    try:
+        return sequence.commit(logits) if logits else sequence.output()
+    except Exception as error:  # whatever it is, the requests beside this one go on
+        return sequence.failure(error)

@@ -37,13 +37,14 @@ class StepOutput:
     Attributes:
         request_id: the request.
         token_ids: newly final tokens: the answer grows by them. Never the end-of-turn token.
-        finish_reason: None while running; ``stop`` or ``length``.
+        finish_reason: None while running; ``stop``, ``length`` or ``error``.
         num_forwards: forwards so far that it took part in (with guidance, by two branches).
         num_denoise_steps: forwards so far in which tokens were committed.
         canvas: the active window: ids, None where still masked.
         canvas_confidence: of each of its ids when it was committed; None where still masked.
         num_cached_tokens: prompt tokens that were found stored.
         logprobs: of `token_ids`, at the steps that committed them, if they were asked for.
+        error: what ended this request alone, where `finish_reason` is ``error``.
     """
 
     request_id: str
@@ -55,3 +56,4 @@ class StepOutput:
     canvas_confidence: tuple[float | None, ...]
     num_cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
+    error: Exception | None = None

@@ -1,7 +1,7 @@
 """A running request: its canvas, its progress, and the tokens that it brings to a round."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -149,6 +149,10 @@ class Sequence:
     def output(self) -> StepOutput:
         """What there is to say after a round that only stored finished blocks."""
         return self._output((), None)
+
+    def failure(self, error: Exception) -> StepOutput:
+        """The last output of a request that cannot go on."""
+        return replace(self._output((), "error"), error=error)
 
     def commit(self, logits: list[Tensor]) -> StepOutput:
         """Takes the logits of the asked positions and commits what the rule selects.

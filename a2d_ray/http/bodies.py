@@ -10,9 +10,9 @@ from a2d_ray.http.errors import RequestError, error_response
 
 
 class Plain(BaseModel):
-    """Types as they are, no unknown fields."""
+    """Types as they are, finite numbers, no unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class BodyLimit:

@@ -57,6 +57,8 @@ class PartAnswerer:
                 if writer.push(output).finish_reason is not None:
                     self._engine.abort(output.request_id)
                     _complete(answers[index, choice], writer, output)
+                if output.error is not None:
+                    answers[index, choice]["error"] = repr(output.error)
         return [answer for _, answer in sorted(answers.items())]
 
     def _queue(self, index: int, row: dict[str, Any]) -> list[Request]:

@@ -18,6 +18,10 @@ class EngineDeadError(RuntimeError):
     """The engine's thread ended; nothing can be generated any more."""
 
 
+class GenerationError(RuntimeError):
+    """One request failed; the engine goes on."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Listener:
     """Where the outputs of one request go: a queue of the event loop that asked."""
@@ -56,6 +60,7 @@ class AsyncEngine:
 
         Raises:
             ValueError: the engine refuses the request.
+            GenerationError: it failed by itself.
             EngineDeadError: the engine's thread ended.
         """
         listener = _Listener(request)
@@ -68,6 +73,8 @@ class AsyncEngine:
                     is_finished = True
                     raise output
                 is_finished = output.finish_reason is not None
+                if output.error is not None:
+                    raise GenerationError(_explain(output.error)) from output.error
                 yield output
         finally:
             if not is_finished and self._death is None:
@@ -112,7 +119,7 @@ class AsyncEngine:
                     self._round_since = None
                     self._deliver(outputs)
         except Exception as error:  # whatever it is, those who wait must hear of it
-            reason = f"the engine failed: {type(error).__name__}: {error}"
+            reason = f"the engine failed: {_explain(error)}"
             logger.exception("the engine failed")
         finally:
             self._die(EngineDeadError(reason))
@@ -138,8 +145,9 @@ class AsyncEngine:
         self._listeners[request_id] = listener
         try:
             self._engine.add_request(listener.request)
-        except ValueError as error:
-            _put_all(listener.loop, [(self._listeners.pop(request_id), error)])
+        except Exception as error:  # whatever it is, those who run already go on
+            refusal = error if isinstance(error, ValueError) else GenerationError(_explain(error))
+            _put_all(listener.loop, [(self._listeners.pop(request_id), refusal)])
 
     def _deliver(self, outputs: list[StepOutput]) -> None:
         """Hands over a round's outputs, waking each event loop once."""
@@ -167,6 +175,10 @@ class AsyncEngine:
                 listeners.append(command)
         for listener in listeners:
             _put_all(listener.loop, [(listener, death)])
+
+
+def _explain(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _put_all(loop: asyncio.AbstractEventLoop, pairs: list[Any]) -> None:

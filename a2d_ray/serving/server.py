@@ -1,6 +1,7 @@
 """One served model: requests in OpenAI's terms in, pieces of text out. No Ray, no HTTP."""
 
 import asyncio
+import logging
 import random
 import re
 import uuid
@@ -14,7 +15,7 @@ from a2d_ray.generation.engine import EngineOptions, Request
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.http.errors import ENGINE_DEAD, RequestError, not_ready
 from a2d_ray.models.fingerprint import values_hash, weights_hash
-from a2d_ray.serving.engine_loop import AsyncEngine, EngineDeadError
+from a2d_ray.serving.engine_loop import AsyncEngine, EngineDeadError, GenerationError
 from a2d_ray.serving.grammars import GrammarCompiler, TokenGrammar, grammar_of
 from a2d_ray.serving.infill import InfillRequest
 from a2d_ray.serving.metrics import ModelMetrics
@@ -27,6 +28,8 @@ from a2d_ray.text import decode
 
 if TYPE_CHECKING:
     from a2d_ray.api import LanguageModel
+
+logger = logging.getLogger(__name__)
 
 
 class ModelServer:
@@ -86,7 +89,8 @@ class ModelServer:
         """Yields the pieces of all choices as they become final.
 
         Raises:
-            RequestError: 400 for what the model cannot do, 503 if the engine died.
+            RequestError: 400 for what the model cannot do, 500 if the request failed, 503 if the
+                engine died.
         """
         try:
             params = request.params(self._defaults, self._seeds.getrandbits(31))
@@ -102,6 +106,9 @@ class ModelServer:
                     yield piece
         except ValueError as error:
             raise _refusal(error, request) from error
+        except GenerationError as error:
+            logger.exception("a request failed")
+            raise RequestError(str(error), status=500, code="generation_failed") from error
         except EngineDeadError as error:
             raise not_ready(str(error), code=ENGINE_DEAD) from error
 

@@ -214,6 +214,15 @@ def test_draws_follow_the_distribution_and_nothing_else():
     assert d.draw(torch.tensor([[-torch.inf, 1.0, -torch.inf]] * 2), edges).tolist() == [1, 1]
 
 
+@given(st.lists(st.floats(width=32), min_size=1, max_size=5), st.floats(0, 1, exclude_max=True))
+def test_a_draw_is_a_token_whatever_the_logits(logits, u):
+    """Infinite logits and NaN make the probabilities NaN."""
+    (drawn,) = d.draw(torch.tensor([logits]), torch.tensor([u], dtype=torch.float64)).tolist()
+    assert 0 <= drawn < len(logits)
+    if max(logits) > -math.inf and not any(map(math.isnan, logits)):
+        assert logits[drawn] > -math.inf
+
+
 def test_random_numbers_depend_on_everything_that_names_them():
     position = torch.arange(6)
     first = d.position_uniform(position, seed=1, step=2, choice=0)

@@ -185,11 +185,83 @@ def test_untrained_model_asks_for_an_objective():
         ("rule", "x"),
         ("threshold", 2),
         ("temperature", -1),
+        ("temperature", 1e-40),
+        ("temperature", 1e40),
+        ("repetition_penalty", 1e-40),
+        ("repetition_penalty", 1e40),
+        ("presence_penalty", float("nan")),
+        ("frequency_penalty", float("inf")),
+        ("logit_bias", {5: float("nan")}),
+        ("cfg_scale", 1e38),
+        ("gamma", float("inf")),
+        ("steps", 10**12),
     ],
 )
 def test_params_refuse_bad_values(field, value):
     with pytest.raises(ValueError, match=field):
         SamplingParams(**{field: value})
+
+
+def test_a_block_longer_than_the_model_is_refused():
+    engine = Engine(tiny_a2d_model("llama"), contract(), eos_ids=(), max_length=64)
+    params = SamplingParams(max_new_tokens=4, block_size=10**12)
+    with pytest.raises(ValueError, match="block_size"):
+        engine.add_request(Request(request_id="a", prompt=[], params=params))
+
+
+class PoisonGrammar:
+    """Raises at the third step."""
+
+    def __init__(self):
+        self.left = 3
+
+    def allowed(self):
+        self.left -= 1
+        if not self.left:
+            raise RuntimeError("poison")
+        return torch.ones(320, dtype=torch.bool)
+
+    def accept(self, token_id):
+        return True
+
+
+@pytest.mark.parametrize("objective", ["bd3lm", "mdlm"])
+def test_a_request_that_fails_in_its_step_fails_alone(objective):
+    """The others' answers do not change, and its pages come back."""
+    model = tiny_a2d_model("llama")
+    params = SamplingParams(max_new_tokens=16, rule="prefix", threshold=0.008, ignore_eos=True)
+    alone = Engine(model, contract(objective), eos_ids={EOS}, max_length=512)
+    engine = Engine(model, contract(objective), eos_ids={EOS}, max_length=512)
+    for i, prompt in enumerate(PROMPTS):
+        for each in (alone, engine):
+            each.add_request(Request(request_id=str(i), prompt=prompt, params=params))
+    poisoned = params.model_copy(update={"ignore_eos": False})
+    engine.add_request(
+        Request(request_id="x", prompt=[[30, 31]], params=poisoned, grammar=PoisonGrammar())
+    )
+    answers, last = run(engine)
+    assert last["x"].finish_reason == "error"
+    assert str(last["x"].error) == "poison"
+    del answers["x"]
+    assert answers == run(alone)[0]
+    assert engine.num_used_kv_tokens == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_not_finite_fail_their_request_and_no_other(value, temperature):
+    """Weights that overflow for one token only; it is in one prompt only."""
+    model = tiny_a2d_model("llama", tie_word_embeddings=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[30] = value
+    engine = Engine(model, contract(), eos_ids={EOS}, max_length=512)
+    params = SamplingParams(max_new_tokens=8, temperature=temperature, ignore_eos=True)
+    for name, prompt in (("good", [[20, 21, 22]]), ("bad", [[30]])):
+        engine.add_request(Request(request_id=name, prompt=prompt, params=params))
+    answers, last = run(engine)
+    assert isinstance(last["bad"].error, FloatingPointError)
+    assert len(answers["good"]) == 8
+    assert engine.num_used_kv_tokens == 0
 
 
 def test_canvas_confidence_is_that_of_commitment():

@@ -9,6 +9,7 @@ import pytest
 
 from a2d_ray import SamplingParams, load
 from a2d_ray.config import LimitsSection, SamplingSection
+from a2d_ray.generation.sequence import Sequence
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.server import ModelServer
 from a2d_ray.text import decode
@@ -287,6 +288,53 @@ def test_an_engine_that_dies_in_mid_stream_says_so(client, server):
     response = client.post(CHAT, messages=MESSAGES, max_tokens=40, ignore_eos=True, stream=True)
     last = json.loads(response.text.strip().split("\n\n")[-1].removeprefix("data: "))
     assert last["error"]["type"] == "server_error"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_step_that_raises_for_one_request_fails_that_request_alone(client, server, stream):
+    """A 500 for its client; its neighbour's answer is whole, and health stays good."""
+    commit = Sequence.commit
+
+    def poisoned(sequence, logits):
+        if sequence.request.params.seed == 666:
+            raise RuntimeError("poison")
+        return commit(sequence, logits)
+
+    bodies = [{"model": "tiny", "prompt": "a", "max_tokens": 20, "ignore_eos": True}] * 2
+    bodies += [bodies[0] | {"seed": 666, "stream": stream}]
+
+    async def ask_all(http):
+        return await asyncio.gather(*(http.post(TEXT, json=body) for body in bodies))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sequence, "commit", poisoned)
+        *good, bad = client.run(ask_all)
+    assert [answer.json()["usage"]["completion_tokens"] for answer in good] == [20, 20]
+    error = error_of(bad, 500)
+    assert (error["type"], error["code"]) == ("server_error", "generation_failed")
+    assert "poison" in error["message"]
+    assert client.get("/health").status_code == 200
+    assert server._engine._engine.num_used_kv_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (TEXT, {"prompt": "a", "temperature": 1e-40}, "temperature"),
+        (TEXT, {"prompt": "a", "repetition_penalty": 1e-40}, "repetition_penalty"),
+        (TEXT, {"prompt": "a", "diffusion": {"steps": 10**12}}, "diffusion.steps"),
+        (TEXT, {"prompt": "a", "diffusion": {"block_size": 10**12}}, "diffusion.block_size"),
+        ("/v1/infill", {"prefix": "a", "temperature": 1e-40}, "temperature"),
+        ("/v1/infill", {"prefix": "a", "diffusion": {"steps": 10**12}}, "diffusion.steps"),
+        ("/v1/infill", {"prefix": "a" * 600}, "prefix"),
+        ("/v1/infill", {"parts": ["a" * 600, {"tokens": 4}]}, "parts"),
+    ],
+)
+def test_numbers_that_no_arithmetic_survives_are_400s_that_name_the_field(
+    client, path, body, param
+):
+    assert error_of(client.post(path, **body), 400)["param"] == param
+    assert client.get("/health").status_code == 200
 
 
 def test_a_model_that_cannot_be_served_is_refused(checkpoint):
