@@ -55,6 +55,9 @@ class TokenGrammar:
     Args:
         matcher: at the beginning; used by nobody else.
         vocab_size: V.
+
+    Raises:
+        RuntimeError: by its methods: the matcher gave up, say because its grammar is too complex.
     """
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
@@ -62,6 +65,7 @@ class TokenGrammar:
 
     def allowed(self) -> Tensor:
         """bool [V]: the tokens that may come next; none when the text is complete."""
+        self._check_state()
         if self._matcher.is_stopped():
             return torch.zeros(self._vocab_size, dtype=torch.bool)
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
@@ -70,7 +74,14 @@ class TokenGrammar:
 
     def accept(self, token_id: int) -> bool:
         """Takes the next token; False, and no change, if it is not allowed."""
-        return self._matcher.try_consume_tokens([token_id]) == 1
+        is_accepted = self._matcher.try_consume_tokens([token_id]) == 1
+        self._check_state()
+        return is_accepted
+
+    def _check_state(self) -> None:
+        """A matcher that failed says that it stopped, too: its text is not complete."""
+        if self._matcher.is_error():
+            raise RuntimeError(self._matcher.get_error().splitlines()[0])
 
 
 def grammar_of(request: GenerationRequest) -> str:

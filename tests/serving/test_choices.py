@@ -147,6 +147,19 @@ def test_a_form_that_cannot_be_kept_is_a_400(roomy, options, param):
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_grammar_too_complex_for_its_matcher_fails_the_request(client, server, stream):
+    """It gives up behind the x: the text so far is no text of the grammar."""
+    rules = [f"e{i}: e{i + 1} | C e{i + 1}" for i in range(2100)]
+    grammar = "\n".join(["start: A e0", *rules, "e2100: C", 'A: "x"', 'C: "y"'])
+    form = {"type": "grammar", "grammar": grammar}
+    answer = client.post(CHAT, messages=MESSAGES, response_format=form, stream=stream)
+    assert answer.status_code == 500, answer.text
+    assert answer.json()["error"]["code"] == "generation_failed"
+    assert "max is 2000" in answer.json()["error"]["message"]
+    assert server._engine._engine.num_used_kv_tokens == 0
+
+
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
 def test_a_required_call_is_a_call(roomy, choice):
     options = {"messages": MESSAGES, "tools": TOOLS, "tool_choice": choice, "temperature": 1.0}
