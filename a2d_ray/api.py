@@ -73,12 +73,16 @@ class LanguageModel:
             options=options,
         )
 
-    def encode(self, prompt: Prompt) -> tuple[tuple[int, ...], ...]:
+    def encode(
+        self, prompt: Prompt, *, continue_final_message: bool = False
+    ) -> tuple[tuple[int, ...], ...]:
         """A prompt as segments of token ids.
 
         Args:
             prompt: text (continued as it is), chat messages (through the chat template), token
                 ids, or segments of token ids.
+            continue_final_message: the last message of a chat, the assistant's, is how the answer
+                begins.
 
         Raises:
             ValueError: text or chat without a tokenizer; something that is no prompt.
@@ -89,7 +93,12 @@ class LanguageModel:
         if not items:
             return ()
         if all(isinstance(item, dict) for item in items):
-            return tuple(map(tuple, render_prompt(items, self._require_tokenizer())))  # type: ignore[arg-type]
+            segments = render_prompt(
+                items,  # type: ignore[arg-type]
+                self._require_tokenizer(),
+                continue_final_message=continue_final_message,
+            )
+            return tuple(map(tuple, segments))
         if all(isinstance(item, int) for item in items):
             return (tuple(items),)  # type: ignore[arg-type]
         if all(isinstance(item, list | tuple) for item in items):

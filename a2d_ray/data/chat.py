@@ -156,7 +156,10 @@ def encode_pieces(pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase) -
 
 
 def render_prompt(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    continue_final_message: bool = False,
 ) -> list[list[int]]:
     """Segments of a prompt, ready for generation: the last one ends with the generation prompt.
 
@@ -165,14 +168,23 @@ def render_prompt(
     Args:
         messages: ``{"role": "system" | "user" | "assistant", "content": text}``, at least one.
         tokenizer: a tokenizer; without a chat template, `DEFAULT_TEMPLATE` is used.
+        continue_final_message: the last message, the assistant's, is how the answer begins: a
+            segment of its own behind the generation prompt.
 
     Returns:
         Token ids per segment: stretch, answer, stretch, ..., stretch: the segments of the
         training document before the answer that is asked for.
 
     Raises:
-        ValueError: no messages, an answer first, or turns that the template refuses.
+        ValueError: no messages, an answer first, turns that the template refuses, or nothing to
+            continue.
     """
     literals = LiteralSpecials(tokenizer)
-    pieces = ChatRenderer(tokenizer).render_prompt(literals.hide(messages))
-    return [literals.encode(piece.text) for piece in pieces]
+    turns = literals.hide(messages)
+    begun = ""
+    if continue_final_message:
+        if not turns or turns[-1]["role"] != "assistant":
+            raise ValueError("continue_final_message needs a last message of the assistant")
+        begun = turns.pop()["content"]
+    texts = [piece.text for piece in ChatRenderer(tokenizer).render_prompt(turns)]
+    return [literals.encode(text) for text in (*texts, *filter(None, [begun]))]

@@ -10,7 +10,14 @@ from typing import Any, Protocol
 
 from a2d_ray.api import LanguageModel, load
 from a2d_ray.evaluation.likelihood import Likelihood
-from a2d_ray.evaluation.requests import Answer, GenerateRequest, Score, ScoreRequest
+from a2d_ray.evaluation.requests import (
+    Answer,
+    GenerateRequest,
+    Score,
+    ScoreRequest,
+    prompt_room,
+)
+from a2d_ray.generation.canvas import keep_last
 from a2d_ray.generation.scheduler import EngineOptions
 
 
@@ -71,7 +78,12 @@ class LocalBackend:
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Answer]]:
         """Answers as they finish; requests join the running ones as others leave."""
-        asked = [(request.prompt, request.params) for request in requests]
+        prompts = [self._lm.encode(request.prompt) for request in requests]
+        kept = [
+            keep_last(prompt, prompt_room(request.params, self._lm.max_length))
+            for prompt, request in zip(prompts, requests, strict=True)
+        ]
+        asked = [(prompt, each.params) for prompt, each in zip(kept, requests, strict=True)]
         for index, answer in self._lm.answer_each(asked, self._options):
             yield (
                 index,
@@ -80,6 +92,7 @@ class LocalBackend:
                     num_tokens=len(answer.token_ids),
                     num_forwards=answer.num_forwards,
                     finish_reason=answer.finish_reason,
+                    is_cut=kept[index] != prompts[index],
                 ),
             )
 

@@ -1,17 +1,27 @@
 """Requests sent to a running endpoint of `jobs/serve.py`, or any OpenAI-compatible one."""
 
+import contextlib
 import logging
 import math
 import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import openai
+
 from a2d_ray.config import RULES_OF
 from a2d_ray.evaluation.backends import Description
-from a2d_ray.evaluation.requests import Answer, GenerateRequest, Score, ScoreRequest
+from a2d_ray.evaluation.requests import (
+    Answer,
+    GenerateRequest,
+    Score,
+    ScoreRequest,
+    prompt_room,
+)
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.text import cut_at_stop
 
@@ -41,10 +51,10 @@ class EndpointBackend:
     """
 
     def __init__(self, base_url: str, model: str | None = None, *, concurrency: int = 32) -> None:
-        from openai import OpenAI
-
         key = os.environ.get("OPENAI_API_KEY", "none")
-        self._client = OpenAI(base_url=base_url, api_key=key, max_retries=MAX_RETRIES, timeout=600)
+        self._client = openai.OpenAI(
+            base_url=base_url, api_key=key, max_retries=MAX_RETRIES, timeout=600
+        )
         self._base_url, self._concurrency = base_url, concurrency
         self._card = self._read_card(model)
         self._model: str = self._card["id"]
@@ -129,19 +139,38 @@ class EndpointBackend:
         raise ValueError("an endpoint gives no likelihoods: use pretrained=CHECKPOINT")
 
     def _ask(self, request: GenerateRequest) -> Answer:
-        options = request_body(request.params, self._card.get("diffusion"))
-        if isinstance(request.prompt, list):
+        """An answer; a prompt that the server finds too long is asked again without its oldest
+        tokens, and is answered by nothing where that helps neither."""
+        body = request_body(request.params, self._card.get("diffusion"))
+        try:
+            return self._answer(request, body)
+        except openai.BadRequestError as error:
+            if not _is_too_long(error):
+                raise
+        if longest := self._card.get("max_model_len"):
+            body["extra_body"]["truncate_prompt_tokens"] = prompt_room(request.params, longest)
+            with contextlib.suppress(openai.BadRequestError):
+                return replace(self._answer(request, body), is_cut=True)
+        return Answer(
+            text="", num_tokens=0, num_forwards=None, finish_reason="refused", is_cut=True
+        )
+
+    def _answer(self, request: GenerateRequest, body: dict[str, Any]) -> Answer:
+        prompt: Any = request.prompt
+        if isinstance(prompt, list):
+            if prompt[-1]["role"] == "assistant":
+                going_on = {"continue_final_message": True, "add_generation_prompt": False}
+                body = body | {"extra_body": body["extra_body"] | going_on}
             reply: Any = self._client.chat.completions.create(
                 model=self._model,
-                messages=request.prompt,  # type: ignore[arg-type]
-                **options,
+                messages=prompt,  # type: ignore[arg-type]
+                **body,
             )
             text = reply.choices[0].message.content or ""
         else:
-            prompt = request.prompt
             if not isinstance(prompt, str):
-                prompt = [token for segment in prompt for token in segment]  # type: ignore[assignment]
-            reply = self._client.completions.create(model=self._model, prompt=prompt, **options)
+                prompt = [token for segment in prompt for token in segment]
+            reply = self._client.completions.create(model=self._model, prompt=prompt, **body)
             text = reply.choices[0].text
         usage = reply.usage
         diffusion = getattr(usage, "diffusion", None) or {}
@@ -151,6 +180,11 @@ class EndpointBackend:
             num_forwards=dict(diffusion).get("forwards"),
             finish_reason=reply.choices[0].finish_reason,
         )
+
+
+def _is_too_long(error: openai.BadRequestError) -> bool:
+    """Whether a prompt was refused for its length, by a server of ours or by another."""
+    return error.code == "context_length_exceeded" or "context length" in str(error)
 
 
 def request_body(params: SamplingParams, card: dict[str, Any] | None) -> dict[str, Any]:
@@ -174,7 +208,7 @@ def request_body(params: SamplingParams, card: dict[str, Any] | None) -> dict[st
         own = {k: v for k, v in values.items() if k == "rule" or v != defaults[k]}
         top_level = {key: own.pop(key) for key in TOP_LEVEL & own.keys()}
     else:
-        top_level = {key: values[key] for key in TOP_LEVEL}
+        top_level = {key: values[key] for key in TOP_LEVEL | {"n"}}
         own = _all_diffusion_options(params, card)
     body["extra_body"] = {"diffusion": own, **top_level}
     return {key: value for key, value in body.items() if value is not None}

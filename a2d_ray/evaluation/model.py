@@ -7,6 +7,7 @@ with them the block grid of training.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise, takewhile
 from typing import Any
 
@@ -19,6 +20,7 @@ from a2d_ray.evaluation.backends import Backend, Description, load_backend
 from a2d_ray.evaluation.options import Options, read_options
 from a2d_ray.evaluation.requests import GenerateRequest, Prompt, ScoreRequest, Segments
 from a2d_ray.evaluation.responses import Responder, ResponseCache, Speed
+from a2d_ray.generation.canvas import keep_last
 from a2d_ray.generation.params import SamplingParams
 
 
@@ -103,10 +105,10 @@ class A2DHarnessModel(LM):
         return text
 
     def _prompt(self, context: str) -> Prompt:
-        messages = self._chats.get(context)
-        if messages is None:
-            return context
-        return messages if messages[-1]["role"] != "assistant" else self._segments(context)
+        """Tokens, or what an endpoint turns into the same tokens."""
+        if self.described.tokenizer is None:
+            return self._chats.get(context, context)
+        return self._segments(context)
 
     def _segments(self, context: str) -> Segments:
         """The context as segments; what an answer begins with is a segment of its own."""
@@ -117,10 +119,8 @@ class A2DHarnessModel(LM):
         if messages is None:
             ids = tokenizer(context).input_ids
             return (tuple(ids),) if ids else ()
-        begun = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
-        segments = render_prompt(messages[:-1] if begun else messages, tokenizer)
-        if begun:
-            segments.append(tokenizer(begun, add_special_tokens=False).input_ids)
+        is_begun = messages[-1]["role"] == "assistant"
+        segments = render_prompt(messages, tokenizer, continue_final_message=is_begun)
         return tuple(map(tuple, segments))
 
     def _require_tokenizer(self) -> Any:
@@ -282,22 +282,11 @@ def _fit(request: ScoreRequest, max_length: int) -> ScoreRequest:
     Raises:
         ValueError: a continuation that is longer than the model alone.
     """
-    surplus = request.num_tokens - max_length
-    if surplus <= 0:
-        return request
     if len(request.continuation) > max_length:
         raise ValueError(
             f"a continuation of {len(request.continuation)} tokens does not fit max_length "
             f"({max_length})"
         )
-    segments: list[tuple[int, ...]] = []
-    for segment in request.context:
-        dropped = min(surplus, len(segment))
-        surplus -= dropped
-        if segment[dropped:]:
-            segments.append(segment[dropped:])
-    return ScoreRequest(
-        context=tuple(segments),
-        continuation=request.continuation,
-        num_draws=request.num_draws,
+    return replace(
+        request, context=keep_last(request.context, max_length - len(request.continuation))
     )

@@ -22,6 +22,21 @@ class GenerateRequest:
     params: SamplingParams
 
 
+def prompt_room(params: SamplingParams, max_length: int) -> int:
+    """Tokens that a prompt may have in a model of so many positions.
+
+    Raises:
+        ValueError: none.
+    """
+    room = max_length - params.max_new_tokens
+    if room < 1:
+        raise ValueError(
+            f"max_new_tokens ({params.max_new_tokens}) leaves no room for a prompt in the model's "
+            f"{max_length} positions: lower it"
+        )
+    return room
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """An answer.
@@ -30,13 +45,15 @@ class Answer:
         text: cut before a stop text.
         num_tokens: its tokens, without the end-of-turn token.
         num_forwards: forwards that it took (None: the endpoint does not say).
-        finish_reason: ``stop`` or ``length``.
+        finish_reason: ``stop`` or ``length``; ``refused``: too long for the server.
+        is_cut: whether the prompt was too long, so that its oldest tokens were left out.
     """
 
     text: str
     num_tokens: int
     num_forwards: int | None
     finish_reason: str
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

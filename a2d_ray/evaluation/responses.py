@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from a2d_ray.evaluation.requests import (
     ScoreRequest,
     to_values,
 )
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2  # of what is kept; results of another one are not read
 
@@ -89,6 +92,7 @@ class Responder:
 
     Attributes:
         speed: of what was generated so far.
+        num_cut: answers so far whose prompt was too long (`Answer.is_cut`).
         observe: called with how many results are there, and of how many, as they come.
     """
 
@@ -96,7 +100,7 @@ class Responder:
         self, backend: Backend, cache: ResponseCache | None = None, *, is_quiet: bool = False
     ) -> None:
         self._backend, self._cache, self._is_quiet = backend, cache, is_quiet
-        self.speed = Speed()
+        self.speed, self.num_cut = Speed(), 0
         self.observe: Callable[[int, int], None] = lambda num_done, num_asked: None
 
     def forget(self) -> None:
@@ -118,6 +122,7 @@ class Responder:
                 bar.update()
                 self.observe(len(known), len(requests))
         self.speed.seconds += time.perf_counter() - started
+        self._count_cut(sum(answer.is_cut for answer in known.values()), len(requests))
         return [known[i] for i in range(len(requests))]
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
@@ -144,8 +149,19 @@ class Responder:
     def _cached(self, request: Request) -> Any:
         return None if self._cache is None else self._cache.get(request)
 
+    def _count_cut(self, num_cut: int, num_asked: int) -> None:
+        self.num_cut += num_cut
+        if num_cut:
+            logger.warning(
+                "%d of %d prompts were too long: their oldest tokens were left out, or the server "
+                "refused them and their answers are empty",
+                num_cut,
+                num_asked,
+            )
+
     def _keep(self, request: Request, result: Result) -> None:
-        if self._cache is not None:
+        is_refused = isinstance(result, Answer) and result.finish_reason == "refused"
+        if self._cache is not None and not is_refused:
             self._cache.put(request, result)
 
     def _count(self, answer: Answer) -> None:

@@ -163,6 +163,8 @@ def _run_task(
     _set_sampling(model, task)
     speed = getattr(model, "speed", None)
     before = dict(vars(speed)) if speed else {}
+    responder = getattr(model, "responder", None)
+    num_cut = responder.num_cut if responder else 0
     group = loaded["groups"].get(task.task)
     found = simple_evaluate(
         model=model,
@@ -180,7 +182,8 @@ def _run_task(
     assert found is not None
     after = dict(vars(speed)) if speed else {}
     used = {key: round(after[key] - before[key], 6) for key in after}
-    return _summary(task, found) | {"speed": used}
+    num_cut = responder.num_cut - num_cut if responder else 0
+    return _summary(task, found) | {"speed": used, "num_cut": num_cut}
 
 
 def _check_metric(task: EvaluatedTask, members: Iterable[Any]) -> None:

@@ -141,6 +141,18 @@ def _known_blocks(prompt: Segments, block_size: int, contract: Contract) -> tupl
     return blocks, (num_tokens + shift) % block_size
 
 
+def keep_last(prompt: tuple[tuple[int, ...], ...], num_tokens: int) -> tuple[tuple[int, ...], ...]:
+    """The last tokens of a prompt, at most so many, in the segments that they lay in."""
+    surplus = max(0, sum(map(len, prompt)) - num_tokens)
+    kept = []
+    for segment in prompt:
+        dropped = min(surplus, len(segment))
+        surplus -= dropped
+        if segment[dropped:]:
+            kept.append(segment[dropped:])
+    return tuple(kept)
+
+
 def stop_token_ids(params: SamplingParams, eos_ids: Collection[int]) -> frozenset[int]:
     """Ids that end the answer of a request."""
     return frozenset(params.stop_token_ids) | (

@@ -38,6 +38,7 @@ class InfillRequest(GenerationRequest):
     stop_token_ids: Any = only([])
     ignore_eos: Any = only(False)
     response_format: Any = only()
+    truncate_prompt_tokens: Any = only()
     stream: Any = only(False)
     stream_options: Any = only()
 

@@ -63,6 +63,9 @@ class GenerationRequest(Strict):
     stop_token_ids: list[int] | None = Field(None, max_length=64)
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=1, description="Keep only the prompt's last so many tokens (vLLM's field)."
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     diffusion: DiffusionOptions | None = None
@@ -138,6 +141,10 @@ class GenerationRequest(Strict):
     def length_field(self) -> str:
         """The field that says how long an answer may become."""
         return "max_tokens"
+
+    def continues_answer(self) -> bool:
+        """Whether the last message of a chat is how the answer begins."""
+        return False
 
     def num_choices(self, defaults: SamplingSection) -> int:
         """Answers to each prompt."""
@@ -223,6 +230,10 @@ class ChatCompletionRequest(GenerationRequest):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[Tool] | None = Field(None, max_length=128)
     tool_choice: ToolChoice | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = Field(
+        None, description="The last message is how the answer begins (vLLM's field)."
+    )
     parallel_tool_calls: Any = only(True, False)
     functions: Any = only([])
     function_call: Any = only("none", "auto")
@@ -243,6 +254,12 @@ class ChatCompletionRequest(GenerationRequest):
             )
         if self.top_logprobs is not None and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs=true", param="top_logprobs")
+        if self.add_generation_prompt is (bool(self.continue_final_message)):
+            raise RequestError(
+                "either the answer begins (add_generation_prompt) or the last message goes on "
+                "(continue_final_message): set one of them",
+                param="add_generation_prompt",
+            )
         self._check_tools()
         return self
 
@@ -264,6 +281,10 @@ class ChatCompletionRequest(GenerationRequest):
                 "response_format",
                 param="response_format",
             )
+
+    def continues_answer(self) -> bool:
+        """Whether the last message is how the answer begins."""
+        return bool(self.continue_final_message)
 
     def usable_tools(self) -> list[Tool]:
         """The tools that this answer may call."""

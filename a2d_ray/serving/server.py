@@ -11,6 +11,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from a2d_ray.config import EngineSection, LimitsSection, SamplingSection
+from a2d_ray.generation.canvas import keep_last
 from a2d_ray.generation.engine import EngineOptions, Request
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.http.errors import ENGINE_DEAD, RequestError, not_ready
@@ -128,7 +129,7 @@ class ModelServer:
             RequestError: 400 for a chat that the template refuses.
         """
         prompt = request.to_prompt()
-        segments = await self._encode(request, prompt)
+        segments = await self._encode(request, self._lm.encode, prompt)
         ids = [token for segment in segments for token in segment]
         return Tokens(count=len(ids), max_model_len=self._lm.max_length, tokens=ids)
 
@@ -194,7 +195,7 @@ class ModelServer:
         cache_salt: str,
     ) -> AsyncGenerator[Piece, None]:
         """The pieces of one choice, its prompt first if it is to be echoed."""
-        segments = await self._encode(request, prompt)
+        segments = await self._encode(request, self._encoder(request), prompt)
         num_prompt_tokens = sum(token is not None for segment in segments for token in segment)
         params = self._within_limits(request, params, num_prompt_tokens)
         writer: ChoiceWriter | InfillWriter
@@ -266,11 +267,25 @@ class ModelServer:
         room = max(1, min(params.max_new_tokens, most, self._lm.max_length - num_prompt_tokens))
         return params.model_copy(update={"max_new_tokens": room})
 
+    def _encoder(self, request: GenerationRequest) -> Callable[[Any], Any]:
+        """How the prompt of a request becomes segments."""
+        if isinstance(request, InfillRequest):
+            return self._lm.encode_infill
+        kept = request.truncate_prompt_tokens
+
+        def encode(prompt: Any) -> tuple[tuple[int, ...], ...]:
+            continues = request.continues_answer()
+            segments = self._lm.encode(prompt, continue_final_message=continues)
+            return segments if kept is None else keep_last(segments, kept)
+
+        return encode
+
     async def _encode(
-        self, request: GenerationRequest | TokenizeRequest, prompt: Prompt
+        self,
+        request: GenerationRequest | TokenizeRequest,
+        encode: Callable[[Any], Any],
+        prompt: Prompt,
     ) -> tuple[tuple[int | None, ...], ...]:
-        has_holes = isinstance(request, InfillRequest)
-        encode = self._lm.encode_infill if has_holes else self._lm.encode
         try:
             return await self._in_tokenizer_thread(encode, prompt)
         except ValueError as error:

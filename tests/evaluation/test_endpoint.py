@@ -6,13 +6,16 @@ import signal
 
 import openai
 import pytest
+from lm_eval.api.instance import Instance
 
 from a2d_ray import SamplingParams, load
 from a2d_ray.benchmarks.http_load import listening
 from a2d_ray.config import LimitsSection, SamplingSection
 from a2d_ray.evaluation.backends import LocalBackend
 from a2d_ray.evaluation.endpoint import EndpointBackend
+from a2d_ray.evaluation.model import A2DHarnessModel
 from a2d_ray.evaluation.requests import GenerateRequest
+from a2d_ray.evaluation.responses import Responder, ResponseCache
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.server import ModelServer
 
@@ -135,3 +138,59 @@ def test_an_interrupt_asks_nothing_more_and_keeps_what_was_under_way(models, ser
     asked = requests([f"prompt {i}" for i in range(30)])
     kept = until_it_fails(backend, asked, KeyboardInterrupt)
     assert server.num_asked == len(kept) < 8
+
+
+BEGUN = [*CHAT, {"role": "assistant", "content": " It is"}]
+
+
+@pytest.mark.parametrize("objective", ["mdlm", "bd3lm"])
+def test_an_answer_that_has_begun_goes_on(models, serve, objective):
+    """As one process does it: what the answer begins with is a segment of its own."""
+    lm = models[objective]
+    segments = (*lm.encode(CHAT), lm.encode(" It is")[0])
+    params = SamplingParams(max_new_tokens=10, temperature=1.0)
+    wanted, other = (answer.text for answer in lm.generate([segments, CHAT], params))
+    assert wanted != other
+    backend = serve(ModelServer(lm))
+    assert answers(backend, requests([BEGUN], temperature=1.0))[0][0] == wanted
+
+    greedy = lm.generate([segments], SamplingParams(max_new_tokens=10))[0].text
+    for each in (backend, LocalBackend(lm)):
+        model = A2DHarnessModel(backend=each, pretrained="above")
+        context = model.apply_chat_template(BEGUN, add_generation_prompt=False)
+        instance = Instance("generate_until", {}, (context, {"max_gen_toks": 10}), 0)
+        assert model.generate_until([instance]) == [greedy]
+
+
+def test_what_is_too_long_loses_its_oldest_tokens(models, serve):
+    """The model has 512 positions."""
+    lm = models["bd3lm"]
+    text = "".join(map(chr, range(32, 127))) * 6
+    long = [{"role": "user", "content": text}, *BEGUN[1:], {"role": "user", "content": "Why?"}]
+    segments = lm.encode(long)
+    surplus = sum(map(len, segments)) - 502
+    cut = (segments[0][surplus:], *segments[1:])
+    assert len(segments) == 3 and 0 < surplus < len(segments[0])
+    params = SamplingParams(max_new_tokens=10, temperature=1.0)
+    alone = [[lm.encode(text)[0][-502:]], cut, "one"]
+    wanted = [answer.text for answer in lm.generate(alone, params)]
+    for backend in (LocalBackend(lm), serve(ModelServer(lm))):
+        asked = requests([text, long, "one"], temperature=1.0)
+        found = dict(backend.generate(asked))
+        assert [found[i].text for i in range(3)] == wanted
+        assert [found[i].is_cut for i in range(3)] == [True, True, False]
+        with pytest.raises(ValueError, match=r"max_new_tokens \(512\) leaves no room"):
+            answers(backend, requests([text], max_new_tokens=512))
+
+
+def test_what_a_server_refuses_is_an_empty_answer(models, serve, tmp_path, caplog):
+    """And counted; one process may be asked again, so it is not kept."""
+    server = Watched(models["bd3lm"], limits=LimitsSection(max_prompt_tokens=20))
+    backend = serve(server)
+    cache = ResponseCache(tmp_path / "c.sqlite", backend.describe().fingerprint)
+    responder = Responder(backend, cache, is_quiet=True)
+    for num_asked in (3, 5):
+        first, second = responder.generate(requests(["one", "x" * 21]))
+        assert (first.is_cut, second.text, second.is_cut) == (False, "", True)
+        assert server.num_asked == num_asked
+    assert responder.num_cut == 2 and "1 of 2 prompts were too long" in caplog.text

@@ -44,6 +44,8 @@ def problem(request_class, values) -> RequestError:
         ("top_logprobs", 3, "top_logprobs"),
         ("tools", [{"type": "function"}], "tools[0].function"),
         ("tools", [TOOL, TOOL], "tools"),
+        ("add_generation_prompt", False, "add_generation_prompt"),
+        ("truncate_prompt_tokens", 0, "truncate_prompt_tokens"),
         ("tool_choice", "required", "tool_choice"),
         ("tool_choice", {"type": "function", "function": {"name": "x"}}, "tool_choice"),
         ("response_format", {"type": "yaml"}, "response_format"),
