@@ -18,6 +18,7 @@ from a2d_ray.http.access import ANYBODY, ApiKeys, Caller, Gate, RateLimit
 from a2d_ray.http.bodies import BodyLimit
 from a2d_ray.http.errors import RequestError, model_not_found
 from a2d_ray.http.problems import add_error_handlers
+from a2d_ray.http.request_ids import RequestIds
 from a2d_ray.serving.answering import answer, answer_whole
 from a2d_ray.serving.formats import ChatFormat, CompletionFormat, Format
 from a2d_ray.serving.infill import Infilled, InfillRequest
@@ -48,7 +49,7 @@ def create_app(
         keys: that callers need; none: everybody may ask.
         requests_per_minute: of each key; None: no limit.
         limits: of bodies; the servers know the other ones.
-        adds_request_id: whether responses get ``x-request-id`` here.
+        adds_request_id: whether ``x-request-id`` is made here; what stands before may do it.
         defaults: what requests leave out, by model; the models' cards tell.
     """
     app = FastAPI(title="a2d-ray", version=__version__, docs_url=None, redoc_url=None)
@@ -57,7 +58,9 @@ def create_app(
     app.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s)
     app.add_middleware(Gate, keys=keys or ApiKeys(), rate=RateLimit(requests_per_minute))
     http = HttpMetrics()
-    app.add_middleware(RequestLog, adds_header=adds_request_id, metrics=http)
+    app.add_middleware(RequestLog, metrics=http)
+    if adds_request_id:
+        app.add_middleware(RequestIds)
     add_error_handlers(app)
     _add_model_routes(app, servers, defaults or {})
     _add_token_routes(app, servers)

@@ -78,6 +78,7 @@ class ModelReplica:
         from a2d_ray.api import load
         from a2d_ray.serving.server import ModelServer
 
+        _log_through_serve()
         served, common = ServedModel.model_validate(model), ServeConfig.model_validate(config)
         torch.set_num_threads(max(1, round(common.cpus_per_replica)))
         self._server = ModelServer(
@@ -140,6 +141,7 @@ class Ingress:
     def __init__(
         self, replicas: Mapping[str, DeploymentHandle], config: dict[str, Any], keys: ApiKeys
     ) -> None:
+        _log_through_serve()
         self._replicas, self._keys = replicas, keys
         self._config = ServeConfig.model_validate(config)
 
@@ -158,7 +160,7 @@ class Ingress:
             keys=self._keys,
             requests_per_minute=self._config.security.requests_per_minute,
             limits=self._config.limits,
-            adds_request_id=False,  # Serve does
+            adds_request_id=False,  # Serve's proxies do
             defaults={model.id: model.sampling for model in self._config.models},
         )
 
@@ -295,6 +297,15 @@ class RemoteServer:
 
 class _ReplicaLostError(Exception):
     """A replica died, or its engine did."""
+
+
+def _log_through_serve() -> None:
+    """Our lines go where Serve's go, at its level. In a replica only its logger has handlers: of
+    the root's there would be warnings at most.
+    """
+    ours, serve_logger = logging.getLogger("a2d_ray"), logging.getLogger("ray.serve")
+    ours.parent = serve_logger
+    ours.setLevel(serve_logger.level)
 
 
 def _max_requests(config: ServeConfig) -> int:

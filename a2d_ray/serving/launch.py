@@ -11,6 +11,7 @@ from pathlib import Path
 
 from a2d_ray.config import ServeConfig
 from a2d_ray.http.access import ApiKeys
+from a2d_ray.http.request_ids import SERVE_CALLBACK, SERVE_VARIABLE
 from a2d_ray.models.checkpoint import check_checkpoint
 
 QUICKSTART_CHECKPOINT = "runs/quickstart/train/checkpoint-final"
@@ -89,6 +90,7 @@ def running_server(config: ServeConfig) -> Iterator[str]:
     if owns_ray:
         # Serve gives its proxy 5 s to start, too few on a busy laptop.
         os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+        os.environ.setdefault(SERVE_VARIABLE, SERVE_CALLBACK)
         ray.init(address=os.environ.get("RAY_ADDRESS") or "local", log_to_driver=False)
     try:
         if serve.status().proxies:

@@ -6,9 +6,11 @@ import subprocess
 import tomllib
 
 import pytest
+from ray._common.utils import import_attr
 
 from a2d_ray import __version__
 from a2d_ray.cli import parse_config
+from a2d_ray.http.request_ids import SERVE_CALLBACK, SERVE_VARIABLE
 from tests.cluster.files import CLUSTER, KUBERAY, RAY_UP, ROOT, cluster_spec, pinned, pods, read
 from tests.test_cli import JOBS
 
@@ -24,6 +26,12 @@ def test_every_image_is_the_pinned_one():
     for path in (CLUSTER / "README.md", CLUSTER / "Dockerfile"):
         tags = set(re.findall(r"a2d-ray:\S+?-ray\S+?(?=-cuda|-cpu)", path.read_text()))
         assert tags == {TAG}, path
+
+
+def test_the_image_s_proxies_make_request_ids():
+    assert import_attr(SERVE_CALLBACK)()
+    lines = (CLUSTER / "Dockerfile").read_text().splitlines()
+    assert lines.count(f"ENV {SERVE_VARIABLE}={SERVE_CALLBACK}") == 2  # both targets
 
 
 def test_ray_is_one_version_everywhere():

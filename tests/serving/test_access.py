@@ -22,6 +22,7 @@ from tests.serving.in_process import Client
 
 TEXT = "/v1/completions"
 SECRET = "the-launch-code-is-0000"
+TRACE = {"traceparent": "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"}
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -155,8 +156,10 @@ def test_logs_hold_the_request_id_and_nothing_that_was_said(server, caplog):
     ("headers", "wanted"),
     [
         ({}, r"[0-9a-f]{32}"),
-        ({"traceparent": "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"}, "ab" * 16),
+        (TRACE, "ab" * 16),
+        (TRACE | {"x-request-id": "mine"}, "ab" * 16),
         ({"x-request-id": "mine"}, "mine"),
+        ({"x-request-id": "mine", "traceparent": "00-xyz"}, "mine"),
         ({"x-request-id": "a b=status=200 \u00e9"}, r"[0-9a-f]{32}"),
         ({"x-request-id": "x" * 200}, r"[0-9a-f]{32}"),
     ],

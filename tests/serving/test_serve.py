@@ -1,14 +1,17 @@
 """Real Ray Serve on a free port, spoken to by OpenAI's own client."""
 
 import asyncio
+import re
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from ray.serve._private.logging_utils import get_serve_logs_dir
 
 from a2d_ray import SamplingParams
 from a2d_ray.cli import validate
@@ -91,6 +94,23 @@ def test_models_health_and_errors(client, base_url):
     with pytest.raises(openai.BadRequestError) as too_long:
         client.completions.create(model="tiny", prompt="x" * 600, stream=True)
     assert too_long.value.code == "context_length_exceeded"
+
+
+@pytest.mark.cluster
+def test_client_and_log_know_a_request_by_one_plain_id(base_url):
+    """Whatever the client sends, and though Serve's proxy stands before the application."""
+    trace = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
+    ids = []
+    for sent in ({}, "x" * 200, "a b=status=500", "mine", trace, trace | {"x-request-id": "mine"}):
+        headers = sent if isinstance(sent, dict) else {"x-request-id": sent}
+        answer = httpx.get(f"{base_url}/models", headers=headers)
+        ids += answer.headers.get_list("x-request-id")
+    assert all(re.fullmatch(r"[\w.:-]{1,128}", each) for each in ids)
+    assert len(ids) == 6 and ids[3:] == ["mine", "ab" * 16, "ab" * 16]
+    logged = "".join(file.read_text() for file in Path(get_serve_logs_dir()).glob("*_ingress_*"))
+    for each in ids:
+        assert f"request_id={each} method=GET path=/v1/models status=200" in logged
+    assert "status=500" not in logged
 
 
 @pytest.mark.cluster
