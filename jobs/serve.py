@@ -26,7 +26,7 @@ def main() -> None:
             print(f"evaluations: POST {base_url}/evaluations")
         print(f"serving {', '.join(model.id for model in config.models)} at {base_url}")
         print(f"chat: {base_url.removesuffix('v1')}")
-        print(f"try: {curl_line(base_url, config.models[0].id)}")
+        print(f"try: {curl_line(base_url, config)}")
         print("Ctrl-C stops it", flush=True)
         wait_for_interrupt()
 

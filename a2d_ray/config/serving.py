@@ -35,6 +35,7 @@ class SecuritySection(Section):
         "A2D_API_KEYS", min_length=1, description="Variable with bearer keys, comma-separated."
     )
     api_keys_file: str | None = Field(None, description="File with a bearer key per line.")
+    require_keys: bool = Field(False, description="Without a key there, nothing is served.")
     requests_per_minute: int | None = Field(
         None, ge=1, description="Of each key (of all callers together where there are no keys)."
     )

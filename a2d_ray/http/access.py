@@ -57,9 +57,17 @@ class ApiKeys:
         """Keys of the environment variable and the file that a configuration names.
 
         Raises:
-            ValueError: a file that cannot be read or holds no key, or a key that no header holds.
+            ValueError: a file that cannot be read or holds no key, a key that no header holds, or
+                none where `require_keys` wants one.
         """
-        return cls.of(read_keys(security), is_isolated=security.isolate_prefix_cache)
+        keys = read_keys(security)
+        if security.require_keys and not keys:
+            raise ValueError(
+                f"security.require_keys is set and there is no key: set {security.api_keys_env} "
+                "where the application is built (serve deploy and RayService: on the cluster's "
+                "nodes), or security.api_keys_file"
+            )
+        return cls.of(keys, is_isolated=security.isolate_prefix_cache)
 
     def caller(self, authorization: str | None) -> Caller:
         """Who sends this ``Authorization`` header. Takes the same time for every wrong key.
@@ -82,6 +90,14 @@ class ApiKeys:
             )
         salt = hashlib.sha256(b"cache salt" + digest).hexdigest()[:32] if self.is_isolated else ""
         return Caller(hashlib.sha256(b"name" + digest).hexdigest()[:8], salt)
+
+
+def open_to_all(security: SecuritySection, where: str) -> str:
+    """What to know about an endpoint without keys."""
+    return (
+        f"everybody who reaches {where} can use these models: set {security.api_keys_env} or "
+        "security.api_keys_file to ask for keys"
+    )
 
 
 def read_keys(security: SecuritySection) -> list[str]:

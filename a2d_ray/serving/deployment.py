@@ -16,7 +16,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from a2d_ray.config import ServeConfig, ServedModel
-from a2d_ray.http.access import ApiKeys
+from a2d_ray.http.access import ApiKeys, open_to_all
 from a2d_ray.http.errors import ENGINE_DEAD, RequestError, not_ready
 from a2d_ray.serving.admission import Admission
 from a2d_ray.serving.app import create_app
@@ -26,6 +26,7 @@ from a2d_ray.serving.protocol import GenerationRequest
 from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 
 logger = logging.getLogger(__name__)
+serve_logger = logging.getLogger("ray.serve")
 
 _HEALTH_CHECK_PERIOD_S = 2.0
 _METRICS_TIMEOUT_S = 5.0
@@ -46,9 +47,19 @@ def build_openai_app(config: ServeConfig) -> serve.Application:
     Args:
         config: what ``args:`` holds in Serve's YAML. `host` and `port` are not used here: Serve's
             own ``http_options`` decide.
+
+    Raises:
+        ValueError: keys that are required or cannot be read.
     """
     config = ServeConfig.model_validate(config)
     keys = ApiKeys.read(config.security)
+    if not keys.digests:
+        serve_logger.warning(open_to_all(config.security, "Serve's HTTP port"))
+    return bind_openai_app(config, keys)
+
+
+def bind_openai_app(config: ServeConfig, keys: ApiKeys) -> serve.Application:
+    """The same, with keys that were read."""
     replicas = {
         model.id: _model_deployment(f"model-{index}-{_slug(model.id)}", config).bind(
             _with_absolute_path(model).model_dump(), config.model_dump()
@@ -303,7 +314,7 @@ def _log_through_serve() -> None:
     """Our lines go where Serve's go, at its level. In a replica only its logger has handlers: of
     the root's there would be warnings at most.
     """
-    ours, serve_logger = logging.getLogger("a2d_ray"), logging.getLogger("ray.serve")
+    ours = logging.getLogger("a2d_ray")
     ours.parent = serve_logger
     ours.setLevel(serve_logger.level)
 

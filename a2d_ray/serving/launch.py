@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from a2d_ray.config import ServeConfig
-from a2d_ray.http.access import ApiKeys
+from a2d_ray.http.access import ApiKeys, open_to_all
 from a2d_ray.http.request_ids import SERVE_CALLBACK, SERVE_VARIABLE
 from a2d_ray.models.checkpoint import check_checkpoint
 
@@ -24,8 +24,9 @@ def check_before_start(config: ServeConfig) -> None:
     """Finds what would fail, in a moment and without Ray.
 
     Raises:
-        ValueError: a model that is missing or not usable, or a busy port.
+        ValueError: a model or keys that are missing or not usable, or a busy port.
     """
+    ApiKeys.read(config.security)
     for model in config.models:
         overrides = model.load.model_dump(exclude_none=True, exclude={"path", "device", "dtype"})
         contract = check_checkpoint(model.load.path, **overrides)
@@ -109,17 +110,18 @@ def exposure_warning(config: ServeConfig) -> str | None:
     """What to know about an address that others reach without a key; None: nothing."""
     if config.host in ("127.0.0.1", "::1", "localhost") or ApiKeys.read(config.security).digests:
         return None
-    return (
-        f"everybody who reaches {config.host}:{config.port} can use these models: set "
-        f"{config.security.api_keys_env} or security.api_keys_file to ask for keys"
-    )
+    return open_to_all(config.security, f"{config.host}:{config.port}")
 
 
-def curl_line(base_url: str, model: str) -> str:
+def curl_line(base_url: str, config: ServeConfig) -> str:
     """A command that asks the server a question."""
-    body = {"model": model, "messages": [{"role": "user", "content": "What is 12 + 30?"}]}
-    header = "Content-Type: application/json"
-    return f"curl {base_url}/chat/completions -H '{header}' -d '{json.dumps(body)}'"
+    question = [{"role": "user", "content": "What is 12 + 30?"}]
+    body = json.dumps({"model": config.models[0].id, "messages": question})
+    headers = ["Content-Type: application/json"]
+    if ApiKeys.read(config.security).digests:
+        headers.append("Authorization: Bearer KEY")  # terminals and logs keep what is printed
+    options = " ".join(f"-H '{header}'" for header in headers)
+    return f"curl {base_url}/chat/completions {options} -d '{body}'"
 
 
 def wait_for_interrupt() -> None:
@@ -134,11 +136,12 @@ def wait_for_interrupt() -> None:
 def _serve(config: ServeConfig) -> Iterator[str]:
     from ray import serve
 
-    from a2d_ray.serving.deployment import build_openai_app
+    from a2d_ray.serving.deployment import bind_openai_app
 
+    keys = ApiKeys.read(config.security)
     try:
         serve.start(http_options={"host": config.host, "port": config.port})
-        serve.run(build_openai_app(config), name=_APPLICATION, route_prefix="/")
+        serve.run(bind_openai_app(config, keys), name=_APPLICATION, route_prefix="/")
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.host, config.host)
         yield f"http://{host}:{config.port}/v1"
     finally:

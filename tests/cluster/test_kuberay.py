@@ -8,7 +8,7 @@ import yaml
 
 from a2d_ray.cli import parse_config
 from a2d_ray.config import ServeConfig, TrainConfig
-from tests.cluster.files import KUBERAY, cluster_spec, pods, read
+from tests.cluster.files import CLUSTER, KUBERAY, cluster_spec, pods, read
 
 KUBERNETES = "1.33"
 # Fields of ray.io/v1 (KubeRay 1.5.1); pod templates are checked as pods.
@@ -112,3 +112,9 @@ def test_the_service_is_one_that_ray_serve_takes():
     assert config.gpus_per_replica <= limits["nvidia.com/gpu"]
     assert config.cpus_per_replica <= int(limits["cpu"])
     assert config.models[0].load.path.startswith("/shared/runs/")
+    assert config.security.require_keys
+    for pod in pods(service):  # any of them may build the application
+        variables = {each["name"]: each for each in pod["containers"][0]["env"]}
+        secret = variables[config.security.api_keys_env]["valueFrom"]["secretKeyRef"]
+        created = f"create secret generic {secret['name']} --from-literal={secret['key']}="
+        assert created in (CLUSTER / "README.md").read_text()

@@ -114,6 +114,18 @@ def test_keys_come_from_the_environment_and_a_file_and_are_not_kept(tmp_path, mo
         ApiKeys.read(SecuritySection(api_keys_file=str(tmp_path / "nothing")))
 
 
+def test_keys_that_are_required_and_missing_serve_nothing(monkeypatch, tmp_path):
+    monkeypatch.delenv("A2D_API_KEYS", raising=False)
+    security = SecuritySection(require_keys=True)
+    for value in (None, "", " , "):
+        if value is not None:
+            monkeypatch.setenv("A2D_API_KEYS", value)
+        with pytest.raises(ValueError, match=r"require_keys.*A2D_API_KEYS"):
+            ApiKeys.read(security)
+    monkeypatch.setenv("A2D_API_KEYS", "one")
+    assert ApiKeys.read(security).digests
+
+
 def test_keys_share_no_cached_prompt(lm):
     """The second asker's prompt counts as cached for its own key only."""
     server = ModelServer(lm)

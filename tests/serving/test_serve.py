@@ -1,7 +1,10 @@
 """Real Ray Serve on a free port, spoken to by OpenAI's own client."""
 
 import asyncio
+import json
+import logging
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -196,6 +199,35 @@ def test_without_a_quickstart_a_converted_model_is_served_and_said_so(
     assert "NOT trained" in said[0] and launch.QUICKSTART_CHECKPOINT in said[0]
     other = make_config(checkpoint, models=[{"id": "a2d", "load": {"path": "nothing"}}])
     assert launch.with_fallback(other, said.append) == other
+
+
+def test_an_application_without_keys_says_so(checkpoint, monkeypatch, caplog):
+    """Also where the address is Serve's to choose; required, they are not to be missing."""
+    from a2d_ray.serving import build_openai_app
+
+    logging.getLogger("ray.serve").addHandler(caplog.handler)
+    monkeypatch.setenv("A2D_API_KEYS", "key")
+    build_openai_app(make_config(checkpoint))
+    assert caplog.messages == []
+    monkeypatch.delenv("A2D_API_KEYS")
+    build_openai_app(make_config(checkpoint))
+    (warning,) = caplog.messages
+    assert "everybody" in warning and "A2D_API_KEYS" in warning
+    logging.getLogger("ray.serve").removeHandler(caplog.handler)
+    required = make_config(checkpoint, security={"require_keys": True})
+    for build in (build_openai_app, check_before_start):
+        with pytest.raises(ValueError, match=r"require_keys.*A2D_API_KEYS"):
+            build(required)
+
+
+def test_the_command_to_try_names_a_key_where_one_is_needed(checkpoint, monkeypatch):
+    config = make_config(checkpoint)
+    monkeypatch.delenv("A2D_API_KEYS", raising=False)
+    assert "Authorization" not in launch.curl_line("http://x/v1", config)
+    monkeypatch.setenv("A2D_API_KEYS", "a-secret")
+    words = shlex.split(launch.curl_line("http://x/v1", config))
+    assert "Authorization: Bearer KEY" in words and words[1] == "http://x/v1/chat/completions"
+    assert json.loads(words[-1])["model"] == "tiny"
 
 
 def test_an_open_address_without_keys_is_warned_of(checkpoint, monkeypatch):
