@@ -68,6 +68,11 @@ class ChatRenderer:
         pieces, rest = self._pieces(messages)
         return [*pieces, Piece(self._stretch(rest, is_first=not pieces), is_answer=False)]
 
+    @cached_property
+    def end_of_turn(self) -> str:
+        """What a whole answer ends with: the template's text through the end-of-turn token."""
+        return self._ending.removesuffix(self._after_turn)
+
     def _pieces(self, messages: Sequence[Message]) -> tuple[list[Piece], list[Message]]:
         """The pieces through the last answer, and the messages behind it."""
         pieces: list[Piece] = []
@@ -125,7 +130,7 @@ class ChatRenderer:
     @cached_property
     def _answered(self) -> str:
         """The probe's answer through its end-of-turn token, as history shows it."""
-        return _ANSWER["content"] + self._ending.removesuffix(self._after_turn)
+        return _ANSWER["content"] + self.end_of_turn
 
     def _apply(self, messages: Sequence[Message], *, prompt: bool) -> str:
         from jinja2 import TemplateError

@@ -1,12 +1,14 @@
 """The AR original by the harness's own model, with the speed of its answers."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from a2d_ray.evaluation.responses import Speed
+from a2d_ray.evaluation.whole_answers import end_of_turn, is_whole_answer
 
 
 class TimedHFLM(HFLM):
@@ -19,6 +21,20 @@ class TimedHFLM(HFLM):
     def __init__(self, *args: Any, **options: Any) -> None:
         self.speed = Speed()
         super().__init__(*args, **options)
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihoods; a whole answer ends its turn, as it does for our models."""
+        ending = end_of_turn(self.tokenizer, is_chat=bool(self.tokenizer.chat_template))
+        asked = [
+            replace(one, arguments=(one.args[0], one.args[1] + ending))
+            if is_whole_answer(one)
+            else one
+            for one in requests
+        ]
+        found: list[tuple[float, bool]] = super().loglikelihood(asked, disable_tqdm=disable_tqdm)
+        return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers, as the harness writes them."""

@@ -18,8 +18,17 @@ from lm_eval.api.registry import register_model
 from a2d_ray.data.chat import ChatRenderer
 from a2d_ray.evaluation.backends import Backend, Description, load_backend
 from a2d_ray.evaluation.options import Options, read_options
-from a2d_ray.evaluation.requests import GenerateRequest, Prompt, ScoreRequest, Segments
+from a2d_ray.evaluation.requests import (
+    GenerateRequest,
+    LogLikelihood,
+    Prompt,
+    Score,
+    ScoreRequest,
+    Segments,
+)
 from a2d_ray.evaluation.responses import Responder, ResponseCache, Speed
+from a2d_ray.evaluation.statistics import root_of_squares
+from a2d_ray.evaluation.whole_answers import end_of_turn, is_whole_answer
 from a2d_ray.generation.canvas import keep_last
 from a2d_ray.generation.params import SamplingParams
 
@@ -167,21 +176,31 @@ class A2DHarnessModel(LM):
 
         The second is False unless `is_check_greedy`: it costs an answer per request.
         """
-        asked = [self.score_request(*instance.args) for instance in requests]
+        asked = [
+            self.score_request(*instance.args, is_complete=is_whole_answer(instance))
+            for instance in requests
+        ]
         scores = self.responder.score(asked)
         greedy = [False] * len(asked)
         if self.options.others["is_check_greedy"]:
             greedy = self._greedy(asked)
-        return [(-score.nats, flag) for score, flag in zip(scores, greedy, strict=True)]
+        return [
+            (LogLikelihood(-score.nats, score.stderr), flag)
+            for score, flag in zip(scores, greedy, strict=True)
+        ]
 
-    def score_request(self, context: str, continuation: str) -> ScoreRequest:
+    def score_request(
+        self, context: str, continuation: str, *, is_complete: bool = False
+    ) -> ScoreRequest:
         """The pair as tokens, split by token prefix.
 
         Context and continuation are encoded together; the context is what its own encoding and
         the whole begin with alike, so no token spans the border unseen. Behind a chat's generation
-        prompt the border is a token border already.
+        prompt the border is a token border already. A complete answer ends its turn.
         """
         tokenizer = self._require_tokenizer()
+        if is_complete:
+            continuation += end_of_turn(tokenizer, is_chat=context in self._chats)
         if context in self._chats:
             segments = self._segments(context)
             tail = tokenizer(continuation, add_special_tokens=False).input_ids
@@ -195,7 +214,10 @@ class A2DHarnessModel(LM):
         if not tail:
             raise ValueError(f"the continuation {continuation!r} has no token")
         request = ScoreRequest(
-            context=segments, continuation=tuple(tail), num_draws=self._num_draws
+            context=segments,
+            continuation=tuple(tail),
+            is_complete=is_complete,
+            num_draws=self._num_draws,
         )
         return _fit(request, self._max_length)
 
@@ -226,10 +248,15 @@ class A2DHarnessModel(LM):
             parts = rolling_windows(ids, self._max_length, self._num_draws)
             asked += parts
             owner += [index] * len(parts)
-        totals = [0.0] * len(requests)
+        parts_of: list[list[Score]] = [[] for _ in requests]
         for index, score in zip(owner, self.responder.score(asked), strict=True):
-            totals[index] -= score.nats
-        return totals
+            parts_of[index].append(score)
+        return [
+            LogLikelihood(
+                -sum(part.nats for part in parts), root_of_squares(part.stderr for part in parts)
+            )
+            for parts in parts_of
+        ]
 
     @property
     def _num_draws(self) -> int:

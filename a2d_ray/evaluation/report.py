@@ -44,15 +44,16 @@ def markdown(report: dict[str, Any]) -> str:
         f"{report['model']['path']} · weights `{str(report['model'].get('weights'))[:12]}` · "
         f"commit `{str(report['commit'])[:12]}` · {report['date']} · {report['seconds']:.0f} s",
         "",
-        "| task | metric | value | 95 % interval | documents | TPF | tokens/s |",
-        "|---|---|---:|---|---:|---:|---:|",
+        "| task | metric | value | 95 % interval | error of draws | documents | TPF | tokens/s |",
+        "|---|---|---:|---|---:|---:|---:|---:|",
     ]
     for name, task in report["tasks"].items():
         found = estimate([row["value"] for row in task["samples"]])
         tpf, per_s = speed(task)
         lines.append(
             f"| {name} | {task['metric']} | {task['value']:.4f} | {found.interval()} | "
-            f"{task['num_documents']} | {_number(tpf)} | {_number(per_s)} |"
+            f"{_number(task.get('monte_carlo_stderr'), 4)} | {task['num_documents']} | "
+            f"{_number(tpf)} | {_number(per_s)} |"
         )
     return "\n".join(lines)
 
@@ -130,5 +131,5 @@ def log_to_wandb(report: dict[str, Any], config: EvaluateConfig, directory: Path
         run.save(str(directory / "report.json"), base_path=str(directory), policy="now")
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+def _number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

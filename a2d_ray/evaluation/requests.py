@@ -1,7 +1,7 @@
 """What an evaluation asks of a model, and what comes back. Plain values: no torch, no Ray."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from a2d_ray.generation.params import SamplingParams
 
@@ -92,6 +92,22 @@ class Score:
     nats: float
     stderr: float | None
     num_tokens: int
+
+
+class LogLikelihood(float):
+    """-NELBO in nats: the number that the harness wants, and how far its draws leave it uncertain.
+
+    Args:
+        nats: the log-likelihood.
+        stderr: its standard error over the draws, as in `Score`.
+    """
+
+    stderr: float | None
+
+    def __new__(cls, nats: float, stderr: float | None = None) -> Self:
+        self = super().__new__(cls, nats)
+        self.stderr = stderr
+        return self
 
 
 Request = GenerateRequest | ScoreRequest

@@ -3,13 +3,15 @@
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 
 Z95 = NormalDist().inv_cdf(0.975)
 NUM_FLIPS = 10_000
 NO_SPREAD = 1e-12
+BITS = {"nelbo_bits_per_byte", "bits_per_byte"}  # of log-likelihoods: their sum / size / log(2)
+PERPLEXITIES = {"perplexity", "word_perplexity", "byte_perplexity"}  # exp(-their sum / size)
 
 Value = float | Sequence[float]
 """A score of one document: a number, or (numerator, denominator) of a ratio of sums."""
@@ -77,6 +79,36 @@ def _wilson(share: float, n: int) -> Estimate:
     low = center - half if share > 0 else 0.0
     high = center + half if share < 1 else 1.0
     return Estimate(value=share, low=low, high=high)
+
+
+def root_of_squares(stderrs: Iterable[float | None]) -> float | None:
+    """Standard error of a sum of independent terms; None if one is not known."""
+    known = list(stderrs)
+    if any(one is None for one in known):
+        return None
+    return math.hypot(*(one for one in known if one is not None))
+
+
+def monte_carlo_stderr(
+    metric: str, value: float, values: Sequence[Value], nats_stderrs: Sequence[float | None]
+) -> float | None:
+    """Standard error that the noise draws leave in a sum of log-likelihoods, in the metric's unit.
+
+    Args:
+        metric: name of the metric.
+        value: of all documents.
+        values: of each: (log-likelihood, its size in bytes or words), or a log-likelihood alone.
+        nats_stderrs: standard error of each log-likelihood over its draws; None: not known.
+
+    Returns:
+        None for a metric that is no sum of log-likelihoods (as the accuracy of choices), and where
+        an error is not known.
+    """
+    total = root_of_squares(nats_stderrs)
+    if total is None or metric not in BITS | PERPLEXITIES:
+        return None
+    size = math.fsum(one[1] if isinstance(one, Sequence) else 1 for one in values)
+    return total / size * (1 / math.log(2) if metric in BITS else value)
 
 
 @dataclass(frozen=True, kw_only=True)

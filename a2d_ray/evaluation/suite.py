@@ -13,6 +13,7 @@ from typing import Any
 from a2d_ray.config import EvaluateConfig, EvaluatedTask
 from a2d_ray.evaluation.__main__ import TASKS
 from a2d_ray.evaluation.sandbox import check_isolation
+from a2d_ray.evaluation.statistics import monte_carlo_stderr, root_of_squares
 
 Observer = Callable[[str, int, int], None]
 PACKAGES = ("a2d-ray", "lm-eval", "torch", "transformers", "datasets", "ray", "reasoning-gym")
@@ -230,6 +231,7 @@ def _summary(task: EvaluatedTask, found: dict[str, Any]) -> dict[str, Any]:
             "prompt_hash": sample["prompt_hash"],
             "answer": sample["resps"][0][0],
             "value": _value(sample[name]),
+            "nats_stderr": _nats_stderr(sample["resps"]),
         }
         for subtask, samples in found["samples"].items()
         for sample in samples
@@ -238,11 +240,26 @@ def _summary(task: EvaluatedTask, found: dict[str, Any]) -> dict[str, Any]:
     return {
         "metric": task.metric,
         "value": values[task.metric],
+        "monte_carlo_stderr": _monte_carlo_stderr(name, values[task.metric], rows),
         "num_documents": len(rows),
         "versions": found["versions"],
         "higher_is_better": _direction(found, name),
         "samples": rows,
     }
+
+
+def _nats_stderr(responses: list[list[Any]]) -> float | None:
+    """Standard error of a document's log-likelihoods over their draws; None without any."""
+    found = [one[0] if isinstance(one, tuple) else one for (one, *_) in responses]
+    return root_of_squares(getattr(one, "stderr", None) for one in found)
+
+
+def _monte_carlo_stderr(metric: str, value: float, rows: list[dict[str, Any]]) -> float | None:
+    """Of the task's number; None for a group, whose number is a mean of its tasks'."""
+    if len({row["task"] for row in rows}) != 1:
+        return None
+    stderrs = [row["nats_stderr"] for row in rows]
+    return monte_carlo_stderr(metric, value, [row["value"] for row in rows], stderrs)
 
 
 def _direction(found: dict[str, Any], name: str) -> bool:

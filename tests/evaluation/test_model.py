@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from a2d_ray import SamplingParams, load
+from a2d_ray.data.chat import ChatRenderer, encode_pieces
+from a2d_ray.evaluation.ar import TimedHFLM
 from a2d_ray.evaluation.backends import LocalBackend
 from a2d_ray.evaluation.likelihood import Likelihood
 from a2d_ray.evaluation.model import A2DBd3lm, A2DMdlm, rolling_windows
 from a2d_ray.evaluation.requests import ScoreRequest
 from a2d_ray.evaluation.responses import Responder, ResponseCache
+from a2d_ray.evaluation.whole_answers import IS_WHOLE
 
 ROOT = Path(__file__).parent.parent.parent
 TASK = {"until": ["e"], "max_gen_toks": 24}
@@ -101,6 +105,55 @@ def test_likelihoods_are_the_estimators(make, checkpoints, objective):
     assert found == model.loglikelihood(ask("loglikelihood", *pairs))
     (rolling,) = model.loglikelihood_rolling(ask("loglikelihood_rolling", ("alone",)))
     assert rolling == found[1][0]
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+@pytest.mark.parametrize("objective", ["mdlm", "bd3lm"])
+def test_a_whole_answer_is_scored_as_it_is_trained_with_its_end(
+    make, checkpoints, objective, is_chat
+):
+    lm = load(checkpoints[objective], dtype="float32", device="cpu")
+    model = make(objective, mc_num=4)
+    trained = [*CHAT, {"role": "assistant", "content": "It is four"}]
+    *context, answer = encode_pieces(ChatRenderer(lm.tokenizer).render(trained), lm.tokenizer)
+    text = model.apply_chat_template(CHAT) if is_chat else "1 + 2?"
+    request = ScoreRequest(
+        context=tuple(map(tuple, context)) if is_chat else lm.encode(text),
+        continuation=tuple(answer),
+        is_complete=True,
+        num_draws=2,
+    )
+    assert request.continuation[-1] == lm.tokenizer.eos_token_id
+    asked = Instance("loglikelihood", {IS_WHOLE: True}, (text, "It is four"), 0)
+    ((found, _),) = model.loglikelihood([asked])
+    scorer = Likelihood(lm.model, lm.contract, eos_id=2, max_length=512)
+    (score,) = scorer.score([request])
+    assert (found, found.stderr) == pytest.approx((-score.nats, score.stderr), rel=1e-6)
+    ((without, _),) = model.loglikelihood(ask("loglikelihood", (text, "It is four")))
+    assert found < without
+    cut = make(objective, max_length=10).score_request(text, "four", is_complete=True)
+    assert cut.is_complete and cut.num_tokens == 10
+
+
+def test_an_ar_model_pays_for_stopping_too(checkpoints):
+    model = TimedHFLM(
+        pretrained=str(checkpoints["bd3lm"].parent / "ar"), device="cpu", dtype="float32"
+    )
+    eos = model.tokenizer.eos_token
+    whole = Instance("loglikelihood", {IS_WHOLE: True}, ("one", " two"), 0)
+    plain, spelt = ask("loglikelihood", ("one", " two"), ("one", " two" + eos))
+    found = [value for value, _ in model.loglikelihood([whole, plain, spelt])]
+    assert found[0] == pytest.approx(found[2]) and found[0] < found[1]
+
+
+def test_windows_of_a_text_add_up_their_errors(make):
+    model = make(mc_num=8, max_length=16)
+    (found,) = model.loglikelihood_rolling(ask("loglikelihood_rolling", ("a long text " * 4,)))
+    ids = tuple(model.described.tokenizer("a long text " * 4).input_ids)
+    scores = model.responder.score(rolling_windows(ids, 16, 4))
+    assert len(scores) > 3 and found == -sum(score.nats for score in scores)
+    assert found.stderr == pytest.approx(sum(score.stderr**2 for score in scores) ** 0.5)
+    assert pickle.loads(pickle.dumps(found)).stderr == found.stderr
 
 
 def test_greedy_is_checked_when_asked_for(make, lm):

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from a2d_ray.evaluation.statistics import compare, estimate
+from a2d_ray.evaluation.statistics import compare, estimate, monte_carlo_stderr
 
 
 def test_wilson_interval_of_a_textbook_case():
@@ -88,6 +88,16 @@ def test_sign_flips_agree_with_enumeration():
     exact = sum(value >= total - 1e-9 for value in flipped) / 256
     assert found.p_value == pytest.approx(exact, abs=0.01)
     assert found.difference.low < found.difference.value < found.difference.high
+
+
+def test_draws_leave_an_error_in_the_unit_of_the_metric():
+    pairs, stderrs = [(-30.0, 10), (-50.0, 15)], [3.0, 4.0]
+    word = math.exp(80 / 25)
+    assert monte_carlo_stderr("bits_per_byte", 0, pairs, stderrs) == 5 / 25 / math.log(2)
+    assert monte_carlo_stderr("word_perplexity", word, pairs, stderrs) == pytest.approx(word / 5)
+    assert monte_carlo_stderr("perplexity", 2.0, [-1.0, -2.0], stderrs) == 5.0
+    assert monte_carlo_stderr("acc", 0.5, [1.0, 0.0], stderrs) is None
+    assert monte_carlo_stderr("bits_per_byte", 0, pairs, [3.0, None]) is None
 
 
 def test_what_cannot_be_compared_is_refused():

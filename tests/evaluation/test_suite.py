@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,20 @@ def test_an_offline_suite_reports_all_that_repeats_it(configure, tmp_path):
     bits, num_bytes = map(sum, zip(*[row["value"] for row in nelbo["samples"]], strict=True))
     assert nelbo["value"] == pytest.approx(bits / num_bytes) and not nelbo["higher_is_better"]
     assert 6 < nelbo["value"] < 12  # a random model over 319 tokens, a token per byte
+
+
+def test_likelihood_tasks_tell_what_their_draws_leave_uncertain(configure):
+    """Few draws are as far from many as their standard errors say."""
+    few, many = (run_suite(configure(CHAT, VERNE, SUMS, mc_num=n)) for n in (8, 96))
+    for name in ("a2d_chat_nelbo", "a2d_verne_nelbo"):
+        task, better = few["tasks"][name], many["tasks"][name]
+        stderr, num_bytes = task["monte_carlo_stderr"], sum(r["value"][1] for r in task["samples"])
+        nats = math.hypot(*(row["nats_stderr"] for row in task["samples"]))
+        assert stderr == pytest.approx(nats / math.log(2) / num_bytes) and stderr > 0
+        assert better["monte_carlo_stderr"] < 0.6 * stderr
+        assert abs(task["value"] - better["value"]) < 4 * stderr
+        assert f" | {stderr:.4f} | {task['num_documents']} |" in markdown(few)
+    assert few["tasks"]["a2d_sums"]["monte_carlo_stderr"] is None
 
 
 @pytest.mark.parametrize("objective", ["mdlm", "bd3lm"])

@@ -10,6 +10,7 @@ from datasets import Dataset, load_dataset
 
 from a2d_ray.data.embedded import embedded_rows
 from a2d_ray.evaluation.sandbox import Limits, run_code
+from a2d_ray.evaluation.whole_answers import IS_WHOLE
 
 GRADES: dict[str, dict[str, dict[str, Any]]] = {
     "easy": {
@@ -30,13 +31,17 @@ GRADES: dict[str, dict[str, dict[str, Any]]] = {
 LETTERS = "ABCD"
 
 
-def embedded(name: str, size: int = 200, **_: Any) -> dict[str, Dataset]:
-    """Held-out rows of an embedded data set: question and answer, or text."""
+def embedded(name: str, size: int = 200, is_complete: bool = False, **_: Any) -> dict[str, Dataset]:
+    """Held-out rows of an embedded data set: question and answer, or text.
+
+    With `is_complete`, the likelihood of an answer includes its end.
+    """
     rows = embedded_rows(name, "test", size)
     if "text" in rows[0]:
         return {"test": Dataset.from_list(rows)}
+    mark = {IS_WHOLE: True} if is_complete else {}
     pairs = [
-        {"question": row["messages"][0]["content"], "answer": row["messages"][1]["content"]}
+        {"question": row["messages"][0]["content"], "answer": row["messages"][1]["content"], **mark}
         for row in rows
     ]
     return {"test": Dataset.from_list(pairs)}
