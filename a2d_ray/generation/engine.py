@@ -7,6 +7,7 @@ first time. An MDLM request brings its whole canvas.
 """
 
 from collections.abc import Collection
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -122,10 +123,11 @@ class Engine:
             return []
         self.num_rounds += 1
         self.num_positions += sum(work.num_tokens for work in works)
-        asked: dict[Sequence, list[Tensor]] = {}
-        for work, logits_NV in zip(works, self._runner.logits(works), strict=True):
-            asked.setdefault(work.sequence, []).extend([logits_NV] if len(work.asked) else [])
-        outputs = [_advance(sequence, logits) for sequence, logits in asked.items()]
+        outputs = []
+        brought = zip(works, self._runner.logits(works), strict=True)
+        for sequence, own in groupby(brought, key=lambda pair: pair[0].sequence):
+            logits = [logits_NV for work, logits_NV in own if len(work.asked)]
+            outputs.append(_advance(sequence, logits))
         for output in outputs:
             if output.finish_reason is not None:
                 self._scheduler.remove(output.request_id)

@@ -1,6 +1,6 @@
 """The forward of a round: tokens of all sequences in one row, logits of what was asked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from a2d_ray.generation.attention import Round, Slice, make_tiles
 from a2d_ray.generation.cache import KVStore
 from a2d_ray.generation.sequence import Work
 from a2d_ray.generation.twins import inference_twin
+
+HEAD_ROWS = 512  # positions whose logits are held at a time: 300 MB for a vocabulary of 152,000
 
 
 class ModelRunner:
@@ -37,21 +39,26 @@ class ModelRunner:
                 device=weight.device,
             )
 
-    def logits(self, works: Sequence[Work]) -> list[Tensor]:
-        """Float32 logits [asked, V] of each work; their finished blocks are stored afterwards."""
+    def logits(self, works: Sequence[Work]) -> Iterator[Tensor]:
+        """Yields float32 logits [asked, V] of each work; their finished blocks are stored before.
+
+        The head runs for as many works at a time as ask for about `HEAD_ROWS` positions, so what
+        a round takes does not grow with the requests in it.
+        """
         hidden_NH = self._hidden(works)
-        rows, sizes, start = [], [], 0
+        rows, start = [], 0
         for work in works:
             part = hidden_NH[start : start + work.num_tokens]
             start += work.num_tokens
             for page in work.chunk.pages:
                 page.is_filled = True
             rows.append(self._asked_rows(work, part))
-            sizes.append(len(work.asked))
-        asked_NH = rows[0] if len(rows) == 1 else torch.cat(rows)
-        if not len(asked_NH):
-            return [asked_NH] * len(works)
-        return list(self._twin.lm_head(asked_NH).float().cpu().split(sizes))
+        for group in _groups(rows):
+            asked_NH = group[0] if len(group) == 1 else torch.cat(group)
+            if not len(asked_NH):
+                yield from group
+            else:
+                yield from self._twin.lm_head(asked_NH).float().cpu().split([*map(len, group)])
 
     def _hidden(self, works: Sequence[Work]) -> Tensor:
         ids = torch.cat([w.ids_n for w in works])
@@ -86,6 +93,17 @@ class ModelRunner:
             return hidden_nH[index.to(self._device)]
         index = (work.asked - work.start).to(self._device)
         return torch.cat([before[None], hidden_nH])[index]
+
+
+def _groups(rows: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of about `HEAD_ROWS` rows together."""
+    group: list[Tensor] = []
+    for part in rows:
+        if group and sum(map(len, group)) + len(part) > HEAD_ROWS:
+            yield group
+            group = []
+        group.append(part)
+    yield group
 
 
 def _page_stops(work: Work) -> list[tuple[Any, int]]:

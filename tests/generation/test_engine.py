@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from a2d_ray.generation import runner
 from a2d_ray.generation.engine import Engine, EngineOptions, Request
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.generation.sampler import sample
@@ -131,6 +132,26 @@ def test_prompt_is_run_once():
     run(engine)
     one_block, fused_commit = 4, 8
     assert lengths == [44, *[one_block] * 3, *[fused_commit, *[one_block] * 3] * 2]
+
+
+def test_logits_of_a_round_are_held_for_a_few_works_at_a_time(monkeypatch):
+    model, guided = tiny_a2d_model("llama"), SamplingParams(max_new_tokens=12, cfg_scale=1.5)
+
+    def answer() -> tuple[dict, int]:
+        engine = Engine(model, contract("mdlm"), eos_ids={EOS}, max_length=512)
+        head, sizes = engine._runner._twin.lm_head, []
+        hook = head.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[0]))
+        for i, (prompt, params) in enumerate(itertools.product(PROMPTS, [*PARAMS, guided])):
+            engine.add_request(Request(request_id=str(i), prompt=prompt, params=params))
+        answers, _ = run(engine)
+        hook.remove()
+        return answers, max(sizes)
+
+    expected, together = answer()
+    monkeypatch.setattr(runner, "HEAD_ROWS", 20)
+    answers, most = answer()
+    assert answers == expected
+    assert together > 100 and most <= 20
 
 
 def test_abort_frees_a_request_and_leaves_the_others():
