@@ -17,7 +17,8 @@ from a2d_ray.evaluation.requests import (
     ScoreRequest,
     prompt_room,
 )
-from a2d_ray.generation.canvas import keep_last
+from a2d_ray.generation.canvas import keep_last, request_block_size
+from a2d_ray.generation.params import SamplingParams
 from a2d_ray.generation.scheduler import EngineOptions
 
 
@@ -98,14 +99,21 @@ class LocalBackend:
 
     def score(self, batches: Sequence[Sequence[ScoreRequest]]) -> Iterator[tuple[int, list[Score]]]:
         """The batches one after the other."""
-        likelihood = Likelihood(
+        for index, batch in enumerate(batches):
+            yield index, self._likelihood(batch[0].block_size).score(batch)
+
+    def _likelihood(self, block_size: int | None) -> Likelihood:
+        """The estimator in blocks of a size; refuses one that was not trained."""
+        contract = self._lm.contract
+        if block_size is not None:
+            size = request_block_size(SamplingParams(block_size=block_size), contract)
+            contract = contract.model_copy(update={"block_size": size})
+        return Likelihood(
             self._lm.model,
-            self._lm.contract,
+            contract,
             eos_id=min(self._lm.eos_token_ids, default=0),
             max_length=self._lm.max_length,
         )
-        for index, batch in enumerate(batches):
-            yield index, likelihood.score(batch)
 
 
 def load_backend(

@@ -9,15 +9,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise, takewhile
-from typing import Any
+from typing import Any, Self
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
+from lm_eval.utils import simple_parse_args_string
 
 from a2d_ray.data.chat import ChatRenderer
 from a2d_ray.evaluation.backends import Backend, Description, load_backend
-from a2d_ray.evaluation.options import Options, read_options
+from a2d_ray.evaluation.options import Options, read_options, read_task_options
 from a2d_ray.evaluation.requests import (
     GenerateRequest,
     LogLikelihood,
@@ -30,7 +31,7 @@ from a2d_ray.evaluation.responses import Responder, ResponseCache, Speed
 from a2d_ray.evaluation.statistics import root_of_squares
 from a2d_ray.evaluation.whole_answers import end_of_turn, is_whole_answer
 from a2d_ray.generation.canvas import keep_last
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.params import SamplingParams, derive_seed
 
 
 class A2DHarnessModel(LM):
@@ -58,6 +59,24 @@ class A2DHarnessModel(LM):
             cache = ResponseCache(kept, self.described.fingerprint)
         self.responder = Responder(self._backend, cache)
         self._chats: dict[str, list[dict[str, str]]] = {}
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> Self:
+        """A model as the harness makes it: ``--model_args`` win over what it passes to every model,
+        and the batch size of 1, which it passes where nobody names one, asks for nothing."""
+        passed = {k: v for k, v in (additional_config or {}).items() if v is not None}
+        if str(passed.get("batch_size")) == "1":
+            del passed["batch_size"]
+        return cls(**passed | arg_dict)
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> Self:
+        """The same from ``key=value,key=value``."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @property
     def speed(self) -> Speed:
@@ -126,8 +145,7 @@ class A2DHarnessModel(LM):
         tokenizer = self._require_tokenizer()
         messages = self._chats.get(context)
         if messages is None:
-            ids = tokenizer(context).input_ids
-            return (tuple(ids),) if ids else ()
+            return (tuple(tokenizer(context).input_ids),) if context else ()
         is_begun = messages[-1]["role"] == "assistant"
         segments = render_prompt(messages, tokenizer, continue_final_message=is_begun)
         return tuple(map(tuple, segments))
@@ -150,26 +168,24 @@ class A2DHarnessModel(LM):
             context, task_options = instance.args
             repeat = seen[repr(instance.args)]
             seen[repr(instance.args)] += 1
-            params = self.params(task_options, repeat=repeat)
+            params = self._seeded(self.params(task_options), context, repeat)
             asked.append(GenerateRequest(prompt=self._prompt(context), params=params))
         return [answer.text for answer in self.responder.generate(asked)]
 
-    def params(self, task_options: dict[str, Any], *, repeat: int = 0) -> SamplingParams:
-        """Options of the model first, then of the task."""
-        until = task_options.get("until") or []
-        own: dict[str, Any] = {
-            "max_new_tokens": task_options.get("max_gen_toks")
-            or task_options.get("max_new_tokens")
-            or 256,
-            "temperature": task_options.get("temperature", 0.0)
-            if task_options.get("do_sample")
-            else 0.0,
-            "stop": [until] if isinstance(until, str) else [text for text in until if text],
-        }
-        values = own | self.options.sampling
-        if values["temperature"] > 0:
-            values["seed"] = values.get("seed", 0) + repeat
-        return SamplingParams(**values)
+    def params(self, task_options: dict[str, Any]) -> SamplingParams:
+        """Options of the model first, then of the task.
+
+        Raises:
+            ValueError: an option of the task that our decoder does not have.
+        """
+        return SamplingParams(**read_task_options(task_options) | self.options.sampling)
+
+    def _seeded(self, params: SamplingParams, context: str, repeat: int) -> SamplingParams:
+        """The options with a seed of this prompt's own, the same over HTTP as in one process."""
+        if not params.is_random:
+            return params
+        seed = derive_seed(params.seed, self._chats.get(context, context), repeat)
+        return params.model_copy(update={"seed": seed})
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """-NELBO of each continuation in nats, and whether greedy decoding gives it.
@@ -180,7 +196,7 @@ class A2DHarnessModel(LM):
             self.score_request(*instance.args, is_complete=is_whole_answer(instance))
             for instance in requests
         ]
-        scores = self.responder.score(asked)
+        scores = self._score(asked)
         greedy = [False] * len(asked)
         if self.options.others["is_check_greedy"]:
             greedy = self._greedy(asked)
@@ -188,6 +204,13 @@ class A2DHarnessModel(LM):
             (LogLikelihood(-score.nats, score.stderr), flag)
             for score, flag in zip(scores, greedy, strict=True)
         ]
+
+    def _score(self, asked: Sequence[ScoreRequest]) -> list[Score]:
+        """Scores in the blocks of `block_size`, which MDLM's likelihood has none of."""
+        size = self.options.sampling.get("block_size")
+        if size is not None and self.described.objective != "mdlm":
+            asked = [replace(request, block_size=int(size)) for request in asked]
+        return self.responder.score(asked)
 
     def score_request(
         self, context: str, continuation: str, *, is_complete: bool = False
@@ -249,7 +272,7 @@ class A2DHarnessModel(LM):
             asked += parts
             owner += [index] * len(parts)
         parts_of: list[list[Score]] = [[] for _ in requests]
-        for index, score in zip(owner, self.responder.score(asked), strict=True):
+        for index, score in zip(owner, self._score(asked), strict=True):
             parts_of[index].append(score)
         return [
             LogLikelihood(

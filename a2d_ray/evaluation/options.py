@@ -34,6 +34,24 @@ NEUTRAL: dict[str, Any] = {
     "begin_suppress_tokens": None,
     "trust_remote_code": False,
 }
+# Names of tasks and of --gen_kwargs that we call otherwise; of several, the last one counts.
+OF_TASKS = {
+    "max_completion_tokens": "max_new_tokens",
+    "max_tokens": "max_new_tokens",
+    "max_new_tokens": "max_new_tokens",
+    "max_gen_toks": "max_new_tokens",
+    "min_new_tokens": "min_tokens",
+}
+NEUTRAL_OF_TASKS: dict[str, Any] = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "n": 1,
+    "early_stopping": False,
+    "length_penalty": 1,
+    "no_repeat_ngram_size": 0,
+    "use_cache": True,
+}
+ONLY_SAMPLED = ("temperature", "top_p", "top_k", "min_p")  # without do_sample they mean nothing
 FROM_HARNESS = ("max_batch_size",)  # passed to every model; our batches are continuous
 FROM_TASK = ("stop", "stop_token_ids", "n", "logprobs")
 
@@ -80,13 +98,44 @@ def read_options(options: dict[str, Any]) -> Options:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"choose from {sorted(known)}"
             raise ValueError(f"unknown model argument {key}={value}: {hint}")
-    if sampling.get("steps") is not None:
-        sampling.setdefault("rule", "steps")
+    _imply_rule(sampling)
     SamplingParams(**sampling)  # a bad value fails before the model is loaded
     if not loading["pretrained"] and not others["base_url"]:
         raise ValueError("model_args need pretrained=CHECKPOINT, or base_url=ENDPOINT")
+    if str(others["batch_size"]).startswith("auto"):  # our batches are continuous
+        others["batch_size"] = OTHERS["batch_size"]
     loading["path"] = loading.pop("pretrained")
     if loading["device"] == "cuda:0":  # what the harness asks of every model unless it is told
         loading["device"] = "auto"
     model = {key: value for key, value in loading.items() if value is not None}
     return Options(model=model, sampling=sampling, others=others)
+
+
+def read_task_options(options: dict[str, Any]) -> dict[str, Any]:
+    """A task's ``generation_kwargs`` (or ``--gen_kwargs``) as fields of `SamplingParams`.
+
+    Raises:
+        ValueError: an option that our decoder does not have.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    is_sampled = bool(given.pop("do_sample", False))
+    texts = [given.pop("until", None) or [], given.pop("stop", None) or []]
+    stop = [text for each in texts for text in ([each] if isinstance(each, str) else each) if text]
+    values: dict[str, Any] = {"max_new_tokens": 256, "temperature": 0.0, "stop": stop}
+    values |= {OF_TASKS[key]: given.pop(key) for key in OF_TASKS if key in given}
+    for key, value in given.items():
+        if key in NEUTRAL_OF_TASKS:
+            if value != NEUTRAL_OF_TASKS[key]:
+                raise ValueError(f"generation option {key}={value} is not supported: leave it out")
+        elif key not in vars(SamplingParams()):
+            raise ValueError(f"unknown generation option {key}={value} of the task or --gen_kwargs")
+        elif is_sampled or key not in ONLY_SAMPLED:
+            values[key] = max(value, 0) if key == "top_k" else value
+    return _imply_rule(values)
+
+
+def _imply_rule(sampling: dict[str, Any]) -> dict[str, Any]:
+    """With steps and no rule, the rule is steps, as in the public recipe."""
+    if sampling.get("steps") is not None:
+        sampling.setdefault("rule", "steps")
+    return sampling

@@ -65,12 +65,14 @@ class ScoreRequest:
         continuation: token ids, at least one.
         is_complete: the continuation is a whole answer, so that stopping (BD3LM's EOS fill) counts.
         num_draws: noise draws, each of two complementary views.
+        block_size: of BD3LM; None: the checkpoint's own.
     """
 
     context: Segments
     continuation: tuple[int, ...]
     is_complete: bool = False
     num_draws: int = 16
+    block_size: int | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -1,12 +1,14 @@
 """What one request asks of the decoder. Imports nothing heavy."""
 
+import hashlib
+import json
 from typing import Any
 
 from pydantic import ValidationError
 
 from a2d_ray.config import Remasking, Rule, SamplingSection
 
-__all__ = ["Remasking", "Rule", "SamplingParams"]
+__all__ = ["Remasking", "Rule", "SamplingParams", "derive_seed"]
 
 
 class SamplingParams(SamplingSection):
@@ -21,6 +23,23 @@ class SamplingParams(SamplingSection):
             super().__init__(**options)
         except ValidationError as error:
             raise ValueError("; ".join(map(_explain, error.errors()))) from None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether an answer depends on the seed."""
+        is_by_chance = self.remasking == "random" or self.stochastic_transfer
+        return self.temperature > 0 or (self.rule == "steps" and is_by_chance)
+
+
+def derive_seed(seed: int, *names: Any) -> int:
+    """A seed of 32 bits for one of many requests, so that no two draw alike.
+
+    Args:
+        seed: of all of them.
+        names: what tells the request from the others, as JSON values.
+    """
+    text = json.dumps([seed, *names], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
 
 
 def _explain(problem: Any) -> str:

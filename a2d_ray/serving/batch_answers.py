@@ -7,13 +7,13 @@ from a2d_ray.answers import AnswerWriter
 from a2d_ray.api import LanguageModel, Prompt
 from a2d_ray.config import GenerateConfig
 from a2d_ray.generation.engine import EngineOptions, Request, StepOutput
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.params import SamplingParams, derive_seed
 
 
 class PartAnswerer:
     """Answers parts with one engine, which keeps the prefixes that prompts share.
 
-    Every row draws with a seed of its own: `sampling.seed` + its index.
+    Every row draws with a seed of its own: a hash of `sampling.seed` and its index.
 
     Args:
         lm: the model.
@@ -68,7 +68,7 @@ class PartAnswerer:
             ValueError: the row is no prompt, or too long.
         """
         sampling = self._config.sampling.model_dump()
-        params = SamplingParams(**sampling | {"seed": sampling["seed"] + index})
+        params = SamplingParams(**sampling | {"seed": derive_seed(sampling["seed"], index)})
         prompt = self._lm.encode(row_prompt(row, self._config, self._lm.tokenizer))
         requests = [
             Request(request_id=f"{index}-{choice}", prompt=prompt, params=params, choice=choice)

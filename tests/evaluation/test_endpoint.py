@@ -194,3 +194,14 @@ def test_what_a_server_refuses_is_an_empty_answer(models, serve, tmp_path, caplo
         assert (first.is_cut, second.text, second.is_cut) == (False, "", True)
         assert server.num_asked == num_asked
     assert responder.num_cut == 2 and "1 of 2 prompts were too long" in caplog.text
+
+
+def test_what_is_drawn_is_the_same_over_http(models, serve):
+    lm = models["bd3lm"]
+    texts = []
+    for backend in (LocalBackend(lm), serve(ModelServer(lm))):
+        model = A2DHarnessModel(backend=backend, pretrained="above", temperature=1.5, seed=7)
+        contexts = ["one", model.apply_chat_template(CHAT), "one"]
+        asked = [Instance("generate_until", {}, (c, {"max_gen_toks": 9}), 0) for c in contexts]
+        texts.append(model.generate_until(asked))
+    assert texts[0] == texts[1] and texts[0][0] != texts[0][2]

@@ -21,6 +21,7 @@ from a2d_ray.evaluation.model import A2DBd3lm, A2DMdlm, rolling_windows
 from a2d_ray.evaluation.requests import ScoreRequest
 from a2d_ray.evaluation.responses import Responder, ResponseCache
 from a2d_ray.evaluation.whole_answers import IS_WHOLE
+from a2d_ray.generation.params import derive_seed
 
 ROOT = Path(__file__).parent.parent.parent
 TASK = {"until": ["e"], "max_gen_toks": 24}
@@ -51,12 +52,18 @@ def test_answers_are_the_engines_and_stop_at_until(make, checkpoints, objective)
     lm = load(checkpoints[objective], dtype="float32", device="cpu")
     contexts = ["one", "another prompt", "x y", "42"]
     sampling = {"steps": 12, "rule": "steps", "temperature": 3.0, "seed": 5}
-    whole = lm.generate(contexts, SamplingParams(max_new_tokens=24, **sampling))
+    apart = [sampling | {"seed": derive_seed(5, context, 0)} for context in contexts]
+
+    def generate(**options):
+        asked = [SamplingParams(max_new_tokens=24, **own, **options) for own in apart]
+        return [lm.generate([c], p)[0] for c, p in zip(contexts, asked, strict=True)]
+
+    whole = generate()
     stop = whole[0].text[7]
     model = make(objective, **sampling)
     task = {"until": [stop], "max_gen_toks": 24}
     texts = model.generate_until(ask("generate_until", *[(c, task) for c in contexts]))
-    stopped = lm.generate(contexts, SamplingParams(max_new_tokens=24, stop=[stop], **sampling))
+    stopped = generate(stop=[stop])
     assert texts == [answer.text for answer in stopped]
     assert texts == [answer.text.split(stop)[0] for answer in whole]
     num_forwards = sum(answer.num_forwards for answer in stopped)
@@ -265,6 +272,103 @@ def test_repeats_differ_when_they_are_sampled(make):
     )
 
 
+class Recording(LocalBackend):
+    """Notes what it is asked."""
+
+    def generate(self, requests):
+        self.requests = requests
+        return super().generate(requests)
+
+
+def seeds(lm, contexts, **options):
+    backend = Recording(lm)
+    model = A2DBd3lm(backend=backend, pretrained="above", max_new_tokens=2, **options)
+    model.generate_until(ask("generate_until", *[(context, {}) for context in contexts]))
+    return [request.params.seed for request in backend.requests]
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 1.0}, {"rule": "steps", "remasking": "random"}]
+)
+def test_no_two_documents_repeats_or_seeds_draw_alike(lm, options):
+    contexts = [f"prompt {i % 5}" for i in range(15)]
+    found = [s for seed in range(4) for s in seeds(lm, contexts, seed=seed, **options)]
+    assert len(set(found)) == 60
+    assert seeds(lm, contexts, seed=3, **options) == found[45:]
+    assert set(seeds(lm, contexts, seed=3)) == {3}  # nothing is drawn
+
+
+def test_a_tasks_options_reach_the_decoder_or_are_refused_by_name(make):
+    model = make(temperature=0.5, seed=1)
+    task = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": -1, "max_tokens": 9}
+    task |= {"until": "a", "stop": ["b", ""], "min_new_tokens": 2, "num_beams": 1}
+    found = model.params(task | {"repetition_penalty": 1.2, "steps": 4})
+    assert found == SamplingParams(
+        max_new_tokens=9,
+        min_tokens=2,
+        temperature=0.5,
+        seed=1,
+        top_p=0.95,
+        repetition_penalty=1.2,
+        stop=["a", "b"],
+        rule="steps",
+        steps=4,
+    )
+    greedy = make().params({"do_sample": False, "temperature": 0.8, "top_p": 0.9, "until": []})
+    assert greedy == SamplingParams(max_new_tokens=256)
+    assert make().params({"max_gen_toks": 5, "max_new_tokens": 7}).max_new_tokens == 5
+    for option in ({"num_beams": 4}, {"typical_p": 0.5}, {"max_length": 9}, {"top_p": 2}):
+        (name,) = option
+        with pytest.raises(ValueError, match=name):
+            model.params(option | {"do_sample": True})
+
+
+@pytest.mark.parametrize(
+    ("written", "passed", "batch_size"),
+    [
+        ("", 1, 32),
+        ("", "1", 32),
+        ("", "auto:4", 32),
+        ("", 5, 5),
+        (",batch_size=8", 1, 8),
+        (",batch_size=1", 1, 1),
+        (",batch_size=auto", 1, 32),
+    ],
+)
+def test_the_harness_asks_for_no_batch_of_one(checkpoints, written, passed, batch_size):
+    """It passes a batch size of 1 where nobody names one."""
+    text = f"pretrained={checkpoints['bd3lm']},device=cpu{written}"
+    harness = {"batch_size": passed, "max_batch_size": None, "device": "cuda:0"}
+    model = A2DBd3lm.create_from_arg_string(text, harness)
+    assert model.options.others["batch_size"] == batch_size
+    assert model.options.model["device"] == "cpu"
+
+
+def test_likelihoods_are_those_of_the_block_size_that_is_asked_for(make, lm):
+    scorer = Likelihood(
+        lm.model, lm.contract.model_copy(update={"block_size": 2}), eos_id=2, max_length=512
+    )
+    request = ScoreRequest(
+        context=lm.encode("one"), continuation=lm.encode(" two three")[0], num_draws=3
+    )
+    pair = ask("loglikelihood", ("one", " two three"))
+    ((found, _),) = make(mc_num=6, block_size=2).loglikelihood(pair)
+    assert found == pytest.approx(-scorer.score([request])[0].nats, rel=1e-6)
+    assert found != make(mc_num=6).loglikelihood(pair)[0][0]
+    (rolling,) = make(mc_num=6, block_size=2).loglikelihood_rolling(ask("rolling", ("abcdef",)))
+    assert rolling != make(mc_num=6).loglikelihood_rolling(ask("rolling", ("abcdef",)))[0]
+    whole = [make("mdlm", mc_num=6, **o).loglikelihood(pair) for o in ({}, {"block_size": 2})]
+    assert whole[0] == whole[1]  # MDLM's windows are of sampling alone
+
+
+def test_a_block_size_that_was_not_trained_has_no_likelihood(lm):
+    contract = lm.contract.model_copy(update={"block_sizes": (4,)})
+    backend = LocalBackend(dataclasses.replace(lm, contract=contract))
+    request = ScoreRequest(context=(), continuation=(5, 6), block_size=2)
+    with pytest.raises(ValueError, match=r"block_size \(2\) was not trained"):
+        list(backend.score([[request]]))
+
+
 @pytest.mark.parametrize(
     ("objective", "options", "message"),
     [
@@ -300,7 +404,8 @@ def test_the_harness_runs_our_models_from_its_own_command_line(checkpoints, tmp_
             *(sys.executable, "-m", "a2d_ray.evaluation", "run", "--model", "a2d_mdlm"),
             *("--tasks", "doubles", "--include_path", str(tmp_path), "--apply_chat_template"),
             *("--output_path", str(tmp_path / "out"), "--log_samples", "--model_args"),
-            f"pretrained={checkpoints['mdlm']},max_new_tokens=8,steps=8,block_size=8,cfg_scale=0.0",
+            f"pretrained={checkpoints['mdlm']},max_new_tokens=8,steps=8,block_size=8,cfg_scale=0.0,batch_size=2",
+            *("--gen_kwargs", "repetition_penalty=1.2"),
         ],
         capture_output=True,
         text=True,

@@ -14,6 +14,7 @@ import pytest
 import a2d_ray
 from a2d_ray import SamplingParams
 from a2d_ray.config import GenerateConfig
+from a2d_ray.generation.params import derive_seed
 from a2d_ray.serving.batch_answers import PartAnswerer
 from a2d_ray.serving.batch_plan import plan_batch, read_prompts, write_answers
 from tests.tiny import save_tiny_ar
@@ -62,7 +63,7 @@ def test_answers_are_those_of_the_python_api(checkpoint, lm, tmp_path):
     assert [json.loads(row["input"]) for row in rows] == ROWS
     options = config.sampling.model_dump()
     for row, prompt in ((rows[0], "one"), (rows[1], CHAT), (rows[5], "")):
-        params = SamplingParams(**options | {"seed": 5 + row["index"]})
+        params = SamplingParams(**options | {"seed": derive_seed(5, row["index"])})
         (answer,) = lm.generate([prompt], params)
         assert row["text"] == answer.text and row["token_ids"] == answer.token_ids
         assert row["usage"]["completion_tokens"] == 8 and row["error"] is None
