@@ -1,18 +1,56 @@
 """Bodies of requests: strict types, and a limit on size and time."""
 
 import asyncio
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from a2d_ray.http.errors import RequestError, error_response
 
+_MAX_DEPTH = 100
+
 
 class Plain(BaseModel):
-    """Types as they are, finite numbers, no unknown fields."""
+    """Types as they are, finite numbers, texts of characters, no unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _check_json(cls, value: Any) -> Any:
+        check_json(value)
+        return value
+
+
+def check_json(value: Any) -> None:
+    """Refuses what `json.loads` reads and nothing behind it can take.
+
+    Args:
+        value: of JSON; models in it have checked themselves.
+
+    Raises:
+        ValueError: half a surrogate pair, which no UTF-8 holds; more than 100 levels.
+    """
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        if any(isinstance(item, str) and not _is_text(item) for item in level):
+            raise ValueError("holds half a surrogate pair (\\ud800 to \\udfff), which is no text")
+        dicts = [item for item in level if isinstance(item, dict)]
+        level = [inner for item in level if isinstance(item, list) for inner in item]
+        level += [inner for item in dicts for pair in item.items() for inner in pair]
+        if not level:
+            return
+    raise ValueError(f"is nested more than {_MAX_DEPTH} levels deep")
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class BodyLimit:

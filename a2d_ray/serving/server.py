@@ -11,7 +11,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from a2d_ray.config import EngineSection, LimitsSection, SamplingSection
-from a2d_ray.generation.canvas import keep_last
+from a2d_ray.generation.canvas import check_prompt, keep_last
 from a2d_ray.generation.engine import EngineOptions, Request
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.http.errors import ENGINE_DEAD, RequestError, not_ready
@@ -74,7 +74,8 @@ class ModelServer:
         self._engine = AsyncEngine(core, round_timeout_s=round_timeout_s)
         self._metrics = ModelMetrics(name, replica, core)
         self._reader = TokenReader(lm.tokenizer)
-        self._grammars = GrammarCompiler(lm.tokenizer, lm.model.config.vocab_size, lm.eos_token_ids)
+        self._vocab_size = lm.model.config.vocab_size
+        self._grammars = GrammarCompiler(lm.tokenizer, self._vocab_size, lm.eos_token_ids)
         # Replicas that drew the same seeds would give the same answers to different requests.
         self._seeds = random.Random(f"{self._defaults.seed}/{replica}")
         self._fingerprint: str | None = None
@@ -198,6 +199,7 @@ class ModelServer:
         segments = await self._encode(request, self._encoder(request), prompt)
         num_prompt_tokens = sum(token is not None for segment in segments for token in segment)
         params = self._within_limits(request, params, num_prompt_tokens)
+        check_prompt(segments, params, self._lm.max_length, self._vocab_size)
         writer: ChoiceWriter | InfillWriter
         if isinstance(request, InfillRequest):
             writer = InfillWriter(self._lm.tokenizer, request.to_parts(), segments[0])

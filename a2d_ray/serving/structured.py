@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from a2d_ray.http.bodies import Plain
+from a2d_ray.http.bodies import Plain, check_json
 
 OPENING, CLOSING = "<tool_call>\n", "\n</tool_call>"
 
@@ -108,9 +108,10 @@ class ToolCall(Plain):
     @model_validator(mode="after")
     def _check_arguments(self) -> Self:
         try:
-            json.loads(self.function.arguments)
-        except ValueError:
+            arguments = json.loads(self.function.arguments)
+        except (ValueError, RecursionError):
             raise ValueError("function.arguments must be a JSON text") from None
+        check_json(arguments)
         return self
 
     def to_text(self) -> str:

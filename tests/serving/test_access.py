@@ -8,17 +8,19 @@ import time
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from a2d_ray.benchmarks.http_load import listening
-from a2d_ray.config import LimitsSection, SecuritySection
+from a2d_ray.config import LimitsSection, SamplingSection, SecuritySection
 from a2d_ray.http.access import ANYBODY, ApiKeys, RateLimit
 from a2d_ray.http.errors import RequestError
 from a2d_ray.serving.app import create_app
+from a2d_ray.serving.infill import InfillRequest
 from a2d_ray.serving.protocol import ChatCompletionRequest, CompletionRequest
 from a2d_ray.serving.server import ModelServer
 from tests.serving.in_process import Client
+from tests.serving.openapi_bodies import JSON, bodies
 
 TEXT = "/v1/completions"
 SECRET = "the-launch-code-is-0000"
@@ -288,42 +290,124 @@ def test_there_is_no_cors(client):
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
-    max_leaves=8,
-)
 FIELDS = st.sampled_from(
-    sorted(set(ChatCompletionRequest.model_fields) | set(CompletionRequest.model_fields)) + ["x"]
+    sorted(
+        {
+            name
+            for body in (ChatCompletionRequest, CompletionRequest, InfillRequest)
+            for name in body.model_fields
+        }
+    )
+    + ["x"]
 )
-PATHS = st.sampled_from([TEXT, "/v1/chat/completions", "/tokenize", "/detokenize"])
+VALID: dict[str, dict] = {
+    TEXT: {"prompt": "a"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
+    "/v1/infill": {"prefix": "a"},
+    "/tokenize": {"prompt": "a"},
+    "/detokenize": {"tokens": [5]},
+}
+PATHS = st.sampled_from(sorted(VALID))
+
+
+def post(client: Client, path: str, content: bytes | dict) -> httpx.Response:
+    """The answer to a body; a dictionary is spelled in ASCII, whatever its texts hold."""
+    if isinstance(content, dict):
+        content = json.dumps({"model": "tiny"} | content).encode()
+    headers = {"content-type": "application/json"}
+    return client.run(lambda http: http.post(path, content=content, headers=headers))
+
+
+def check_fault_is_the_callers(answer: httpx.Response) -> None:
+    assert answer.status_code in (200, 400, 404), answer.text
+    if answer.status_code != 200:
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert "server_error" not in answer.text  # as a stream's last event
 
 
 @settings(max_examples=300)
 @given(path=PATHS, fields=st.dictionaries(FIELDS, JSON, max_size=5), raw=st.binary(max_size=60))
 def test_no_body_is_a_defect(fuzzed, path, fields, raw):
     """Whatever the body: an answer, or an error object that is the caller's fault."""
-    valid = {"model": "tiny", "prompt": "a", "messages": [{"role": "user", "content": "a"}]}
-    if path == TEXT or path.startswith("/tok"):
-        del valid["messages"]
-    elif path.startswith("/v1/chat"):
-        del valid["prompt"]
-    else:
-        valid = {"model": "tiny", "tokens": [5]}
-    body = json.dumps(valid | fields, default=str).encode()
-    for content in (body, raw, json.dumps(fields, default=str).encode()):
-        answer = fuzzed.run(
-            lambda http, content=content: http.post(
-                path, content=content, headers={"content-type": "application/json"}
-            )
-        )
-        assert answer.status_code in (200, 400, 404), answer.text
-        if answer.status_code != 200:
-            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    for content in (VALID[path] | fields, raw, json.dumps(fields).encode()):
+        check_fault_is_the_callers(post(fuzzed, path, content))
+
+
+@pytest.mark.parametrize("path", sorted(VALID))
+def test_no_combination_of_fields_is_a_defect(fuzzed, path):
+    """Bodies by the application's own schema; more than a tenth gets through to the engine."""
+
+    @settings(max_examples=200, suppress_health_check=list(HealthCheck))
+    @given(body=bodies(fuzzed.app, path), valid=st.sampled_from([{}, *[VALID[path]] * 3]))
+    def check(body, valid):
+        answer = post(fuzzed, path, body | valid | {"model": "tiny"})
+        check_fault_is_the_callers(answer)
+        statuses.append(answer.status_code)
+
+    statuses: list[int] = []
+    check()
+    assert statuses.count(200) > len(statuses) / 10
+    assert fuzzed.get("/health").status_code == 200
+
+
+DEEP = "[" * 150 + "]" * 150
+HALF = "\ud800"
+FUNCTION = {"name": "f", "arguments": "{}"}
+
+
+def call(arguments: str) -> dict:
+    made = {"id": "1", "type": "function", "function": FUNCTION | {"arguments": arguments}}
+    return {"messages": [{"role": "assistant", "content": "a", "tool_calls": [made]}]}
+
+
+def tool(**function) -> dict:
+    return {"tools": [{"type": "function", "function": {"name": "f", **function}}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (TEXT, {"prompt": HALF}, "prompt"),
+        (TEXT, {"prompt": ["a", HALF]}, "prompt"),
+        (TEXT, {"prompt": "a", "stop": [HALF]}, "stop"),
+        (TEXT, {"prompt": "a", "metadata": {HALF: "a"}}, "metadata"),
+        (TEXT, {"prompt": "a", HALF: 1}, None),
+        (TEXT, {"prompt": [-1], "echo": True}, "prompt"),
+        (TEXT, {"prompt": [2**70], "echo": True}, "prompt"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": HALF}]},
+            "messages[0].content",
+        ),
+        ("/v1/chat/completions", call(json.dumps(HALF)), "messages[0].tool_calls[0]"),
+        ("/v1/chat/completions", call(DEEP), "messages[0].tool_calls[0]"),
+        ("/v1/chat/completions", call("[" * 10**5), "messages[0].tool_calls[0]"),
+        ("/v1/chat/completions", tool(description=HALF), "tools[0].function.description"),
+        (
+            "/v1/chat/completions",
+            tool(parameters={"a": [{HALF: 1}]}),
+            "tools[0].function.parameters",
+        ),
+        (
+            "/v1/chat/completions",
+            tool(parameters={"a": json.loads(DEEP)}),
+            "tools[0].function.parameters",
+        ),
+        ("/v1/infill", {"prefix": HALF}, "prefix"),
+        ("/v1/infill", {"parts": [HALF, {"tokens": 2}]}, "parts"),
+        ("/tokenize", {"prompt": HALF}, "prompt"),
+    ],
+)
+def test_what_json_spells_and_no_text_holds_is_a_400(client, path, body, param):
+    valid = {} if path in (TEXT, "/v1/infill", "/tokenize") else VALID[path]
+    answer = post(client, path, valid | body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
 
 
 @pytest.fixture(scope="module")
 def fuzzed(lm):
-    server = ModelServer(lm, limits=LimitsSection(max_new_tokens=4))
+    server = ModelServer(
+        lm, SamplingSection(max_new_tokens=4), limits=LimitsSection(max_new_tokens=20)
+    )
     yield Client(create_app({"tiny": server}))
     server.close()
