@@ -1,16 +1,21 @@
-"""Which requests belong together, so that one replica gets them and finds their prompt cached."""
+"""Which requests belong together, so that one replica gets them and finds their prompt cached;
+and when they have become so many that others must help.
+"""
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 from a2d_ray.serving.protocol import GenerationRequest
 
 _NUM_CHARACTERS = 512
 _NUM_TOKENS = 128
+_FAIR_SHARES = 1.25  # that a replica may hold
+_NUM_SPARE = 2  # requests beyond them: the few of one conversation never move
 
 
 def conversation_key(request: GenerationRequest, cache_salt: str) -> str:
-    """A hash of how the prompt begins: equal for all turns of a conversation.
+    """A hash of `prompt_cache_key`, or else of how the prompt begins: equal for all turns.
 
     A chat begins with its messages up to the first of the user; a text with its first 512
     characters, or 128 tokens. Prompts of different salts share no cache, and no key.
@@ -19,10 +24,24 @@ def conversation_key(request: GenerationRequest, cache_salt: str) -> str:
         request: with one or more prompts; the first one decides.
         cache_salt: of the caller.
     """
-    prompt = request.prompts()[0]
-    return hashlib.sha256(
-        repr((request.model, cache_salt, _beginning(prompt))).encode()
-    ).hexdigest()
+    given = request.prompt_cache_key
+    shared = (given,) if given is not None else _beginning(request.prompts()[0])
+    return hashlib.sha256(repr((request.model, cache_salt, shared)).encode()).hexdigest()
+
+
+def by_bounded_load(loads: Sequence[int]) -> list[int]:
+    """Indices of replicas in the order in which they are to be asked for one more request.
+
+    Replicas that would then hold at most ``ceil(1.25 (sum(loads) + 1) / len(loads)) + 2`` requests
+    come first, at least one always does; both groups stay in the order in which they are given.
+
+    Args:
+        loads: requests under way at each replica, the conversation's own replica first.
+
+    Source: Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2018.
+    """
+    bound = math.ceil(_FAIR_SHARES * (sum(loads) + 1) / max(len(loads), 1)) + _NUM_SPARE
+    return sorted(range(len(loads)), key=lambda index: loads[index] >= bound)
 
 
 def _beginning(prompt: Sequence[object]) -> object:

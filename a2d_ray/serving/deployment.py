@@ -37,7 +37,7 @@ _FACTS_PERIOD_S = 10.0
 _INGRESS_REQUESTS = 1_024
 _MAX_ATTEMPTS = 3
 _RETRY_DELAY_S = 0.2
-_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+_ROUTER = "a2d_ray.serving.routing.BoundedHashRouter"
 _MAX_FALLBACKS = 1000  # a conversation's replica that is full hands on to any other
 
 

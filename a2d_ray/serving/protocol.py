@@ -75,11 +75,13 @@ class GenerationRequest(Strict):
         max_length=256,
         description="Prompts are cached for requests of the same salt only (vLLM's field).",
     )
+    prompt_cache_key: str | None = Field(
+        None, description="Requests of one key go to one replica, while it has room."
+    )
     # Names of the caller, which change nothing.
     user: str | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
     service_tier: Any = only("auto", "default")
 
     @field_validator("stop")

@@ -68,17 +68,44 @@ def test_a_conversation_stays_on_the_replica_that_has_it_cached(http):
         assert second["usage"]["prompt_tokens_details"]["cached_tokens"] > len(text)
 
 
-def test_both_replicas_worked_and_their_metrics_are_on_one_page(http):
+def num_tokens(http) -> dict[str, float]:
+    """Tokens that each replica generated."""
     answer = http.get("/metrics")
     assert answer.status_code == 200
-    tokens = {
+    return {
         sample.labels["replica"]: sample.value
         for family in text_string_to_metric_families(answer.text)
         for sample in family.samples
         if sample.name == "a2d:generation_tokens_total"
     }
+
+
+def test_both_replicas_worked_and_their_metrics_are_on_one_page(http):
+    tokens = num_tokens(http)
     assert len(tokens) == 2
     assert min(tokens.values()) > 0
+
+
+def test_what_many_prompts_share_keeps_both_replicas_busy(http, base_url):
+    """Sixteen at a time: no replica gets more than about its share; one at a time: one gets all."""
+    shots = "question and answer " * 26  # more than what a key is made of
+    bodies = [{"model": "tiny", "prompt": f"{shots}{i}", **LONG} for i in range(16)]
+    bodies = [body | {"max_tokens": 100} for body in bodies]
+
+    async def together():
+        headers = {"Authorization": "Bearer key-of-a-test"}
+        async with httpx.AsyncClient(base_url=base_url, headers=headers, timeout=120) as client:
+            posts = (client.post("/completions", json=body) for body in bodies)
+            return await asyncio.gather(*posts)
+
+    def share(ask) -> float:
+        before = num_tokens(http)
+        assert {answer.status_code for answer in ask()} == {200}
+        grown = [value - before[replica] for replica, value in num_tokens(http).items()]
+        return max(grown) / sum(grown)
+
+    assert share(lambda: [http.post("/v1/completions", json=body) for body in bodies[:4]]) == 1
+    assert share(lambda: asyncio.run(together())) <= 13 / 16
 
 
 def test_the_request_id_comes_back_once(http):
