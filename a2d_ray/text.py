@@ -16,9 +16,17 @@ def decode(tokenizer: Any, token_ids: Sequence[int]) -> str:
     )
 
 
-def cut_at_stop(text: str, stop: Iterable[str]) -> str:
-    """`text` up to where the first of the `stop` strings begins."""
-    return text[: min((i for s in stop if (i := text.find(s)) >= 0), default=len(text))]
+def cut_at_stop(text: str, stop: Iterable[str], *, keeps_stop: bool = False) -> str:
+    """`text` up to where the first of the `stop` strings begins; or ends, if it is kept."""
+    start, found = _first_stop(text, stop)
+    return text[: start + len(found) * keeps_stop]
+
+
+def _first_stop(text: str, stop: Iterable[str]) -> tuple[int, str]:
+    """Where the first of the strings begins, and the shortest that begins there; else the end."""
+    starts = ((start, len(s), s) for s in stop if (start := text.find(s)) >= 0)
+    start, _, found = min(starts, default=(len(text), 0, ""))
+    return start, found
 
 
 class TextStream:
@@ -31,13 +39,16 @@ class TextStream:
     Args:
         tokenizer: a Hugging Face tokenizer.
         stop: texts that end the answer; none may be empty.
+        keeps_stop: whether the one that ends it is part of it.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Any, stop: Sequence[str] = (), *, keeps_stop: bool = False
+    ) -> None:
         if "" in stop:
             raise ValueError("stop must hold texts that are not empty")
         self._tokenizer = tokenizer
-        self._stop = tuple(stop)
+        self._stop, self._keeps_stop = tuple(stop), keeps_stop
         self._special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self._ids: list[int] = []
         # ids[anchor:] is decoded at each push; its first `_num_read` characters were read before.
@@ -46,6 +57,7 @@ class TextStream:
         self._num_given = 0  # characters returned
         self._held = ""  # decoded, but may begin a stop string
         self._stopped_at: int | None = None
+        self.stop_text: str | None = None  # what it was stopped by
 
     @property
     def is_stopped(self) -> bool:
@@ -114,10 +126,10 @@ class TextStream:
 
     def _take(self, end: int) -> str:
         """Returns the held text up to `end`, or up to a stop string that begins before."""
-        cut = len(cut_at_stop(self._held, self._stop))
-        if cut < len(self._held) and cut <= end:
-            end = cut
-            self._stopped_at = self._num_tokens_for(self._num_given + cut)
+        start, found = _first_stop(self._held, self._stop)
+        if found and start <= end:
+            end, self.stop_text = start + len(found) * self._keeps_stop, found
+            self._stopped_at = self._num_tokens_for(self._num_given + end)
         given, self._held = self._held[:end], self._held[end:]
         self._num_given += end
         return given

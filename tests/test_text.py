@@ -61,13 +61,18 @@ def test_pieces_join_to_the_text_cut_at_a_stop_string(make_tokenizer):
     tokenizer = make_tokenizer()
 
     @settings(deadline=None, max_examples=400)
-    @given(groups(tokenizer), STOPS)
-    def law(ids_by_push, stop):
-        stream = TextStream(tokenizer, stop)
+    @given(groups(tokenizer), STOPS, st.booleans())
+    def law(ids_by_push, stop, keeps_stop):
+        stream = TextStream(tokenizer, stop, keeps_stop=keeps_stop)
         text = "".join(stream.push(ids) for ids in ids_by_push) + stream.finish()
         whole = decode(tokenizer, [i for ids in ids_by_push for i in ids])
-        assert text == cut_at_stop(whole, stop)
-        assert stream.is_stopped == (len(text) < len(whole))
+        assert text == cut_at_stop(whole, stop, keeps_stop=keeps_stop)
+        assert stream.is_stopped == any(s in whole for s in stop)
+        if stream.is_stopped:
+            assert stream.stop_text in stop
+            before = text.removesuffix(stream.stop_text) if keeps_stop else text
+            assert whole.startswith(before + stream.stop_text)
+            assert before == cut_at_stop(whole, stop)
 
     law()
 

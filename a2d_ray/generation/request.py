@@ -45,6 +45,7 @@ class StepOutput:
         num_cached_tokens: prompt tokens that were found stored.
         logprobs: of `token_ids`, at the steps that committed them, if they were asked for.
         error: what ended this request alone, where `finish_reason` is ``error``.
+        stop_token_id: the token that ended the answer, if one did.
     """
 
     request_id: str
@@ -57,3 +58,4 @@ class StepOutput:
     num_cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
     error: Exception | None = None
+    stop_token_id: int | None = None

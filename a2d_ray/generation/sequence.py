@@ -240,21 +240,27 @@ class Sequence:
                 if start >= branch.storage.num_stored:
                     branch.storage.append_block(tuple(ids[start:stop]))
 
-    def _emit(self) -> tuple[tuple[int, ...], str | None]:
-        """Tokens that became final, and why the answer ends, if it does."""
+    def _emit(self) -> tuple[tuple[int, ...], str | None, int | None]:
+        """Tokens that became final; why the answer ends, if it does, and the token that ends it."""
         first = self._canvas.start + self._num_emitted
         masked = self._is_masked_T[first:].nonzero()
         final = self._x_T[first : first + int(masked[0]) if len(masked) else None].tolist()
         final = final[: self._canvas.num_answer - self._num_emitted]
         ends = [i for i, token in enumerate(final) if token in self._stop_ids]
+        stop_id = final[ends[0]] if ends else None
         final = final[: ends[0]] if ends else final
         self._num_emitted += len(final)
         if ends:
-            return tuple(final), "stop"
+            return tuple(final), "stop", stop_id
         is_full = self._num_emitted == self._canvas.num_answer
-        return tuple(final), "length" if is_full else None
+        return tuple(final), "length" if is_full else None, None
 
-    def _output(self, token_ids: tuple[int, ...], finish_reason: str | None) -> StepOutput:
+    def _output(
+        self,
+        token_ids: tuple[int, ...],
+        finish_reason: str | None,
+        stop_token_id: int | None = None,
+    ) -> StepOutput:
         storage = self._branches[0].storage
         return StepOutput(
             request_id=self.request.request_id,
@@ -266,6 +272,7 @@ class Sequence:
             canvas_confidence=self._visible(self._confidence_T),
             num_cached_tokens=storage.num_cached_tokens if storage is not None else 0,
             logprobs=self._latest_logprobs(len(token_ids)),
+            stop_token_id=stop_token_id,
         )
 
     def _latest_logprobs(self, num_tokens: int) -> tuple[TokenLogprob, ...] | None:

@@ -80,7 +80,7 @@ class ChatFormat:
             made.append(self._chunk(piece.index, delta, None, Canvas.of(piece), logprobs))
         if piece.finish_reason is not None:
             reason = "tool_calls" if call else piece.finish_reason
-            made.append(self._chunk(piece.index, Delta(), reason))
+            made.append(self._chunk(piece.index, Delta(), reason, stop_reason=piece.stop_reason))
         return made
 
     def usage(self, usage: Usage) -> BaseModel:
@@ -99,6 +99,7 @@ class ChatFormat:
             message=message,
             logprobs=self._logprobs(infos),
             finish_reason="tool_calls" if call else last.finish_reason or "",
+            stop_reason=last.stop_reason,
         )
 
     def _without_call(self, piece: Piece) -> tuple[str, MessageToolCall | None]:
@@ -128,9 +129,16 @@ class ChatFormat:
         reason: str | None = None,
         canvas: Canvas | None = None,
         logprobs: ChatLogprobs | None = None,
+        *,
+        stop_reason: str | int | None = None,
     ) -> BaseModel:
         choice = ChatChunkChoice(
-            index=index, delta=delta, finish_reason=reason, diffusion=canvas, logprobs=logprobs
+            index=index,
+            delta=delta,
+            finish_reason=reason,
+            stop_reason=stop_reason,
+            diffusion=canvas,
+            logprobs=logprobs,
         )
         return ChatCompletionChunk(**self._envelope, choices=[choice])
 
@@ -157,6 +165,7 @@ class CompletionFormat:
                     index=pieces[-1].index,
                     text="".join(piece.text for piece in pieces),
                     finish_reason=pieces[-1].finish_reason,
+                    stop_reason=pieces[-1].stop_reason,
                     logprobs=self._logprobs(
                         pieces[-1].index, [info for piece in pieces for info in piece.logprobs]
                     ),
@@ -176,6 +185,7 @@ class CompletionFormat:
             index=piece.index,
             text=piece.text,
             finish_reason=piece.finish_reason,
+            stop_reason=piece.stop_reason,
             diffusion=Canvas.of(piece),
             logprobs=self._logprobs(piece.index, piece.logprobs),
         )

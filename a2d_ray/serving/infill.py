@@ -36,6 +36,7 @@ class InfillRequest(GenerationRequest):
     min_tokens: Any = only(0)
     stop: Any = only([])
     stop_token_ids: Any = only([])
+    include_stop_str_in_output: Any = only(False)
     ignore_eos: Any = only(False)
     response_format: Any = only()
     truncate_prompt_tokens: Any = only()

@@ -64,6 +64,7 @@ class Piece:
         text: may be empty.
         finish_reason: ``stop`` or ``length`` in the choice's last piece, else None.
         counts: so far.
+        stop_reason: the stop text or the id of `stop_token_ids` that ended the choice; else None.
         canvas: what the active block holds behind the final text, None where it is masked; it
             replaces the canvas before. None if it was not asked for.
         logprobs: of the tokens since the last piece, if they were asked for.
@@ -74,6 +75,7 @@ class Piece:
     text: str
     finish_reason: str | None
     counts: Counts
+    stop_reason: str | int | None = None
     canvas: tuple[CanvasToken | None, ...] | None = None
     logprobs: tuple[TokenInfo, ...] = ()
     holes: tuple[str, ...] = ()

@@ -61,6 +61,9 @@ class GenerationRequest(Strict):
     logit_bias: dict[str, float] | None = Field(None, max_length=1024)
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = Field(None, max_length=64)
+    include_stop_str_in_output: bool | None = Field(
+        None, description="Keep the `stop` text that ended the answer."
+    )
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
     truncate_prompt_tokens: int | None = Field(

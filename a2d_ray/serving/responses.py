@@ -202,6 +202,7 @@ class ChatChoice(BaseModel):
     message: AssistantMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: str
+    stop_reason: str | int | None = None  # vLLM's: what of `stop` or `stop_token_ids` ended it
 
 
 class ChatCompletion(Envelope):
@@ -231,6 +232,7 @@ class ChatChunkChoice(Sparse):
     delta: Delta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
     diffusion: Canvas | None = None
 
 
@@ -251,6 +253,7 @@ class CompletionChoice(Sparse):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
     diffusion: Canvas | None = None
 
 

@@ -209,7 +209,8 @@ class ModelServer:
                 self._reader,
                 index=index,
                 num_prompt_tokens=0 if choice else num_prompt_tokens,  # a prompt counts once
-                stop=tuple(params.stop),
+                params=params,
+                keeps_stop=bool(request.include_stop_str_in_output),
                 mode=request.stream_mode(),
                 echo=await self._echo(prompt) if request.echoed() else "",
             )

@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Any
 
 from a2d_ray.generation.engine import StepOutput
+from a2d_ray.generation.params import SamplingParams
 from a2d_ray.serving.options import StreamMode
 from a2d_ray.serving.pieces import CanvasToken, Counts, Piece, TokenInfo
 from a2d_ray.text import TextStream, decode
@@ -53,7 +54,8 @@ class ChoiceWriter:
         reader: of the tokenizer.
         index: the choice.
         num_prompt_tokens: of its prompt; 0: it counts with another choice, as does what was cached.
-        stop: texts that end the answer.
+        params: of the request: the texts and tokens that end the answer.
+        keeps_stop: whether the text that ends it is part of it.
         mode: when pieces are given: as soon as a token is final, per block, or per denoise step.
         echo: text that comes before the answer.
     """
@@ -65,14 +67,16 @@ class ChoiceWriter:
         *,
         index: int,
         num_prompt_tokens: int,
-        stop: tuple[str, ...],
+        params: SamplingParams,
+        keeps_stop: bool,
         mode: StreamMode,
         echo: str = "",
     ) -> None:
-        self._text, self._reader = TextStream(tokenizer, stop), reader
+        self._text = TextStream(tokenizer, params.stop, keeps_stop=keeps_stop)
+        self._reader, self._stop_ids = reader, params.stop_token_ids
         self._index, self._num_prompt_tokens, self._mode = index, num_prompt_tokens, mode
         self._pending, self._infos = echo, list[TokenInfo]()
-        self._has_stop, self._num_told = bool(stop), 0
+        self._has_stop, self._num_told = bool(params.stop), 0
 
     def push(self, output: StepOutput) -> Piece | None:
         """Takes a round's output; the piece that is due, its last one with a finish reason."""
@@ -91,7 +95,13 @@ class ChoiceWriter:
             counts=_counts(output, self._num_prompt_tokens, self._text.num_tokens),
             canvas=self._reader.read(output) if self._mode == "denoise" and not reason else None,
             logprobs=self._due_infos(is_last=reason is not None),
+            stop_reason=self._stop_reason(output),
         )
+
+    def _stop_reason(self, output: StepOutput) -> str | int | None:
+        if self._text.is_stopped:
+            return self._text.stop_text
+        return output.stop_token_id if output.stop_token_id in self._stop_ids else None
 
     def _due_infos(self, *, is_last: bool) -> tuple[TokenInfo, ...]:
         """Tokens not told of yet. Where texts may end the answer, all come at its end: only then

@@ -189,6 +189,36 @@ def test_with_free_choice_an_answer_is_a_call_or_text(roomy):
         assert streamed == (text or "")
 
 
+@pytest.mark.parametrize("keeps_stop", [False, True])
+def test_what_ended_an_answer_is_named_and_may_be_kept(client, lm, keeps_stop):
+    options = {"prompt": "abc", "max_tokens": 30, "ignore_eos": True}
+    whole = client.post(TEXT, **options).json()["choices"][0]
+    assert (whole["finish_reason"], whole["stop_reason"]) == ("length", None)
+    stop = whole["text"][7:9]
+    wanted = whole["text"][: whole["text"].index(stop)] + stop * keeps_stop
+    options |= {"stop": ["never", stop], "include_stop_str_in_output": keeps_stop}
+    (choice,) = client.post(TEXT, **options).json()["choices"]
+    assert (choice["text"], choice["finish_reason"]) == (wanted, "stop")
+    assert choice["stop_reason"] == stop
+    choices = [chunk["choices"][0] for chunk in client.events(TEXT, **options)]
+    assert "".join(choice["text"] for choice in choices) == wanted
+    assert [choice["stop_reason"] for choice in choices] == [None] * (len(choices) - 1) + [stop]
+
+
+def test_a_stop_token_is_named_and_the_end_of_turn_is_not(client, lm):
+    options = {"messages": MESSAGES, "max_tokens": 30}
+    (found,) = lm.generate([MESSAGES], SamplingParams(max_new_tokens=30, ignore_eos=True))
+    token = found.token_ids[4]
+    options |= {"stop_token_ids": [token], "ignore_eos": True}
+    (choice,) = client.post(CHAT, **options).json()["choices"]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", token)
+    last = client.events(CHAT, **options)[-1]["choices"][0]
+    assert (last["finish_reason"], last["stop_reason"]) == ("stop", token)
+    bias = {str(lm.tokenizer.eos_token_id): 100}
+    (choice,) = client.post(CHAT, messages=MESSAGES, logit_bias=bias).json()["choices"]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", None)
+
+
 def test_tokens_and_text_are_inverses(client, lm):
     text = "héllo <|im_end|> \u4f60"
     body = client.post("/tokenize", prompt=text).json()
