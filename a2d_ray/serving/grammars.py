@@ -89,7 +89,7 @@ def grammar_of(request: GenerationRequest) -> str:
     if isinstance(request, ChatCompletionRequest) and request.usable_tools():
         lark = tool_grammar(request.usable_tools(), is_required=request.is_call_required())
         return LLMatcher.grammar_from_lark(lark)
-    form = request.response_format
+    (form,) = request.forms().values()
     if isinstance(form, RegexFormat):
         return LLMatcher.grammar_from_regex(form.regex)
     if isinstance(form, GrammarFormat):

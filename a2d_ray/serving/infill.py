@@ -38,7 +38,6 @@ class InfillRequest(GenerationRequest):
     stop_token_ids: Any = only([])
     include_stop_str_in_output: Any = only(False)
     ignore_eos: Any = only(False)
-    response_format: Any = only()
     truncate_prompt_tokens: Any = only()
     stream: Any = only(False)
     stream_options: Any = only()
@@ -55,6 +54,10 @@ class InfillRequest(GenerationRequest):
             )
         elif not any(isinstance(part, Hole) for part in self.parts):
             raise RequestError('parts hold no hole: send one as {"tokens": 8}', param="parts")
+        if self.constraint() is not None:
+            raise RequestError(
+                f"{self.constraint()}: a text with holes has no form", param=self.constraint()
+            )
         if self.diffusion is not None and self.diffusion.stream_mode is not None:
             raise RequestError(
                 "diffusion.stream_mode: infill is not streamed", param="diffusion.stream_mode"

@@ -14,13 +14,18 @@ from a2d_ray.generation.params import SamplingParams
 from a2d_ray.http.errors import RequestError
 from a2d_ray.serving.options import DiffusionOptions, StreamMode, StreamOptions, Strict, only
 from a2d_ray.serving.structured import (
+    Choices,
     NamedTool,
     ResponseFormat,
+    Schema,
+    StructuredOutputs,
+    Text,
     TextFormat,
     Tool,
     ToolCall,
     ToolChoice,
     describe_tools,
+    to_format,
 )
 
 Prompt = str | list[int] | list[dict[str, str]] | list[str | int]
@@ -69,6 +74,11 @@ class GenerationRequest(Strict):
     truncate_prompt_tokens: int | None = Field(
         None, ge=1, description="Keep only the prompt's last so many tokens (vLLM's field)."
     )
+    structured_outputs: StructuredOutputs | None = Field(None, description="vLLM's field.")
+    guided_json: Schema | None = Field(None, description="Older than `structured_outputs`.")
+    guided_regex: Text | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: Text | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     diffusion: DiffusionOptions | None = None
@@ -109,6 +119,11 @@ class GenerationRequest(Strict):
     def _check_together(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream=true", param="stream_options")
+        forms = list(self.forms())
+        if len(forms) > 1:
+            raise RequestError(
+                f"{forms[0]} and {forms[1]} exclude each other: send one of them", param=forms[1]
+            )
         rule = self.diffusion and self.diffusion.chosen_rule
         if self.constraint() is not None and rule not in (None, "prefix"):
             raise RequestError(
@@ -133,7 +148,20 @@ class GenerationRequest(Strict):
 
     def constraint(self) -> str | None:
         """The field that gives the answer a form; None: it is free."""
-        return None if isinstance(self.response_format, TextFormat | None) else "response_format"
+        return next(iter(self.forms()), None)
+
+    def forms(self) -> dict[str, ResponseFormat]:
+        """The forms that are asked for, by field; not more than one in a valid request."""
+        found: dict[str, ResponseFormat] = {}
+        if not isinstance(self.response_format, TextFormat | None):
+            found["response_format"] = self.response_format
+        if self.structured_outputs is not None:
+            found["structured_outputs"] = self.structured_outputs.to_format()
+        for kind in ("json", "regex", "choice", "grammar"):
+            value = getattr(self, f"guided_{kind}")
+            if value is not None:
+                found[f"guided_{kind}"] = to_format(kind, value)
+        return found
 
     def prompts(self) -> list[Prompt]:
         """The prompts; each gets `num_choices` answers."""
@@ -280,11 +308,10 @@ class ChatCompletionRequest(GenerationRequest):
                 f"tool_choice names {choice.function.name!r}, which is none of {names}",
                 param="tool_choice",
             )
-        if self.usable_tools() and not isinstance(self.response_format, TextFormat | None):
+        for field in self.forms() if self.usable_tools() else ():
             raise RequestError(
-                "response_format and tools exclude each other: send tool_choice='none' or no "
-                "response_format",
-                param="response_format",
+                f"{field} and tools exclude each other: send tool_choice='none' or no {field}",
+                param=field,
             )
 
     def continues_answer(self) -> bool:

@@ -7,7 +7,7 @@ what it accepts is committed.
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from a2d_ray.http.bodies import Plain, check_json
 
@@ -60,6 +60,57 @@ ResponseFormat = Annotated[
     TextFormat | JsonFormat | JsonSchemaFormat | RegexFormat | GrammarFormat,
     Field(discriminator="type"),
 ]
+
+
+def _parse_schema(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("a text must be a JSON schema") from None
+
+
+Schema = Annotated[dict[str, Any], BeforeValidator(_parse_schema)]
+"""A JSON schema, or the text of one."""
+Text = Annotated[str, Field(min_length=1)]
+Choices = Annotated[list[Text], Field(min_length=1, max_length=1024)]
+
+
+class StructuredOutputs(Plain):
+    """vLLM's name for a form: one of these."""
+
+    json_schema: Schema | None = Field(None, alias="json")
+    regex: Text | None = None
+    choice: Choices | None = None
+    grammar: Text | None = None
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if len(self._given()) != 1:
+            raise ValueError("send one of json, regex, choice and grammar")
+        return self
+
+    def to_format(self) -> ResponseFormat:
+        """The same as a `response_format`."""
+        ((kind, value),) = self._given().items()
+        return to_format(kind, value)
+
+    def _given(self) -> dict[str, Any]:
+        return self.model_dump(by_alias=True, exclude_none=True)
+
+
+def to_format(kind: str, value: Any) -> ResponseFormat:
+    """The `response_format` of a field of `StructuredOutputs`."""
+    if kind == "regex":
+        return RegexFormat(type="regex", regex=value)
+    if kind == "grammar":
+        return GrammarFormat(type="grammar", grammar=value)
+    if kind == "choice":
+        grammar = "start: " + " | ".join(map(_dump, value))
+        return GrammarFormat(type="grammar", grammar=grammar)
+    schema = JsonSchema.model_validate({"name": "json", "schema": value})
+    return JsonSchemaFormat(type="json_schema", json_schema=schema)
 
 
 class Function(Plain):

@@ -133,8 +133,53 @@ def test_regular_expressions_and_grammars(roomy):
 
 
 @pytest.mark.parametrize(
+    ("wanted", "kind", "value"),
+    [
+        (form(SCHEMA), "json", SCHEMA),
+        (form(SCHEMA), "json", json.dumps(SCHEMA)),
+        ({"type": "regex", "regex": "(yes|no)!"}, "regex", "(yes|no)!"),
+        ({"type": "regex", "regex": "yes|no"}, "choice", ["yes", "no"]),
+        ({"type": "grammar", "grammar": 'start: "x"'}, "grammar", 'start: "x"'),
+    ],
+)
+def test_vllms_names_of_forms_are_those_of_response_format(roomy, wanted, kind, value):
+    options = {"prompt": "a", "temperature": 1.0, "seed": 5, "max_tokens": 60}
+    fields = {"response_format": wanted}, {"structured_outputs": {kind: value}}
+    answers = [
+        roomy.post(TEXT, **options, **field).json()["choices"]
+        for field in (*fields, {f"guided_{kind}": value})
+    ]
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0] != roomy.post(TEXT, **options).json()["choices"]
+
+
+def test_an_answer_is_one_of_the_choices_letter_by_letter(roomy):
+    choices = ['say "x"', "back\\slash", "line\nbreak", "héllo 你", "/a|b/i", "{}%"]
+    options = {"messages": MESSAGES, "temperature": 1.0, "n": 16, "guided_choice": choices}
+    answers = roomy.post(CHAT, **options).json()["choices"]
+    texts = {answer["message"]["content"] for answer in answers}
+    assert texts <= set(choices) and len(texts) > 1
+    for choice in choices:
+        (only,) = roomy.post(CHAT, messages=MESSAGES, guided_choice=[choice]).json()["choices"]
+        assert only["message"]["content"] == choice
+
+
+@pytest.mark.parametrize(
     ("options", "param"),
     [
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+        ({"structured_outputs": {"structural_tag": "a"}}, "structured_outputs.structural_tag"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
+        ({"guided_choice": ["a", ""]}, "guided_choice[1]"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_json": "5"}, "guided_json"),
+        ({"guided_regex": "a", "guided_json": {}}, "guided_regex"),
+        ({"guided_regex": "a", "response_format": form(SCHEMA)}, "guided_regex"),
+        ({"guided_regex": "a", "tools": TOOLS}, "guided_regex"),
+        ({"guided_grammar": "start: nothing"}, "guided_grammar"),
+        ({"guided_decoding_backend": "xgrammar"}, "guided_decoding_backend"),
         ({"response_format": form({"type": "objekt"})}, "response_format"),
         ({"response_format": {"type": "regex", "regex": "("}}, "response_format"),
         ({"response_format": {"type": "grammar", "grammar": "start: nothing"}}, "response_format"),
