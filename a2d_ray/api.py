@@ -1,6 +1,6 @@
 """The Python API: load a checkpoint and generate with it, in this process."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,11 @@ class LanguageModel:
         )
 
     def encode(
-        self, prompt: Prompt, *, continue_final_message: bool = False
+        self,
+        prompt: Prompt,
+        *,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> tuple[tuple[int, ...], ...]:
         """A prompt as segments of token ids.
 
@@ -83,6 +87,8 @@ class LanguageModel:
                 ids, or segments of token ids.
             continue_final_message: the last message of a chat, the assistant's, is how the answer
                 begins.
+            chat_template_kwargs: what the template reads besides the messages, such as
+                ``enable_thinking``.
 
         Raises:
             ValueError: text or chat without a tokenizer; something that is no prompt.
@@ -97,6 +103,7 @@ class LanguageModel:
                 items,  # type: ignore[arg-type]
                 self._require_tokenizer(),
                 continue_final_message=continue_final_message,
+                options=chat_template_kwargs,
             )
             return tuple(map(tuple, segments))
         if all(isinstance(item, int) for item in items):

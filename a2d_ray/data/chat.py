@@ -11,6 +11,8 @@ block), the form in which the answer was generated is kept: history stays a pref
 its KV cache.
 """
 
+import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,6 +32,7 @@ DEFAULT_TEMPLATE = (
 """For tokenizers without a chat template: ``User:``/``Assistant:`` lines, EOS after an answer."""
 
 Message = Mapping[str, str]
+_DEFAULTS: Mapping[str, Any] = {"enable_thinking": False}
 _QUESTION = {"role": "user", "content": "a2d-question"}
 _ANSWER = {"role": "assistant", "content": "a2d-answer"}
 
@@ -46,11 +49,16 @@ class Piece:
 class ChatRenderer:
     """Renders conversations into pieces with one tokenizer's chat template.
 
+    Attributes:
+        tokenizer: has the template.
+        options: what the template reads besides the messages, such as ``enable_thinking``.
+
     Raises:
         ValueError: a template in which an answer does not follow its generation prompt.
     """
 
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def render(self, messages: Sequence[Message]) -> list[Piece]:
         """The pieces of a conversation that ends with an answer: stretch, answer, stretch, ...
@@ -136,13 +144,14 @@ class ChatRenderer:
         from jinja2 import TemplateError
 
         template = None if self.tokenizer.chat_template else DEFAULT_TEMPLATE
-        options: dict[str, Any] = {"chat_template": template} if template else {}
+        options = {**_DEFAULTS, **self.options}
+        if template:
+            options["chat_template"] = template
         try:
             text = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=prompt,
-                enable_thinking=False,
                 **options,
             )
         except TemplateError as error:
@@ -165,6 +174,7 @@ def render_prompt(
     tokenizer: PreTrainedTokenizerBase,
     *,
     continue_final_message: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> list[list[int]]:
     """Segments of a prompt, ready for generation: the last one ends with the generation prompt.
 
@@ -175,15 +185,18 @@ def render_prompt(
         tokenizer: a tokenizer; without a chat template, `DEFAULT_TEMPLATE` is used.
         continue_final_message: the last message, the assistant's, is how the answer begins: a
             segment of its own behind the generation prompt.
+        options: what the template reads besides the messages, such as ``enable_thinking``.
 
     Returns:
         Token ids per segment: stretch, answer, stretch, ..., stretch: the segments of the
         training document before the answer that is asked for.
 
     Raises:
-        ValueError: no messages, an answer first, turns that the template refuses, or nothing to
-            continue.
+        ValueError: no messages, an answer first, turns that the template refuses, nothing to
+            continue, or options that the template does not read.
     """
+    options = options or {}
+    _check_options(options, tokenizer)
     literals = LiteralSpecials(tokenizer)
     turns = literals.hide(messages)
     begun = ""
@@ -191,5 +204,17 @@ def render_prompt(
         if not turns or turns[-1]["role"] != "assistant":
             raise ValueError("continue_final_message needs a last message of the assistant")
         begun = turns.pop()["content"]
-    texts = [piece.text for piece in ChatRenderer(tokenizer).render_prompt(turns)]
+    hidden = {k: literals.hide_in(v) if isinstance(v, str) else v for k, v in options.items()}
+    texts = [piece.text for piece in ChatRenderer(tokenizer, hidden).render_prompt(turns)]
     return [literals.encode(text) for text in (*texts, *filter(None, [begun]))]
+
+
+def _check_options(options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    reserved = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
+    template = str(tokenizer.chat_template or DEFAULT_TEMPLATE)
+    for name, value in options.items():
+        is_read = re.search(rf"\b{re.escape(name)}\b", template) is not None
+        if name in reserved or not (is_read or value == _DEFAULTS.get(name)):
+            raise ValueError(
+                f"chat_template_kwargs: the model's chat template takes no {name!r}: leave it out"
+            )

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from a2d_ray.config import SecuritySection
 from a2d_ray.http.errors import RequestError, error_response
 
-_OPEN_PATHS = ("/", "/health")
+_OPEN_PATHS = ("/", "/health", "/ping")
 _OPEN_FOLDER = "/static/"
 
 
@@ -149,7 +149,7 @@ class RateLimit:
 class Gate:
     """ASGI middleware: 401 without a key and 429 beyond the rate; puts the `Caller` into the scope.
 
-    The page, its files and ``/health`` are open to all; they hold nothing of anybody.
+    The page, its files, ``/health`` and ``/ping`` are open to all; they hold nothing of anybody.
     """
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, rate: RateLimit) -> None:

@@ -127,6 +127,14 @@ def _add_operator_routes(app: FastAPI, servers: Mapping[str, Server], http: Http
             await server.check_health()
         return {"status": "ok"}
 
+    @app.get("/ping")
+    async def ping() -> dict[str, str]:
+        return await health()
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": __version__}
+
     @app.get("/metrics")
     async def metrics() -> Response:
         texts = await asyncio.gather(*(server.metrics() for server in servers.values()))

@@ -26,7 +26,8 @@ def conversation_key(request: GenerationRequest, cache_salt: str) -> str:
     """
     given = request.prompt_cache_key
     shared = (given,) if given is not None else _beginning(request.prompts()[0])
-    return hashlib.sha256(repr((request.model, cache_salt, shared)).encode()).hexdigest()
+    options = sorted(request.template_options().items())
+    return hashlib.sha256(repr((request.model, cache_salt, options, shared)).encode()).hexdigest()
 
 
 def by_bounded_load(loads: Sequence[int]) -> list[int]:

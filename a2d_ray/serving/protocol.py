@@ -4,7 +4,7 @@ A field that OpenAI has and we do not is listed with the values that ask for not
 other value is an error that names the field. So is a field that nobody knows.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -31,6 +31,8 @@ from a2d_ray.serving.structured import (
 Prompt = str | list[int] | list[dict[str, str]] | list[str | int]
 """Plain text, token ids, or chat messages, as `LanguageModel.encode` takes them; or what
 `LanguageModel.encode_infill` takes: texts and numbers of masked tokens."""
+
+TemplateOptions = dict[str, bool | int | float | str | None]
 
 _DECODING = (
     "temperature",
@@ -171,6 +173,10 @@ class GenerationRequest(Strict):
         """The field that holds the prompts."""
         return "prompt"
 
+    def template_options(self) -> TemplateOptions:
+        """What the chat template reads besides the messages."""
+        return {}
+
     def length_field(self) -> str:
         """The field that says how long an answer may become."""
         return "max_tokens"
@@ -254,6 +260,18 @@ class Message(Strict):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
+def chat_prompt(messages: Sequence[Message], tools: Sequence[Tool] | None) -> Prompt:
+    """A chat as its template takes it; the tools are part of what the system says."""
+    chat = [message.to_chat() for message in messages]
+    if tools:
+        told = describe_tools(tools)
+        if chat[0]["role"] == "system":
+            chat[0]["content"] += f"\n\n{told}"
+        else:
+            chat.insert(0, {"role": "system", "content": told})
+    return chat
+
+
 class ChatCompletionRequest(GenerationRequest):
     """Body of ``POST /v1/chat/completions``."""
 
@@ -266,6 +284,9 @@ class ChatCompletionRequest(GenerationRequest):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = Field(
         None, description="The last message is how the answer begins (vLLM's field)."
+    )
+    chat_template_kwargs: TemplateOptions | None = Field(
+        None, max_length=16, description="What the model's template reads: enable_thinking, say."
     )
     parallel_tool_calls: Any = only(True, False)
     functions: Any = only([])
@@ -336,15 +357,12 @@ class ChatCompletionRequest(GenerationRequest):
         return "tools" if self.usable_tools() else super().constraint()
 
     def prompts(self) -> list[Prompt]:
-        """The chat, as one prompt; the tools are part of what the system says."""
-        messages = [message.to_chat() for message in self.messages]
-        if self.tools:
-            told = describe_tools(self.tools)
-            if messages[0]["role"] == "system":
-                messages[0]["content"] += f"\n\n{told}"
-            else:
-                messages.insert(0, {"role": "system", "content": told})
-        return [messages]
+        """The chat, as one prompt."""
+        return [chat_prompt(self.messages, self.tools)]
+
+    def template_options(self) -> TemplateOptions:
+        """What the chat template reads besides the messages."""
+        return self.chat_template_kwargs or {}
 
     def prompt_field(self) -> str:
         """The field that holds the prompts."""

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from a2d_ray.config import EngineSection, LimitsSection, SamplingSection
@@ -130,7 +131,8 @@ class ModelServer:
             RequestError: 400 for a chat that the template refuses.
         """
         prompt = request.to_prompt()
-        segments = await self._encode(request, self._lm.encode, prompt)
+        encode = partial(self._lm.encode, chat_template_kwargs=request.template_options())
+        segments = await self._encode(request, encode, prompt)
         ids = [token for segment in segments for token in segment]
         return Tokens(count=len(ids), max_model_len=self._lm.max_length, tokens=ids)
 
@@ -277,8 +279,11 @@ class ModelServer:
         kept = request.truncate_prompt_tokens
 
         def encode(prompt: Any) -> tuple[tuple[int, ...], ...]:
-            continues = request.continues_answer()
-            segments = self._lm.encode(prompt, continue_final_message=continues)
+            segments = self._lm.encode(
+                prompt,
+                continue_final_message=request.continues_answer(),
+                chat_template_kwargs=request.template_options(),
+            )
             return segments if kept is None else keep_last(segments, kept)
 
         return encode
@@ -292,7 +297,11 @@ class ModelServer:
         try:
             return await self._in_tokenizer_thread(encode, prompt)
         except ValueError as error:
-            raise RequestError(str(error), param=request.prompt_field()) from error
+            word = _first_word(str(error))
+            is_field = word in type(request).model_fields
+            raise RequestError(
+                str(error), param=word if is_field else request.prompt_field()
+            ) from error
 
     async def _echo(self, prompt: Prompt) -> str:
         if isinstance(prompt, str):
@@ -311,12 +320,16 @@ _FIELD_OF_PARAM = {name: f"diffusion.{name}" for name in DiffusionOptions.model_
 def _refusal(error: ValueError, request: GenerationRequest) -> RequestError:
     """The engine's refusal in the request's own names; its messages begin with the field."""
     message = str(error).replace("max_new_tokens", request.length_field())
-    word = (re.match(r"\w*", message) or [""])[0]
+    word = _first_word(message)
     if word == "prompt":  # its length, or an id that is none
         code = "context_length_exceeded" if "exceed" in message else "invalid_value"
         return RequestError(message, param=request.prompt_field(), code=code)
     known = word in type(request).model_fields
     return RequestError(message, param=_FIELD_OF_PARAM.get(word, word if known else None))
+
+
+def _first_word(text: str) -> str:
+    return (re.match(r"\w*", text) or [""])[0]
 
 
 async def _merge(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:

@@ -5,6 +5,7 @@ what it accepts is committed.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -174,7 +175,7 @@ class ToolCall(Plain):
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
-def describe_tools(tools: list[Tool]) -> str:
+def describe_tools(tools: Sequence[Tool]) -> str:
     """What the model is told about its tools, in the form that Hermes and Qwen are trained on."""
     lines = [_dump(tool.model_dump(exclude_none=True)) for tool in tools]
     return "\n".join(

@@ -4,8 +4,10 @@ from typing import Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from a2d_ray.http.errors import RequestError
 from a2d_ray.serving.options import Strict
-from a2d_ray.serving.protocol import Message, Prompt
+from a2d_ray.serving.protocol import Message, Prompt, TemplateOptions, chat_prompt
+from a2d_ray.serving.structured import Tool
 
 
 class TokenizeRequest(Strict):
@@ -14,11 +16,17 @@ class TokenizeRequest(Strict):
     model: str
     prompt: str | None = None
     messages: list[Message] | None = Field(None, min_length=1)
+    tools: list[Tool] | None = Field(None, max_length=128)
+    chat_template_kwargs: TemplateOptions | None = Field(None, max_length=16)
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("send either prompt or messages")
+        if self.messages is None:
+            for field in ("tools", "chat_template_kwargs"):
+                if getattr(self, field):
+                    raise RequestError(f"{field} needs messages", param=field)
         return self
 
     def prompt_field(self) -> str:
@@ -29,7 +37,11 @@ class TokenizeRequest(Strict):
         """What `LanguageModel.encode` takes."""
         if self.messages is None:
             return self.prompt or ""
-        return [message.to_chat() for message in self.messages]
+        return chat_prompt(self.messages, self.tools)
+
+    def template_options(self) -> TemplateOptions:
+        """What the chat template reads besides the messages."""
+        return self.chat_template_kwargs or {}
 
 
 class Tokens(BaseModel):

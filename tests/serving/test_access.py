@@ -43,7 +43,9 @@ def guarded(server) -> Client:
     "header",
     [{}, bearer("three"), bearer("on"), bearer(""), bearer("onee"), {"Authorization": "Basic one"}],
 )
-@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/openapi.json", "/v1/nothing"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/version", "/metrics", "/openapi.json", "/v1/nothing"]
+)
 def test_no_key_and_a_wrong_key_are_401_whatever_the_path(guarded, header, path):
     answer = guarded.run(lambda http: http.get(path, headers=header))
     assert answer.status_code == 401
@@ -54,7 +56,7 @@ def test_a_right_key_opens_and_the_page_is_open(guarded):
     for key in ("one", "two"):
         answer = guarded.run(lambda http, key=key: http.get("/v1/models", headers=bearer(key)))
         assert answer.status_code == 200
-    assert guarded.get("/health").status_code == 200
+    assert guarded.get("/health").status_code == guarded.get("/ping").status_code == 200
     assert guarded.get("/").headers["content-security-policy"].startswith("default-src 'none'")
     assert guarded.get("/static/chat.js").status_code == 200
 

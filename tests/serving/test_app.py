@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from a2d_ray import SamplingParams, load
+from a2d_ray import SamplingParams, __version__, load
 from a2d_ray.config import LimitsSection, SamplingSection
 from a2d_ray.generation.sequence import Sequence
 from a2d_ray.serving.app import create_app
@@ -224,7 +224,8 @@ def test_models_and_health(server):
     card = client.get("/v1/models/org/tiny").json()
     assert (card["object"], card["max_model_len"]) == ("model", 512)
     assert card["diffusion"]["objective"] == "bd3lm" and card["diffusion"]["block_size"] == 4
-    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/health").json() == client.get("/ping").json() == {"status": "ok"}
+    assert client.get("/version").json() == {"version": __version__}
 
 
 def test_requests_without_a_seed_differ_but_repeat_after_a_restart(lm):
@@ -274,6 +275,7 @@ def test_a_dead_engine_fails_those_who_wait_and_the_health_check(client, server)
     assert "out of luck" in error["message"]
     error_of(client.post(CHAT, messages=MESSAGES), 503)
     error_of(client.get("/health"), 503)
+    error_of(client.get("/ping"), 503)
 
 
 def test_an_engine_that_dies_in_mid_stream_says_so(client, server):

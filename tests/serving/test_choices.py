@@ -1,7 +1,9 @@
 """n, seeds, log-probabilities, forms, tools: against the Python API or a validator."""
 
+import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -275,6 +277,61 @@ def test_tokens_and_text_are_inverses(client, lm):
     refused = client.post("/detokenize", tokens=[5, 10**9])
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tokens[1]")
     assert client.post("/tokenize", prompt="a", messages=MESSAGES).status_code == 400
+
+
+@pytest.fixture
+def thinking(lm):
+    """The tiny model with a template that knows of thinking."""
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.chat_template += (
+        "{% if add_generation_prompt and enable_thinking is false %}{{ '<think>' }}{% endif %}"
+    )
+    server = ModelServer(replace(lm, tokenizer=tokenizer), SamplingSection(max_new_tokens=4))
+    yield Client(create_app({"tiny": server}))
+    server.close()
+
+
+def test_template_options_and_tools_are_rendered_as_tokenize_says(thinking):
+    bodies = [
+        {
+            "messages": MESSAGES,
+            **({} if think is None else {"chat_template_kwargs": think}),
+            **tools,
+        }
+        for think in (None, {"enable_thinking": False}, {"enable_thinking": True})
+        for tools in ({}, {"tools": TOOLS[:1]})
+    ]
+    tokens = [thinking.post("/tokenize", **body).json() for body in bodies]
+    for body, found in zip(bodies[::2], tokens[::2], strict=True):
+        usage = thinking.post(CHAT, **body).json()["usage"]
+        assert usage["prompt_tokens"] == found["count"]
+    off, off_tools, same, same_tools, on, on_tools = (found["tokens"] for found in tokens)
+    assert (off, off_tools) == (same, same_tools)
+    assert off == [*on, *tokens_of(thinking, "<think>")]
+    assert off_tools == [*on_tools, *tokens_of(thinking, "<think>")]
+    text = thinking.post("/detokenize", tokens=on_tools).json()["prompt"]
+    assert '"name": "add"' in text and "<|im_start|>system" in text
+
+
+def tokens_of(client, text: str) -> list[int]:
+    return client.post("/tokenize", prompt=text).json()["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"enable_thinkin": True}, "chat_template_kwargs"),
+        ({"chat_template": "x"}, "chat_template_kwargs"),
+        ({"enable_thinking": {}}, "chat_template_kwargs"),
+        ("enable_thinking", "chat_template_kwargs"),
+    ],
+)
+def test_template_options_that_nobody_reads_are_refused(thinking, options, param):
+    for path in (CHAT, "/tokenize"):
+        answer = thinking.post(path, messages=MESSAGES, chat_template_kwargs=options)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    answer = thinking.post("/tokenize", prompt="a", chat_template_kwargs={"enable_thinking": True})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
 @pytest.mark.parametrize("mode", ["prefix", "block", "denoise"])

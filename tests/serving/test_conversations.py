@@ -63,6 +63,9 @@ def test_turns_share_a_key_and_conversations_do_not():
     assert key(messages=first) == key(messages=first + more)
     assert key(messages=first) != key(messages=[first[0], more[1]])
     assert key(messages=first) != key(messages=first, salt="other")
+    thinking = {"chat_template_kwargs": {"enable_thinking": True}}
+    assert key(messages=first, **thinking) == key(messages=first + more, **thinking)
+    assert key(messages=first, **thinking) != key(messages=first)
     text = "x" * 512
     assert key(CompletionRequest, prompt=text) == key(CompletionRequest, prompt=text + "y")
     assert key(InfillRequest, prefix=text) == key(InfillRequest, prefix=text + "y", suffix="z")
