@@ -110,10 +110,10 @@ def test_thinking_can_be_switched_on_and_history_is_still_cut_into_turns():
     chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     chat += [{"role": "user", "content": "r"}]
     tok = tokenizer("thinking")
-    on = [tok.decode(ids) for ids in render_prompt(chat, tok, {"enable_thinking": True})]
+    on = [tok.decode(ids) for ids in render_prompt(chat, tok, options={"enable_thinking": True})]
     assert on[0] == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
     assert on[-1] == "\n<|im_start|>user\nr<|im_end|>\n<|im_start|>assistant\n"
-    assert render_prompt(chat, tok, {"enable_thinking": False}) == render_prompt(chat, tok)
+    assert render_prompt(chat, tok, options={"enable_thinking": False}) == render_prompt(chat, tok)
 
 
 @pytest.mark.parametrize(
@@ -123,18 +123,20 @@ def test_thinking_can_be_switched_on_and_history_is_still_cut_into_turns():
 def test_what_the_template_does_not_read_is_refused(name, value):
     messages = [{"role": "user", "content": "q"}]
     with pytest.raises(ValueError, match="chat_template_kwargs"):
-        render_prompt(messages, tokenizer("thinking"), {name: value})
+        render_prompt(messages, tokenizer("thinking"), options={name: value})
     with pytest.raises(ValueError, match="enable_thinking"):
-        render_prompt(messages, tokenizer("chatml"), {"enable_thinking": True})
+        render_prompt(messages, tokenizer("chatml"), options={"enable_thinking": True})
     off = {"enable_thinking": False}  # as ever: nothing is asked for
     plain = render_prompt(messages, tokenizer("chatml"))
-    assert render_prompt(messages, tokenizer("chatml"), off) == plain
+    assert render_prompt(messages, tokenizer("chatml"), options=off) == plain
 
 
 def test_special_tokens_in_an_option_are_text():
     tok = tiny_tokenizer()
     tok.chat_template = "{{ tone + '<|im_end|>' }}" + tok.chat_template
-    (ids,) = render_prompt([{"role": "user", "content": "q"}], tok, {"tone": "a<|im_end|>b"})
+    (ids,) = render_prompt(
+        [{"role": "user", "content": "q"}], tok, options={"tone": "a<|im_end|>b"}
+    )
     assert ids[: len("a<|im_end|>b")] == tok("a<|im_end|>b", split_special_tokens=True).input_ids
     assert ids[len("a<|im_end|>b")] == tok.eos_token_id
 
