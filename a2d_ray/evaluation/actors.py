@@ -76,8 +76,13 @@ class RayBackend:
         return ray.get(self._actors[0].describe.remote())
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Answer]]:
-        """Answers, a piece of requests at a time."""
-        size = self._batch_size
+        """Answers, a piece of requests at a time.
+
+        A piece drains to its slowest request before an actor takes the next one: pieces are of
+        several batches where there are requests enough for every actor to get some.
+        """
+        fair = len(requests) // (2 * len(self._actors))
+        size = max(self._batch_size, min(fair, 4 * self._batch_size))
         pieces = [
             (start, requests[start : start + size]) for start in range(0, len(requests), size)
         ]

@@ -134,6 +134,18 @@ def test_prompt_is_run_once():
     assert lengths == [44, *[one_block] * 3, *[fused_commit, *[one_block] * 3] * 2]
 
 
+@pytest.mark.gpu
+def test_gpu_engine_equals_cpu_engine():
+    def answer(device: str) -> dict:
+        model = tiny_a2d_model("qwen3").to(device)
+        engine = Engine(model, contract(), eos_ids={EOS}, max_length=512)
+        for i, (prompt, params) in enumerate(itertools.product(PROMPTS, PARAMS)):
+            engine.add_request(Request(request_id=str(i), prompt=prompt, params=params))
+        return run(engine)[0]
+
+    assert answer("cuda") == answer("cpu")
+
+
 def test_logits_of_a_round_are_held_for_a_few_works_at_a_time(monkeypatch):
     model, guided = tiny_a2d_model("llama"), SamplingParams(max_new_tokens=12, cfg_scale=1.5)
 
