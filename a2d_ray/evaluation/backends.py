@@ -20,6 +20,7 @@ from a2d_ray.evaluation.requests import (
 from a2d_ray.generation.canvas import keep_last, request_block_size
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.generation.scheduler import EngineOptions
+from a2d_ray.models.contract import Contract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class Description:
         objective: ``mdlm`` or ``bd3lm``; None: converted only, or a foreign
             endpoint.
         max_length: positions; None behind an endpoint.
+        contract: how it is used; None behind an endpoint.
         fingerprint: what tells it from every other model; see `LanguageModel.fingerprint`.
         is_identified: whether it does: an endpoint may give a name alone, under which another
             model can answer tomorrow.
@@ -40,6 +42,7 @@ class Description:
     objective: str | None
     max_length: int | None
     fingerprint: dict[str, Any]
+    contract: Contract | None = None
     is_identified: bool = True
 
 
@@ -74,6 +77,7 @@ class LocalBackend:
             tokenizer=lm.tokenizer,
             objective=lm.contract.objective,
             max_length=lm.max_length,
+            contract=lm.contract,
             fingerprint=lm.fingerprint(),
         )
 

@@ -11,7 +11,7 @@ Source: MDLM (arXiv 2406.07524), BD3LM (2503.09573), LLaDA (2502.09992, eq. 6) f
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,10 +24,9 @@ from a2d_ray.diffusion.losses import masked_cross_entropy
 from a2d_ray.diffusion.noise import Noise, NoiseSpec, draw_noise
 from a2d_ray.diffusion.objectives import noised_ids
 from a2d_ray.evaluation.requests import Score, ScoreRequest
+from a2d_ray.evaluation.score_batches import draws_per_forward, is_exact, needed_draws
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.layout_hidden import layout_hidden
-
-MAX_TOKENS = 2048  # of all streams of one forward
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Likelihood:
             )
         if contract.right_shift_logits:
             raise ValueError("right_shift_logits=true: likelihoods of such models are not computed")
-        self._model, self._max_length = model, max_length
+        self._model, self._contract, self._max_length = model, contract, max_length
         self._mask_id = contract.mask_token_id
         self._spec = LayoutSpec(
             objective=contract.objective,
@@ -82,9 +81,9 @@ class Likelihood:
         for request in requests:
             self._check(request)
         row = _packed_row(requests)
-        is_exact = all(self._is_exact(request) for request in requests)
-        num_draws = 1 if is_exact else max(request.num_draws for request in requests)
-        chunk = _draws_per_forward(requests)
+        draws = [needed_draws(request, self._contract) for request in requests]
+        num_draws = max(draws)
+        chunk = draws_per_forward(requests, self._contract)
         nats_ED = torch.cat(
             [
                 self._nats(row, range(start, min(start + chunk, num_draws)))
@@ -92,7 +91,7 @@ class Likelihood:
             ]
         )
         return [
-            _summary(nats_ED[: request.num_draws, d], len(request.continuation), is_exact)
+            _summary(nats_ED[: draws[d], d], request, self._contract)
             for d, request in enumerate(requests)
         ]
 
@@ -104,12 +103,6 @@ class Likelihood:
                 f"context and continuation have {request.num_tokens} tokens, the model has "
                 f"{self._max_length} positions: cut the context"
             )
-
-    def _is_exact(self, request: ScoreRequest) -> bool:
-        """Whether every block has one target, so that each draw gives the exact chain rule."""
-        if self._spec.objective == "bd3lm" and self._spec.block_size == 1:
-            return True
-        return len(request.continuation) == 1 and not request.is_complete
 
     def _nats(self, row: PackedRow, draws: range) -> Tensor:
         """Weighted cross-entropy of both views / 2, per draw and document; float64 [E, D]."""
@@ -142,7 +135,7 @@ class Likelihood:
         return _Pass(layout, noise, draw_RT)
 
     def _bd3lm_pass(self, row: PackedRow, draws: range) -> _Pass:
-        """One clean copy for the views of all draws: the context is run once."""
+        """One clean copy for the views of all these draws: they share its forward."""
         pair = build_layout([row], self._spec)
         layout = build_layout([row], replace(self._spec, views=2 * len(draws)))
         is_masked_RT = torch.zeros_like(layout.is_target_RT)
@@ -155,34 +148,6 @@ class Likelihood:
                 weight_RT[mine] = drawn.weight_RT[theirs]
         noise = Noise(is_masked_RT=is_masked_RT, weight_RT=weight_RT)
         return _Pass(layout, noise, (layout.stream_RT - 1).clamp(min=0) // 2)
-
-
-def plan_batches(
-    requests: Sequence[ScoreRequest], *, max_tokens: int = MAX_TOKENS
-) -> Iterator[list[int]]:
-    """Indices of the requests that share a forward: neighbours in length, within `max_tokens`.
-
-    A function of the requests alone, so that every process that is given the same list computes
-    the same sums, bit for bit.
-    """
-    order = sorted(range(len(requests)), key=lambda i: (requests[i].num_tokens, i))
-    batch: list[int] = []
-    used = 0
-    for index in order:
-        request = requests[index]
-        cost = (1 + 2 * request.num_draws) * request.num_tokens
-        if batch and used + cost > max_tokens:
-            yield batch
-            batch, used = [], 0
-        batch.append(index)
-        used += cost
-    if batch:
-        yield batch
-
-
-def _draws_per_forward(requests: Sequence[ScoreRequest]) -> int:
-    length = sum(request.num_tokens for request in requests)
-    return max(1, (MAX_TOKENS // length - 1) // 2)
 
 
 def _packed_row(requests: Sequence[ScoreRequest]) -> PackedRow:
@@ -206,10 +171,10 @@ def _document_id(request: ScoreRequest) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8]) >> 1
 
 
-def _summary(nats_E: Tensor, num_tokens: int, is_exact: bool) -> Score:
+def _summary(nats_E: Tensor, request: ScoreRequest, contract: Contract) -> Score:
     stderr = None
-    if is_exact:
+    if is_exact(request, contract):
         stderr = 0.0
     elif nats_E.numel() > 1:
         stderr = float(nats_E.std()) / math.sqrt(nats_E.numel())
-    return Score(nats=float(nats_E.mean()), stderr=stderr, num_tokens=num_tokens)
+    return Score(nats=float(nats_E.mean()), stderr=stderr, num_tokens=len(request.continuation))

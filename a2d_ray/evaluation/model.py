@@ -57,7 +57,7 @@ class A2DHarnessModel(LM):
         if path := self.options.others["cache"]:
             kept = path if self.described.is_identified else ":memory:"
             cache = ResponseCache(kept, self.described.fingerprint)
-        self.responder = Responder(self._backend, cache)
+        self.responder = Responder(self._backend, cache, contract=self.described.contract)
         self._chats: dict[str, list[dict[str, str]]] = {}
 
     @classmethod

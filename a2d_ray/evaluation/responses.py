@@ -13,7 +13,6 @@ from typing import Any
 from tqdm import tqdm
 
 from a2d_ray.evaluation.backends import Backend
-from a2d_ray.evaluation.likelihood import plan_batches
 from a2d_ray.evaluation.requests import (
     Answer,
     GenerateRequest,
@@ -23,6 +22,8 @@ from a2d_ray.evaluation.requests import (
     ScoreRequest,
     to_values,
 )
+from a2d_ray.evaluation.score_batches import plan_batches
+from a2d_ray.models.contract import Contract
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class Responder:
     Args:
         backend: who answers.
         cache: of results; None: nothing is kept.
+        contract: of the model, by which likelihoods are batched; None: no likelihoods.
         is_quiet: no progress bar.
 
     Attributes:
@@ -97,9 +99,15 @@ class Responder:
     """
 
     def __init__(
-        self, backend: Backend, cache: ResponseCache | None = None, *, is_quiet: bool = False
+        self,
+        backend: Backend,
+        cache: ResponseCache | None = None,
+        *,
+        contract: Contract | None = None,
+        is_quiet: bool = False,
     ) -> None:
         self._backend, self._cache, self._is_quiet = backend, cache, is_quiet
+        self._contract = contract
         self.speed, self.num_cut = Speed(), 0
         self.observe: Callable[[int, int], None] = lambda num_done, num_asked: None
 
@@ -131,8 +139,10 @@ class Responder:
         Batches are planned over all requests, and one that is known in part is computed again as
         a whole: so an evaluation that goes on gives the bits of one that was never interrupted.
         """
+        assert self._contract is not None, "whoever scores tells how the model is used"
         known = {i: found for i, r in enumerate(requests) if (found := self._cached(r))}
-        batches = [b for b in plan_batches(requests) if not all(i in known for i in b)]
+        planned = plan_batches(requests, self._contract)
+        batches = [batch for batch in planned if not all(i in known for i in batch)]
         num_done = len(requests) - sum(map(len, batches))
         with self._bar("score", len(requests), num_done) as bar:
             self.observe(num_done, len(requests))

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from a2d_ray.evaluation.likelihood import Likelihood, plan_batches
+from a2d_ray.evaluation.likelihood import Likelihood
 from a2d_ray.evaluation.requests import ScoreRequest
+from a2d_ray.evaluation.score_batches import draws_per_forward, plan_batches
 from a2d_ray.models.contract import Contract
 from tests.tiny import tiny_a2d_model
 
@@ -166,13 +167,61 @@ def _row(scorer, pair):
     return _packed_row([pair])
 
 
-def test_batches_hold_every_request_once_and_keep_to_the_limit():
-    pairs = [request(continuation=(9,) * (1 + 7 * i % 50), num_draws=2) for i in range(40)]
-    batches = list(plan_batches(pairs, max_tokens=600))
-    assert sorted(i for batch in batches for i in batch) == list(range(40))
-    costs = [sum(5 * pairs[i].num_tokens for i in batch) for batch in batches]
-    assert max(costs) <= 600 and len(batches) > 5
-    assert list(plan_batches([])) == []
+class Counting(Likelihood):
+    """Remembers the tokens of each forward, all rows and streams."""
+
+    def _nats(self, row, draws):
+        self.forwards = getattr(self, "forwards", [])
+        one = self._mdlm_pass if self._spec.objective == "mdlm" else self._bd3lm_pass
+        layout = one(row, draws).layout
+        self.forwards.append(int((layout.doc_RT >= 0).sum()))
+        return super()._nats(row, draws)
+
+
+TERMS = [
+    ("mdlm", "segment"),
+    ("bd3lm", "segment"),
+    ("bd3lm", "absolute"),
+    ("bd3lm", "prompt_end"),
+]
+
+
+@pytest.mark.parametrize(("objective", "grid"), TERMS)
+def test_batches_hold_every_request_once_and_fill_a_forward_to_its_limit(objective, grid):
+    terms = contract(objective, grid)
+    pairs = [
+        request(
+            context=((7,) * (3 * i % 40), (8,) * (5 * i % 11)),
+            continuation=(9,) * (1 + 7 * i % 50),
+            is_complete=i % 3 == 0,
+            num_draws=2,
+        )
+        for i in range(60)
+    ]
+    batches = list(plan_batches(pairs, terms, max_tokens=600))
+    assert sorted(i for batch in batches for i in batch) == list(range(60))
+    scorer = Counting(tiny_a2d_model(), terms, eos_id=EOS, max_length=512)
+    for batch in batches:
+        scorer.score([pairs[i] for i in batch])
+    assert len(scorer.forwards) == len(batches) > 5
+    assert 500 < max(scorer.forwards) <= 600
+    assert list(plan_batches([], terms)) == []
+
+
+def test_the_context_is_run_once_for_all_draws():
+    pairs = [request(context=((5,) * 600,), continuation=(9, 8 + i)) for i in range(3)]
+    assert list(plan_batches(pairs, contract())) == [[0, 1, 2]]
+    scorer = Counting(tiny_a2d_model(), contract(), eos_id=EOS, max_length=1024)
+    scorer.score(pairs)
+    assert scorer.forwards == [3 * (600 + 16 * 2 * 2)]
+    assert draws_per_forward([request(context=((5,) * 4000,))], contract()) >= 300
+
+
+def test_exact_answers_are_not_drawn_again_beside_others():
+    pairs = [request(context=((5,) * 9,), continuation=(9,) * n) for n in (1, 2, 1)]
+    assert list(plan_batches(pairs, contract())) == [[0, 2], [1]]
+    scores = likelihood(contract()).score(pairs)
+    assert [score.stderr for score in scores[::2]] == [0, 0] and scores[1].stderr > 0
 
 
 @pytest.mark.parametrize(

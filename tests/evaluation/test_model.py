@@ -241,7 +241,9 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same(make, lm, tmp_path):
     pairs = [(f"context {i}", "tail" * i) for i in range(1, 9)]
 
     def run(backend, cache):
-        model.responder = Responder(backend, cache, is_quiet=True)
+        model.responder = Responder(
+            backend, cache, contract=model.described.contract, is_quiet=True
+        )
         texts = model.generate_until(ask("generate_until", *generation))
         return texts, model.loglikelihood(ask("loglikelihood", *pairs))
 
