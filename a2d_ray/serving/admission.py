@@ -23,6 +23,11 @@ class Admission:
         self._max_requests, self._num_requests = max_requests, 0
         self._clock, self._mean_s = clock, 0.0
 
+    @property
+    def num_requests(self) -> int:
+        """Those that hold a place."""
+        return self._num_requests
+
     @contextmanager
     def place(self) -> Iterator[None]:
         """Holds a place inside a ``with`` block.

@@ -21,6 +21,8 @@ from a2d_ray.http.errors import ENGINE_DEAD, RequestError, not_ready
 from a2d_ray.serving.admission import Admission
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.conversations import conversation_key
+from a2d_ray.serving.health import DeploymentHealth
+from a2d_ray.serving.metrics import EndpointMetrics
 from a2d_ray.serving.pieces import ModelFacts, Piece, Server
 from a2d_ray.serving.protocol import GenerationRequest
 from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
@@ -103,11 +105,11 @@ class ModelReplica:
         )
 
     async def generate(
-        self, request: GenerationRequest, cache_salt: str
+        self, request: GenerationRequest, cache_salt: str, arrived: float
     ) -> AsyncGenerator[Piece | RequestError, None]:
         """The pieces of an answer; a refusal is the last item: it is no failure of the replica."""
         try:
-            async for piece in self._server.generate(request, cache_salt):
+            async for piece in self._server.generate(request, cache_salt, arrived):
                 yield piece
         except RequestError as error:
             yield error
@@ -158,11 +160,15 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         config = self._config
+        scaling = config.autoscaling
+        health = DeploymentHealth(scales_to_zero=scaling is not None and scaling.min_replicas == 0)
         servers: dict[str, Server] = {
             model: RemoteServer(
                 handle,
                 is_prefix_aware=config.is_prefix_aware,
                 max_requests=_max_requests(config),
+                health=health,
+                name=model,
             )
             for model, handle in self._replicas.items()
         }
@@ -183,13 +189,22 @@ class RemoteServer:
         handle: the deployment of `ModelReplica`s.
         is_prefix_aware: whether turns of one conversation go to one replica.
         max_requests: that all replicas together run and let wait; more are refused here, at once.
+        health: of the application's deployments.
+        name: of the model, for the metrics.
     """
 
     def __init__(
-        self, handle: DeploymentHandle, *, is_prefix_aware: bool = True, max_requests: int
+        self,
+        handle: DeploymentHandle,
+        *,
+        is_prefix_aware: bool,
+        max_requests: int,
+        health: DeploymentHealth,
+        name: str,
     ) -> None:
-        self._handle, self._is_prefix_aware = handle, is_prefix_aware
+        self._handle, self._is_prefix_aware, self._health = handle, is_prefix_aware, health
         self._admission = Admission(max_requests)
+        self._metrics = EndpointMetrics(name, lambda: self._admission.num_requests)
         self._facts: ModelFacts | None = None
         self._facts_until = 0.0
 
@@ -203,18 +218,19 @@ class RemoteServer:
         Raises:
             RequestError: the replica's refusal, 429 if too many wait, 503 if it is gone.
         """
+        arrived = time.time()  # replicas, perhaps on other nodes, count from here
         # Serve's router would refuse it too, but asking it takes several times as long.
         with self._admission.place():
-            async with aclosing(self._with_retries(request, cache_salt)) as pieces:
+            async with aclosing(self._with_retries(request, cache_salt, arrived)) as pieces:
                 async for piece in pieces:
                     yield piece
 
     async def _with_retries(
-        self, request: GenerationRequest, cache_salt: str
+        self, request: GenerationRequest, cache_salt: str, arrived: float
     ) -> AsyncGenerator[Piece, None]:
         for attempt in range(_MAX_ATTEMPTS):
             num_given = 0
-            pieces = self._attempt(request, cache_salt, is_first=attempt == 0)
+            pieces = self._attempt(request, cache_salt, arrived, is_first=attempt == 0)
             try:
                 async with aclosing(pieces if request.stream else _at_once(pieces)) as given:
                     async for piece in given:
@@ -228,12 +244,13 @@ class RemoteServer:
                 await asyncio.sleep(_RETRY_DELAY_S * 2**attempt)
 
     async def _attempt(
-        self, request: GenerationRequest, cache_salt: str, *, is_first: bool
+        self, request: GenerationRequest, cache_salt: str, arrived: float, *, is_first: bool
     ) -> AsyncGenerator[Piece, None]:
         handle = self._handle.options(stream=True)
         if self._is_prefix_aware and is_first:  # a retry goes anywhere
             handle = handle.options(session_id=conversation_key(request, cache_salt))
-        response = cast(DeploymentResponseGenerator, handle.generate.remote(request, cache_salt))
+        remote = handle.generate.remote(request, cache_salt, arrived)
+        response = cast(DeploymentResponseGenerator, remote)
         try:
             async for item in response:
                 if isinstance(item, RequestError):
@@ -284,26 +301,18 @@ class RemoteServer:
         return answer
 
     async def metrics(self) -> list[str]:
-        """What the replicas counted; nothing of those that do not answer within seconds."""
-        response = self._handle.broadcast("metrics")
+        """What is counted here and in the replicas, if they answer within seconds."""
+        ours, response = self._metrics.text(), self._handle.broadcast("metrics")
         try:
-            return await asyncio.to_thread(response.results, timeout_s=_METRICS_TIMEOUT_S)
+            theirs = await asyncio.to_thread(response.results, timeout_s=_METRICS_TIMEOUT_S)
+            return [ours, *theirs]
         except (RayActorError, RayTaskError, RayServeException, TimeoutError) as error:
             logger.warning("no metrics of %s: %s", self._handle.deployment_name, error)
-            return []
+            return [ours]
 
     async def check_health(self) -> None:
-        """Returns if a replica of the model runs, as Serve knows it.
-
-        Raises:
-            RequestError: 503.
-        """
-        application = serve.get_replica_context().app_name
-        name = self._handle.deployment_name
-        status = await asyncio.to_thread(serve.status)
-        deployment = status.applications[application].deployments[name]
-        if not any(n for state, n in deployment.replica_states.items() if state == "RUNNING"):
-            raise not_ready(f"{name} is {deployment.status}: {deployment.message}")
+        """Returns if the model can answer, as Serve knows it; raises 503 otherwise."""
+        await self._health.check(self._handle.deployment_name)
 
 
 class _ReplicaLostError(Exception):

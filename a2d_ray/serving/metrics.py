@@ -1,11 +1,11 @@
 """Prometheus metrics, named after vLLM's with ``a2d:`` for ``vllm:``.
 
 Every replica counts for itself, with the labels ``model_name`` and ``replica``; the ingress merges
-what they say into one page.
+what they say into one page. Times count from a request's arrival at the ingress.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -77,8 +77,8 @@ class ModelMetrics:
 
     def _make_gauges(self, engine: "Engine") -> None:
         for name, attribute, what in (
-            ("num_requests_running", "num_running", "Requests in the engine's rounds."),
-            ("num_requests_waiting", "num_waiting", "Requests that wait for a place."),
+            ("num_requests_running", "num_running", "Answers in the engine's rounds."),
+            ("num_requests_waiting", "num_waiting", "Answers that wait for a place in them."),
             ("kv_cache_usage_perc", "kv_usage", "Share of the KV store in use, 0 to 1."),
             ("engine_rounds", "num_rounds", "Forwards of the engine."),
             ("positions_evaluated", "num_positions", "Token positions in those forwards."),
@@ -87,9 +87,9 @@ class ModelMetrics:
             read = partial(getattr, engine, attribute)
             gauge.labels(**self._labels).set_function(read)
 
-    def watch(self) -> "ChoiceWatch":
-        """Starts the clock of one answer."""
-        return ChoiceWatch(self)
+    def watch(self, arrived: float) -> "ChoiceWatch":
+        """The times of one answer, whose request arrived at this `time.time()`."""
+        return ChoiceWatch(self, arrived)
 
     def finished(self, piece: Piece | None, reason: str) -> None:
         """Counts an answer that ended, by its last piece."""
@@ -121,8 +121,9 @@ class ModelMetrics:
 class ChoiceWatch:
     """Times of one answer; `ended` is called however it ends."""
 
-    def __init__(self, metrics: ModelMetrics) -> None:
-        self._metrics, self._arrived = metrics, time.perf_counter()
+    def __init__(self, metrics: ModelMetrics, arrived: float) -> None:
+        waited_s = max(0.0, time.time() - arrived)  # another node's clock may be ahead
+        self._metrics, self._arrived = metrics, time.perf_counter() - waited_s
         self._has_begun = self._has_token = self._has_block = False
         self._steps_before = 0
         self._last: tuple[float, Piece] | None = None
@@ -157,6 +158,29 @@ class ChoiceWatch:
         reason = (piece.finish_reason if piece else None) or "abort"
         self._metrics.latency.observe(time.perf_counter() - self._arrived)
         self._metrics.finished(piece, reason)
+
+
+class EndpointMetrics:
+    """What the ingress counts of one model.
+
+    Args:
+        model: id that clients use.
+        num_requests: reads how many there are.
+    """
+
+    def __init__(self, model: str, num_requests: Callable[[], int]) -> None:
+        self._registry = CollectorRegistry()
+        gauge = Gauge(
+            "a2d:num_requests_at_endpoint",
+            "Requests that are not answered yet: in replicas, and waiting for one.",
+            ["model_name"],
+            registry=self._registry,
+        )
+        gauge.labels(model_name=model).set_function(num_requests)
+
+    def text(self) -> str:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self._registry).decode()
 
 
 class HttpMetrics:

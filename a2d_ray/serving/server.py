@@ -4,10 +4,12 @@ import asyncio
 import logging
 import random
 import re
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -87,20 +89,27 @@ class ModelServer:
         reader.shutdown(wait=False)
 
     async def generate(
-        self, request: GenerationRequest, cache_salt: str = ""
+        self, request: GenerationRequest, cache_salt: str = "", arrived: float | None = None
     ) -> AsyncGenerator[Piece, None]:
         """Yields the pieces of all choices as they become final.
+
+        Args:
+            request: what was asked.
+            cache_salt: prompts are cached for requests of the same salt only.
+            arrived: `time.time()` when it came to the endpoint; None: now.
 
         Raises:
             RequestError: 400 for what the model cannot do, 500 if the request failed, 503 if the
                 engine died.
         """
+        arrived = time.time() if arrived is None else arrived
         try:
             params = request.params(self._defaults, self._seeds.getrandbits(31))
             prompts, n = request.prompts(), request.num_choices(self._defaults)
             self._check_num_choices(len(prompts), n)
+            asked = _Asked(request, params, cache_salt, arrived)
             choices = [
-                self._choice(request, prompt, params, index * n + choice, choice, cache_salt)
+                self._choice(asked, prompt, index * n + choice, choice)
                 for index, prompt in enumerate(prompts)
                 for choice in range(n)
             ]
@@ -189,18 +198,13 @@ class ModelServer:
         self._tokenizer_thread.shutdown(wait=False)
 
     async def _choice(
-        self,
-        request: GenerationRequest,
-        prompt: Prompt,
-        params: SamplingParams,
-        index: int,
-        choice: int,
-        cache_salt: str,
+        self, asked: "_Asked", prompt: Prompt, index: int, choice: int
     ) -> AsyncGenerator[Piece, None]:
         """The pieces of one choice, its prompt first if it is to be echoed."""
+        request = asked.request
         segments = await self._encode(request, self._encoder(request), prompt)
         num_prompt_tokens = sum(token is not None for segment in segments for token in segment)
-        params = self._within_limits(request, params, num_prompt_tokens)
+        params = self._within_limits(request, asked.params, num_prompt_tokens)
         check_prompt(segments, params, self._lm.max_length, self._vocab_size)
         writer: ChoiceWriter | InfillWriter
         if isinstance(request, InfillRequest):
@@ -222,9 +226,9 @@ class ModelServer:
             params=params,
             choice=choice,
             grammar=await self._in_tokenizer_thread(self._grammar, request),
-            salt=cache_salt,
+            salt=asked.cache_salt,
         )
-        watch = self._metrics.watch()
+        watch = self._metrics.watch(asked.arrived)
         try:
             async with aclosing(self._engine.generate(engine_request)) as outputs:
                 async for output in outputs:
@@ -312,6 +316,16 @@ class ModelServer:
     async def _in_tokenizer_thread(self, work: Callable[..., Any], *args: Any) -> Any:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._tokenizer_thread, work, *args)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What all choices of a request share; `arrived` as `time.time()`."""
+
+    request: GenerationRequest
+    params: SamplingParams
+    cache_salt: str
+    arrived: float
 
 
 _FIELD_OF_PARAM = {name: f"diffusion.{name}" for name in DiffusionOptions.model_fields}

@@ -1,7 +1,9 @@
 """What operators get: metrics, the dashboard over them, Serve's YAML files."""
 
+import asyncio
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from a2d_ray.cli import validate
 from a2d_ray.config import ServeConfig
 from a2d_ray.serving.app import create_app
-from a2d_ray.serving.metrics import merge
+from a2d_ray.serving.metrics import EndpointMetrics, merge
+from a2d_ray.serving.protocol import CompletionRequest
 from a2d_ray.serving.server import ModelServer
 from tests.serving.in_process import Client
 
@@ -81,6 +84,24 @@ def test_what_was_cached_of_a_prompt_counts_once_however_many_answers(lm, stream
     server.close()
 
 
+@pytest.mark.parametrize(("ahead_s", "least_s"), [(-100.0, 100.0), (0.0, 0.3), (1000.0, 0.0)])
+def test_times_count_from_the_arrival(lm, ahead_s, least_s):
+    """Waits before this process and before the tokenizer count; a clock ahead takes nothing off."""
+    server = ModelServer(lm)
+    server._tokenizer_thread.submit(time.sleep, 0.3)
+    request = CompletionRequest(model="tiny", prompt="x", max_tokens=4)
+
+    async def answer():
+        async for _ in server.generate(request, arrived=time.time() + ahead_s):
+            pass
+
+    asyncio.run(answer())
+    found = samples("".join(asyncio.run(server.metrics())))
+    for name in ("request_queue_time", "time_to_first_token", "e2e_request_latency"):
+        assert least_s <= found[f"a2d:{name}_seconds_sum", "{}"] < least_s + 10
+    server.close()
+
+
 def test_steps_per_block_are_those_of_the_rule(lm):
     """8 tokens in blocks of 4 with 4 steps in all: two blocks of two steps."""
     server = ModelServer(lm)
@@ -109,7 +130,7 @@ def test_the_dashboard_asks_for_metrics_that_exist(lm):
     server = ModelServer(lm)
     client = Client(create_app({"tiny": server}))
     client.post(TEXT, prompt="x", max_tokens=4)
-    page = client.get("/metrics").text
+    page = client.get("/metrics").text + EndpointMetrics("tiny", lambda: 0).text()
     there = {s.name for f in text_string_to_metric_families(page) for s in f.samples}
     board = json.loads((ROOT / "cluster/monitoring/grafana/models.json").read_text())
     asked = {

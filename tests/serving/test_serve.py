@@ -117,6 +117,42 @@ def test_client_and_log_know_a_request_by_one_plain_id(base_url):
 
 
 @pytest.mark.cluster
+def test_a_model_asleep_is_well_and_one_that_cannot_start_is_not(base_url, checkpoint):
+    from ray import serve
+    from ray.serve.api import RunTarget
+
+    from a2d_ray.serving import build_openai_app
+
+    root = base_url.removesuffix("/v1")
+    configs = {
+        "asleep": make_config(checkpoint, autoscaling={"min_replicas": 0}, drain_timeout_s=0),
+        "stuck": make_config(checkpoint, gpus_per_replica=64, drain_timeout_s=0),
+    }
+    targets = [
+        RunTarget(build_openai_app(config), name=name, route_prefix=f"/{name}")
+        for name, config in configs.items()
+    ]
+    try:
+        serve.run_many(targets, wait_for_applications_running=False)
+        found = {name: wait_for_answer(f"{root}/{name}/health") for name in configs}
+    finally:
+        for name in configs:
+            serve.delete(name)
+    assert found["asleep"].status_code == 200
+    assert found["stuck"].status_code == 503
+    assert not re.search("model-|tiny|GPU|resource", found["stuck"].text)
+
+
+def wait_for_answer(url, timeout_s=60) -> httpx.Response:
+    """From the application, which is deployed a moment after it was asked for."""
+    deadline = time.monotonic() + timeout_s
+    while (answer := httpx.get(url, timeout=60)).status_code == 404:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.2)
+    return answer
+
+
+@pytest.mark.cluster
 def test_overload_is_a_429_and_passes(client, base_url):
     body = {"model": "tiny", "prompt": "ab", "max_tokens": 400, "ignore_eos": True}
     body["diffusion"] = {"rule": "steps"}
@@ -133,6 +169,42 @@ def test_overload_is_a_429_and_passes(client, base_url):
     assert 1 <= int(refused[0].headers["retry-after"]) <= 60
     assert refused[0].json()["error"]["type"] == "rate_limit_error"
     assert client.completions.create(model="tiny", prompt="ab", max_tokens=4).choices
+
+
+@pytest.mark.cluster
+def test_waiting_for_a_replica_is_part_of_the_metrics(base_url):
+    """Four requests, room for two: the times are those that the clients saw, by and large."""
+    url = base_url.removesuffix("/v1")
+    body = {"model": "tiny", "prompt": "ab", "max_tokens": 400, "ignore_eos": True}
+    body["diffusion"] = {"rule": "steps"}
+    name = 'a2d:{}{{model_name="tiny"'.format
+
+    def value(page: str, metric: str) -> float:
+        return sum(float(line.split()[-1]) for line in page.splitlines() if name(metric) in line)
+
+    async def main() -> tuple[str, float, float, str]:
+        async with httpx.AsyncClient(timeout=60) as http:
+
+            async def ask() -> float:
+                started = time.monotonic()
+                assert (await http.post(f"{base_url}/completions", json=body)).status_code == 200
+                return time.monotonic() - started
+
+            before = (await http.get(f"{url}/metrics")).text
+            tasks, most = [], 0.0
+            for _ in range(4):
+                tasks.append(asyncio.create_task(ask()))
+                await asyncio.sleep(0.1)  # Serve's router counts who is on its way as queued
+            while not all(task.done() for task in tasks):
+                page = (await http.get(f"{url}/metrics")).text
+                most = max(most, value(page, "num_requests_at_endpoint"))
+            after = (await http.get(f"{url}/metrics")).text
+            return before, most, sum([task.result() for task in tasks]), after
+
+    before, most, seen_s, after = asyncio.run(main())
+    metric = "e2e_request_latency_seconds_sum"
+    assert 0.85 * seen_s < value(after, metric) - value(before, metric) < seen_s
+    assert most == 4 and value(after, "num_requests_at_endpoint") == 0
 
 
 @pytest.mark.cluster
