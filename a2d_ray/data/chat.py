@@ -154,7 +154,7 @@ class ChatRenderer:
                 add_generation_prompt=prompt,
                 **options,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, ArithmeticError) as error:  # options of wrong types too
             raise ValueError(f"the chat template refuses these messages: {error}") from error
         assert isinstance(text, str)
         return text

@@ -131,6 +131,22 @@ def test_what_the_template_does_not_read_is_refused(name, value):
     assert render_prompt(messages, tokenizer("chatml"), options=off) == plain
 
 
+@pytest.mark.parametrize(
+    ("template", "option"),
+    [
+        ("{{ raise_exception('no') }}", {"raise_exception": "x"}),
+        ("{{ size + 1 }}", {"size": "x"}),
+        ("{{ 1 / size }}", {"size": 0}),
+        ("{% for i in range(size) %}{% endfor %}", {"size": 10**9}),
+    ],
+)
+def test_options_that_the_template_fails_on_are_refused(template, option):
+    tok = tiny_tokenizer()
+    tok.chat_template = template
+    with pytest.raises(ValueError, match="chat template"):
+        render_prompt([{"role": "user", "content": "q"}], tok, options=option)
+
+
 def test_special_tokens_in_an_option_are_text():
     tok = tiny_tokenizer()
     tok.chat_template = "{{ tone + '<|im_end|>' }}" + tok.chat_template
