@@ -1,5 +1,6 @@
 """Ray Serve's router of conversations, with a bound on what one replica gets."""
 
+import asyncio
 from collections import Counter
 from typing import Any
 
@@ -20,6 +21,7 @@ class BoundedHashRouter(ConsistentHashRouter):
         super().__init__(*args, **kwargs)
         # Not Ray's own lengths of queues: in a burst they are what replicas said a while ago.
         self._under_way = Counter[ReplicaID]()
+        self._choosing = asyncio.Lock()
 
     async def choose_replicas(
         self,
@@ -27,9 +29,12 @@ class BoundedHashRouter(ConsistentHashRouter):
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
         """Replicas in the order in which they are asked."""
-        ranks = await super().choose_replicas(candidate_replicas, pending_request)
-        loads = [self._under_way[rank[0].replica_id] for rank in ranks]
-        return [ranks[index] for index in by_bounded_load(loads)]
+        async with self._choosing:
+            # The request before goes out when its own task runs: else a burst sees no load at all.
+            await asyncio.sleep(0)
+            ranks = await super().choose_replicas(candidate_replicas, pending_request)
+            loads = [self._under_way[rank[0].replica_id] for rank in ranks]
+            return [ranks[index] for index in by_bounded_load(loads)]
 
     def on_send_request(self, replica_id: ReplicaID) -> None:
         """Counts a request."""
