@@ -16,9 +16,11 @@ def main() -> None:
     if command == "compare":
         if len(args) != 2:
             raise ConfigError("the form is python jobs/evaluate.py compare A.json B.json")
-        from a2d_ray.evaluation.report import compare_reports, comparison_markdown, read_report
+        from a2d_ray.evaluation import report
 
-        print(comparison_markdown(args, compare_reports(*map(read_report, args))))
+        pair = [report.read_report(path) for path in args]
+        found = report.compare_reports(*pair)
+        print(report.comparison_markdown(args, found, report.differing_conditions(*pair, found)))
     elif command == "frontier":
         config = load_config(FrontierConfig, "frontier", args)
         from a2d_ray.evaluation.frontier import run_frontier, write_frontier
@@ -30,10 +32,10 @@ def main() -> None:
         from a2d_ray.evaluation.report import log_to_wandb, markdown, write_report
         from a2d_ray.evaluation.suite import run_suite
 
-        report = run_suite(suite)
-        path = write_report(report, Path(suite.output) / suite.name)
-        log_to_wandb(report, suite, path.parent)
-        print(f"{markdown(report)}\n\n{path}")
+        measured = run_suite(suite)
+        path = write_report(measured, Path(suite.output) / suite.name)
+        log_to_wandb(measured, suite, path.parent)
+        print(f"{markdown(measured)}\n\n{path}")
 
 
 if __name__ == "__main__":

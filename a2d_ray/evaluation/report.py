@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"# {report['name']}",
         "",
         f"{report['model']['path']} · weights `{str(report['model'].get('weights'))[:12]}` · "
-        f"commit `{str(report['commit'])[:12]}` · {report['date']} · {report['seconds']:.0f} s",
+        f"commit `{str(report['commit'])[:12]}`{' (changed)' if report.get('dirty') else ''} · "
+        f"{report['date']} · {report['seconds']:.0f} s",
         "",
         "| task | metric | value | 95 % interval | error of draws | documents | TPF | tokens/s |",
         "|---|---|---:|---|---:|---:|---:|---:|",
@@ -89,13 +90,40 @@ def compare_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, 
     return dict(sorted(found.items()))
 
 
-def _by_document(task: dict[str, Any]) -> dict[tuple[str, str, int], Any]:
-    """Scores by document; equal documents of a task are told apart by their index."""
-    return {(row["task"], row["doc_hash"], row["doc_id"]): row["value"] for row in task["samples"]}
+def differing_conditions(
+    first: dict[str, Any], second: dict[str, Any], tasks: Iterable[str]
+) -> list[str]:
+    """What makes a difference between two reports more than one between their models, a line each:
+    prompts, versions and examples of the tasks that they share."""
+    found = []
+    for name in tasks:
+        one, other = first["tasks"][name], second["tasks"][name]
+        for key, word in (("versions", "version"), ("num_fewshot", "num_fewshot")):
+            if key in one and key in other and one[key] != other[key]:
+                left, right = (_condition(task[key], name) for task in (one, other))
+                found.append(f"{name}: {word} {left} and {right}")
+        left, right = _by_document(one, "prompt_hash"), _by_document(other, "prompt_hash")
+        shared = left.keys() & right.keys()
+        num_other = sum(left[key] != right[key] for key in shared)
+        if num_other:
+            found.append(f"{name}: other prompts in {num_other} of {len(shared)} documents")
+    return found
 
 
-def comparison_markdown(names: Sequence[str], comparisons: dict[str, Comparison]) -> str:
-    """The comparison as a table."""
+def _condition(values: dict[str, Any], name: str) -> Any:
+    """Of a task, or of all in its group."""
+    return values.get(name, values)
+
+
+def _by_document(task: dict[str, Any], key: str = "value") -> dict[tuple[str, str, int], Any]:
+    """Values by document; equal documents of a task are told apart by their index."""
+    return {(row["task"], row["doc_hash"], row["doc_id"]): row[key] for row in task["samples"]}
+
+
+def comparison_markdown(
+    names: Sequence[str], comparisons: dict[str, Comparison], warnings: Sequence[str] = ()
+) -> str:
+    """The comparison as a table, with what differs besides the models."""
     lines = [
         f"A = {names[0]}, B = {names[1]}",
         "",
@@ -109,6 +137,8 @@ def comparison_markdown(names: Sequence[str], comparisons: dict[str, Comparison]
             f"{change.value:+.4f} | {change.interval('+.4f')} | "
             f"{found.p_value:.3g} | {found.test} | {found.num_documents} |"
         )
+    if warnings:
+        lines += ["", "Not measured alike:", "", *(f"- {warning}" for warning in warnings)]
     return "\n".join(lines)
 
 

@@ -1,9 +1,7 @@
 """Runs the tasks of an `EvaluateConfig` and returns a report."""
 
 import contextlib
-import importlib.metadata
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -12,11 +10,11 @@ from typing import Any
 
 from a2d_ray.config import EvaluateConfig, EvaluatedTask
 from a2d_ray.evaluation.__main__ import TASKS
+from a2d_ray.evaluation.provenance import code_state, data_fingerprint, model_state, versions
 from a2d_ray.evaluation.sandbox import check_isolation
 from a2d_ray.evaluation.statistics import monte_carlo_stderr, root_of_squares
 
 Observer = Callable[[str, int, int], None]
-PACKAGES = ("a2d-ray", "lm-eval", "torch", "transformers", "datasets", "ray", "reasoning-gym")
 FORMAT = 1
 
 
@@ -46,16 +44,15 @@ def run_suite(
         if observe is not None:
             model.responder.observe = partial(observe, task.task)
         results[task.task] = _run_task(config, task, found, model)
-    described = getattr(model, "described", None)
     return {
         "format": FORMAT,
         "name": config.name,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started, 3),
-        "commit": _commit(),
-        "versions": _versions(),
+        **code_state(),
+        "versions": versions(),
         "config": config.model_dump(mode="json"),
-        "model": {"path": config.model.path} | (described.fingerprint if described else {}),
+        "model": model_state(config, model),
         "tasks": results,
     }
 
@@ -243,6 +240,8 @@ def _summary(task: EvaluatedTask, found: dict[str, Any]) -> dict[str, Any]:
         "monte_carlo_stderr": _monte_carlo_stderr(name, values[task.metric], rows),
         "num_documents": len(rows),
         "versions": found["versions"],
+        "num_fewshot": found["n-shot"],
+        "data": data_fingerprint(row["doc_hash"] for row in rows),
         "higher_is_better": _direction(found, name),
         "samples": rows,
     }
@@ -282,19 +281,3 @@ def _data_from(directory: str | None) -> Iterator[None]:
         raise ValueError(f"datasets_dir={directory} does not exist")
     with contextlib.chdir(directory):
         yield
-
-
-def _commit() -> str | None:
-    """Of the checkout that this package lies in; None outside one."""
-    done = subprocess.run(
-        ["git", "-C", str(TASKS), "rev-parse", "HEAD"], capture_output=True, text=True
-    )
-    return done.stdout.strip() or None
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found

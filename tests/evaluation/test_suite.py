@@ -9,6 +9,7 @@ from pathlib import Path
 
 import lm_eval
 import pytest
+import torch
 import yaml
 from lm_eval.api.model import LM
 
@@ -16,9 +17,11 @@ from a2d_ray import convert
 from a2d_ray.cli import ConfigError, parse_config
 from a2d_ray.config import EvaluateConfig, FrontierConfig
 from a2d_ray.evaluation.frontier import accuracy_under_parallelism, run_frontier, write_frontier
+from a2d_ray.evaluation.provenance import code_state
 from a2d_ray.evaluation.report import (
     compare_reports,
     comparison_markdown,
+    differing_conditions,
     log_to_wandb,
     markdown,
     read_report,
@@ -153,6 +156,55 @@ def test_comparison_pairs_documents(configure, checkpoints, tmp_path):
         compare_reports(one, run_suite(configure(SUMS)))
     with pytest.raises(ValueError, match="is no report"):
         read_report(tmp_path / "missing.json")
+
+
+def test_a_comparison_tells_what_differs_besides_the_models(configure):
+    one = run_suite(configure(SUMS, CHAT))
+    assert differing_conditions(one, one, ["a2d_sums", "a2d_chat_nelbo"]) == []
+    other = run_suite(configure(SUMS | {"chat": False}, CHAT))
+    other["tasks"]["a2d_chat_nelbo"]["versions"] = {"a2d_chat_nelbo": 1}
+    other["tasks"]["a2d_sums"]["num_fewshot"] = {"a2d_sums": 4}
+    found = differing_conditions(one, other, ["a2d_sums", "a2d_chat_nelbo"])
+    assert found == [
+        "a2d_sums: num_fewshot 0 and 4",
+        "a2d_sums: other prompts in 6 of 6 documents",
+        "a2d_chat_nelbo: version 2 and 1",
+    ]
+    assert "- a2d_chat_nelbo: version 2 and 1" in comparison_markdown(["a", "b"], {}, found)
+
+
+def test_the_commit_is_of_the_repository_that_tracks_the_package(tmp_path):
+    def git(*args):
+        person = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        subprocess.run(["git", "-C", tmp_path, *person, *args], check=True, capture_output=True)
+
+    package = tmp_path / ".venv" / "a2d_ray"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    assert code_state(package) == {"commit": None, "dirty": None}
+    git("init")
+    git("commit", "--allow-empty", "-m", "somebody's own work")
+    assert code_state(package) == {"commit": None, "dirty": None}
+    git("add", "-f", ".venv")
+    git("commit", "-m", "the package")
+    state = code_state(package)
+    assert len(state["commit"]) == 40 and state["dirty"] is False
+    (tmp_path / "notes.txt").write_text("not of the package")
+    assert code_state(package) == state
+    (package / "__init__.py").write_text("changed = True")
+    assert code_state(package) == state | {"dirty": True}
+
+
+def test_a_report_tells_dtype_device_threads_and_data(configure, checkpoints):
+    ar = str(checkpoints["bd3lm"].parent / "ar")
+    ours = run_suite(configure(SUMS))
+    original = run_suite(configure(SUMS, kind="ar", model={"path": ar, "device": "cpu"}))
+    for report in (ours, original):
+        assert report["model"]["dtype"] == "float32" and report["model"]["device"] == "cpu"
+        assert report["model"]["threads"] == torch.get_num_threads()
+    assert ours["tasks"]["a2d_sums"]["data"] == original["tasks"]["a2d_sums"]["data"]
+    fewer = run_suite(configure(SUMS | {"limit": 5}))
+    assert fewer["tasks"]["a2d_sums"]["data"] != ours["tasks"]["a2d_sums"]["data"]
 
 
 def test_wandb_offline_holds_the_numbers(configure, tmp_path):
