@@ -61,8 +61,7 @@ class EndpointBackend:
 
     def describe(self) -> Description:
         """The address and name, and what the model's card tells."""
-        diffusion = self._card.get("diffusion") or {}
-        fingerprint = diffusion.get("fingerprint")
+        fingerprint = _fingerprint(self._card)
         if fingerprint is None:
             logger.warning(
                 "%s does not tell which weights %s has: its answers are kept for this run only",
@@ -71,7 +70,7 @@ class EndpointBackend:
             )
         return Description(
             tokenizer=None,
-            objective=diffusion.get("objective"),
+            objective=(self._card.get("diffusion") or {}).get("objective"),
             max_length=None,
             fingerprint={
                 "base_url": self._base_url,
@@ -91,16 +90,27 @@ class EndpointBackend:
             if model is None or model not in cards:
                 raise ValueError(f"served_model={model}: {self._base_url} serves {list(cards)}")
             card = cards[model].model_dump()
-            diffusion = card.get("diffusion")
-            if diffusion is None or diffusion.get("fingerprint") or time.monotonic() > until:
+            if "diffusion" not in card or _fingerprint(card) or time.monotonic() > until:
                 return card
-            time.sleep(0.2)
+            time.sleep(0.5)
+
+    def _check_model(self) -> None:
+        """Refuses answers of two models as those of one."""
+        before, now = _fingerprint(self._card), _fingerprint(self._read_card(self._model))
+        if now != before:
+            raise ValueError(
+                f"{self._base_url} serves another {self._model} than at the start "
+                f"({before} before, {now} now): evaluate again"
+            )
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Answer]]:
         """Answers as they come back.
 
         After a failure or Ctrl-C nothing more is asked: the answers that are under way come, then
         the exception.
+
+        Raises:
+            ValueError: the model behind the name changed in between.
         """
         waiting = iter(enumerate(requests))
         running: dict[Future[Answer], int] = {}
@@ -129,6 +139,7 @@ class EndpointBackend:
             pool.shutdown(wait=False, cancel_futures=True)
         if failure is not None:
             raise failure
+        self._check_model()
 
     def score(self, batches: Sequence[Sequence[ScoreRequest]]) -> Iterator[tuple[int, list[Score]]]:
         """Refuses: an endpoint gives no likelihoods.
@@ -180,6 +191,11 @@ class EndpointBackend:
             num_forwards=dict(diffusion).get("forwards"),
             finish_reason=reply.choices[0].finish_reason,
         )
+
+
+def _fingerprint(card: dict[str, Any]) -> str | None:
+    """Of the model, from its card; other servers than ours tell none."""
+    return (card.get("diffusion") or {}).get("fingerprint")
 
 
 def _is_too_long(error: openai.BadRequestError) -> bool:

@@ -11,6 +11,7 @@ from a2d_ray.config import EvaluateConfig
 from a2d_ray.evaluation.suite import run_suite
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.server import ModelServer
+from tests.evaluation.hub_data import write_all
 
 SUMS = {"task": "a2d_sums", "metric": "exact_match,strict", "limit": 9}
 PLAIN = {"task": "a2d_spelling", "metric": "exact_match,strict", "limit": 4, "chat": False}
@@ -66,6 +67,22 @@ def test_an_endpoint_gives_the_same_greedy_answers(checkpoints, tmp_path, object
     assert served == measure(checkpoint, tmp_path / "offline", tasks)
     if objective == "mdlm":  # or a card without an objective would pass unseen
         assert served != measure(checkpoint, tmp_path / "whole", [SUMS, PLAIN])
+
+
+def test_code_tasks_whose_answer_has_begun_are_the_same_over_http(checkpoints, tmp_path):
+    """MBPP's prompt ends in the middle of the assistant's answer."""
+    write_all(tmp_path / "data", ["x"], ["math"])
+    sampling = {"max_new_tokens": 12}
+    task = {"task": "a2d_mbpp_instruct", "metric": "pass@1,none", "sampling": sampling}
+    options = {"datasets_dir": str(tmp_path / "data"), "run_code": True}
+    server = ModelServer(load(checkpoints["bd3lm"], dtype="float32", device="cpu"))
+    try:
+        with listening(create_app({"tiny": server})) as url:
+            endpoint = {"endpoint": f"{url}/v1", **options}
+            served = measure(checkpoints["bd3lm"], tmp_path / "http", [task], **endpoint)
+    finally:
+        server.close()
+    assert served == measure(checkpoints["bd3lm"], tmp_path / "here", [task], **options)
 
 
 def test_another_model_under_the_same_name_is_asked_again(checkpoints, tmp_path):

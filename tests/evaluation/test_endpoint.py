@@ -205,3 +205,16 @@ def test_what_is_drawn_is_the_same_over_http(models, serve):
         asked = [Instance("generate_until", {}, (c, {"max_gen_toks": 9}), 0) for c in contexts]
         texts.append(model.generate_until(asked))
     assert texts[0] == texts[1] and texts[0][0] != texts[0][2]
+
+
+def test_a_model_that_changes_under_its_name_is_noticed(models):
+    first, second = ModelServer(models["bd3lm"]), ModelServer(models["mdlm"])
+    served = {"tiny": first}
+    with listening(create_app(served)) as url:
+        backend = EndpointBackend(f"{url}/v1")
+        answers(backend, requests(TEXTS))
+        served["tiny"] = second
+        with pytest.raises(ValueError, match="serves another tiny than at the start"):
+            answers(backend, requests(TEXTS))
+    first.close()
+    second.close()

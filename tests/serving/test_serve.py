@@ -19,6 +19,7 @@ from ray.serve._private.logging_utils import get_serve_logs_dir
 from a2d_ray import SamplingParams
 from a2d_ray.cli import validate
 from a2d_ray.config import ServeConfig
+from a2d_ray.models.fingerprint import values_hash
 from a2d_ray.serving import launch
 from a2d_ray.serving.launch import check_before_start, check_resources, running_server
 
@@ -79,6 +80,15 @@ def test_chat_streaming_and_completions_agree_with_the_python_api(client, lm):
     )
     params = SamplingParams(max_new_tokens=8, rule="steps", steps=4)
     assert [c.text for c in answer.choices] == [g.text for g in lm.generate(["ab", ""], params)]
+
+
+@pytest.mark.cluster
+def test_a_card_tells_the_model_that_a_replica_has_read(client, lm):
+    until = time.monotonic() + 20
+    while (found := client.models.retrieve("tiny").diffusion["fingerprint"]) is None:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert found == values_hash(lm.fingerprint())
 
 
 @pytest.mark.cluster
