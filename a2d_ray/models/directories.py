@@ -8,6 +8,7 @@ from typing import Any
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_TIMEOUT_S = 5
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
+_MODEL_FILES = [*_SMALL_FILES, "*.safetensors"]
 ADAPTER_CONFIG = "adapter_config.json"
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
@@ -77,6 +78,26 @@ def find_base(name: str, directory: Path) -> str | None:
     return str(base)
 
 
+def file_stamps(name: str) -> dict[str, str]:
+    """What tells versions of a model apart, without reading its weights: size and time of each
+    file that loading reads, those of the base of adapters too; of a Hub id, its commit.
+
+    Raises:
+        ValueError: as for `find_directory`.
+    """
+    directory = find_directory(name, weights=False)
+    if not Path(name).expanduser().is_dir():
+        return {"revision": directory.name}
+    paths = {path for pattern in _MODEL_FILES for path in directory.glob(pattern)}
+    found = {}
+    for path in sorted(paths):
+        stat = path.stat()
+        found[path.name] = f"{stat.st_size}-{stat.st_mtime_ns}"
+    base = find_base(name, directory)
+    of_base = {} if base is None else file_stamps(base)
+    return found | {f"base/{key}": stamp for key, stamp in of_base.items()}
+
+
 def _fetch(name: str, revision: str | None, weights: bool) -> Path:
     """Fetches a Hub model. One short request comes first: the client's own retries take long."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
@@ -87,7 +108,7 @@ def _fetch(name: str, revision: str | None, weights: bool) -> Path:
         RevisionNotFoundError,
     )
 
-    patterns = [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES
+    patterns = _MODEL_FILES if weights else _SMALL_FILES
     is_online, problem = True, ""
     try:
         url = hf_hub_url(name, "config.json", revision=revision)

@@ -15,7 +15,13 @@ from tqdm import tqdm
 
 from a2d_ray.config import GenerateConfig
 from a2d_ray.serving.batch_answers import PartAnswerer
-from a2d_ray.serving.batch_plan import BatchFolder, BatchPlan, read_prompts, write_answers
+from a2d_ray.serving.batch_plan import (
+    BatchFolder,
+    BatchPlan,
+    read_prompts,
+    record_model,
+    write_answers,
+)
 
 # Threads that spin while they wait starve those beside them; the Hub's tokenizers fork.
 _WORKER_ENV = {
@@ -113,6 +119,7 @@ class BatchReplica:
         self._config, self._folder = GenerateConfig.model_validate(config), BatchFolder(uri)
         torch.set_num_threads(self._config.cpus_per_replica)
         lm = load(**self._config.model.model_dump(exclude_none=True))
+        record_model(self._folder, lm.fingerprint())
         self._answerer = PartAnswerer(lm, self._config)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:

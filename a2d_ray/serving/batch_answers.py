@@ -32,7 +32,8 @@ class PartAnswerer:
 
         Returns:
             ``index``, ``choice``, ``input`` (the row as JSON), ``text``, ``token_ids``,
-            ``finish_reason``, ``usage``, ``logprobs`` and ``error``.
+            ``finish_reason``, ``usage``, ``logprobs`` (of each token), ``top_logprobs`` (of the
+            most likely tokens in each place, as `sampling.logprobs` asks) and ``error``.
         """
         answers: dict[tuple[int, int], dict[str, Any]] = {}
         writers: dict[str, tuple[int, int, AnswerWriter]] = {}
@@ -111,7 +112,7 @@ def _is_message(value: Any) -> bool:
 
 def _row(index: int, choice: int, row: Any, **values: Any) -> dict[str, Any]:
     empty = dict.fromkeys(
-        ("text", "token_ids", "finish_reason", "usage", "logprobs", "error"), None
+        ("text", "token_ids", "finish_reason", "usage", "logprobs", "top_logprobs", "error"), None
     )
     source = json.dumps(row, ensure_ascii=False, default=str)
     return {"index": index, "choice": choice, "input": source, **empty, **values}
@@ -129,3 +130,7 @@ def _complete(answer: dict[str, Any], writer: AnswerWriter, output: StepOutput) 
     answer["finish_reason"] = result.finish_reason
     if result.logprobs is not None:
         answer["logprobs"] = [entry.logprob for entry in result.logprobs]
+        answer["top_logprobs"] = [
+            [{"token_id": token_id, "logprob": logprob} for token_id, logprob in entry.top]
+            for entry in result.logprobs
+        ]

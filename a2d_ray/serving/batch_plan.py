@@ -1,8 +1,8 @@
 """Offline generation, what is to be done: prompts cut into parts, which a resumed job finds again.
 
-The output directory holds ``plan.json`` (what was asked, and how many parts there are), and
-``prompts/`` and ``answers/`` with a file per part. The answers of a part appear all at once, so a
-part either is done or is done again.
+The output directory holds ``plan.json`` (what was asked, and how many parts there are),
+``model.json`` (which model answers), and ``prompts/`` and ``answers/`` with a file per part. The
+answers of a part appear all at once, so a part either is done or is done again.
 """
 
 import json
@@ -17,13 +17,15 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from a2d_ray import __version__
 from a2d_ray.config import GenerateConfig
 from a2d_ray.data.adapters import MalformedRowError
 from a2d_ray.data.files import file_format, read_file
 from a2d_ray.data.storage import DataFile, list_files
 from a2d_ray.models.checkpoint import check_checkpoint
+from a2d_ray.models.directories import file_stamps
 
-PLAN_FILE = "plan.json"
+PLAN_FILE, MODEL_FILE = "plan.json", "model.json"
 
 
 @dataclass(frozen=True)
@@ -167,15 +169,48 @@ def _asked(config: GenerateConfig, files: list[DataFile]) -> dict[str, Any]:
         include={"model", "sampling", "column", "chat", "system", "format", "rows_per_part"}
     )
     nested = {f"{key}.{k}": v for key in ("model", "sampling") for k, v in values.pop(key).items()}
-    return {**values, **nested, "input": [[file.name, file.stamp] for file in files]}
+    return {
+        **values,
+        **nested,
+        "input": [[file.name, file.stamp] for file in files],
+        "model.files": file_stamps(config.model.path),
+        "a2d_ray": __version__,
+    }
 
 
 def _check_same(output: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    changed = _changed(before, now)
+    if "model.files" in changed:
+        files = _changed(before.get("model.files", {}), now["model.files"])
+        changed[changed.index("model.files")] = f"model.files: {', '.join(files)}"
     if changed:
         raise ValueError(
             f"output={output} holds answers that were asked for differently ({', '.join(changed)}):"
             " choose another output, or ask as before to go on"
+        )
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+
+
+def record_model(folder: BatchFolder, fingerprint: dict[str, Any]) -> None:
+    """Notes which model answers; every replica calls it before it does.
+
+    Args:
+        folder: of the job.
+        fingerprint: of the model that was loaded.
+
+    Raises:
+        ValueError: other weights have answered here.
+    """
+    known = folder.read(MODEL_FILE)
+    if known is None:
+        folder.write(MODEL_FILE, json.dumps(fingerprint, indent=2).encode())
+    elif json.loads(known)["weights"] != fingerprint["weights"]:
+        raise ValueError(
+            f"output={folder.uri} holds answers of other weights (see {MODEL_FILE}): the model was "
+            "replaced while the job ran; choose another output"
         )
 
 
@@ -227,6 +262,9 @@ ANSWER_SCHEMA = pa.schema(
             }
         ),
         "logprobs": pa.list_(pa.float64()),
+        "top_logprobs": pa.list_(
+            pa.list_(pa.struct({"token_id": pa.int64(), "logprob": pa.float64()}))
+        ),
         "error": pa.string(),
     }
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import a2d_ray
 from a2d_ray import SamplingParams
 from a2d_ray.config import GenerateConfig
 from a2d_ray.generation.params import derive_seed
+from a2d_ray.models.directories import file_stamps
+from a2d_ray.serving.batch import BatchReplica
 from a2d_ray.serving.batch_answers import PartAnswerer
 from a2d_ray.serving.batch_plan import plan_batch, read_prompts, write_answers
 from tests.tiny import save_tiny_ar
@@ -128,6 +131,62 @@ def test_another_request_into_the_same_directory_is_refused(checkpoint, tmp_path
         plan_batch(make_config(checkpoint, tmp_path, chat=False, sampling={
             "max_new_tokens": 8, "temperature": 1.0, "seed": 6, "ignore_eos": True
         }))  # fmt: skip
+
+
+def test_a_job_goes_on_with_the_model_that_it_began_with(checkpoint, tmp_path):
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    config = make_config(model, tmp_path)
+    plan_batch(config)
+    (model / "notes.md").write_text("loading does not read this")
+    plan = plan_batch(config)
+    asked = json.loads((tmp_path / "out/plan.json").read_text())["asked"]
+    assert asked["a2d_ray"] == a2d_ray.__version__ and "model.safetensors" in asked["model.files"]
+    BatchReplica(config.model_dump(), plan.folder.uri)
+    lm = a2d_ray.load(model, dtype="float32", device="cpu")
+    answered = json.loads((tmp_path / "out/model.json").read_text())
+    assert answered["weights"] == lm.fingerprint()["weights"]
+    lm.model.lm_head.weight.data += 1
+    lm.model.save_pretrained(model)
+    with pytest.raises(ValueError, match=r"model.files: .*model.safetensors.*another output"):
+        plan_batch(config)
+    with pytest.raises(ValueError, match="answers of other weights"):
+        BatchReplica(config.model_dump(), plan.folder.uri)
+
+
+def test_a_changed_base_of_adapters_counts(checkpoint, tmp_path):
+    base = shutil.copytree(checkpoint, tmp_path / "base")
+    adapters = tmp_path / "adapters"
+    adapters.mkdir()
+    shutil.copy(base / "config.json", adapters)
+    (adapters / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(base)})
+    )
+    before = file_stamps(str(adapters))
+    os.utime(base / "model.safetensors", (1, 1))
+    after = file_stamps(str(adapters))
+    assert {k for k in before if before[k] != after[k]} == {"base/model.safetensors"}
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_the_alternatives_of_each_token_are_written(checkpoint, lm, tmp_path, format):
+    sampling = {"max_new_tokens": 8, "logprobs": 2, "ignore_eos": True}
+    rows = [{"prompt": "one"}, {"question": "none"}]
+    config = make_config(checkpoint, tmp_path, rows, format=format, sampling=sampling, chat=False)
+    plan = plan_batch(config)
+    answers = PartAnswerer(lm, config).answer(read_prompts(plan.folder, 0))
+    write_answers(plan.folder, 0, format, answers)
+    (path,) = (tmp_path / "out/answers").iterdir()
+    if format == "jsonl":
+        written, refused = map(json.loads, path.read_text().splitlines())
+    else:
+        written, refused = pq.read_table(path).to_pylist()
+    (expected,) = lm.generate(["one"], SamplingParams(**sampling))
+    found = [
+        [(top["token_id"], top["logprob"]) for top in place] for place in written["top_logprobs"]
+    ]
+    assert found == [list(entry.top) for entry in expected.logprobs]
+    assert all(len(place) == 2 for place in found) and len(found) == len(written["logprobs"])
+    assert refused["top_logprobs"] is None
 
 
 @pytest.mark.cluster
