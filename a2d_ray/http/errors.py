@@ -95,6 +95,11 @@ def not_ready(reason: str, *, code: str = "not_ready") -> RequestError:
     return RequestError(reason, status=503, code=code, retry_after_s=5)
 
 
+def internal_error() -> RequestError:
+    """500: a defect, of which the log tells more."""
+    return RequestError("internal error", status=500, code="internal")
+
+
 def overloaded(reason: str, *, retry_after_s: int = 1) -> RequestError:
     """429: too many requests wait already."""
     return RequestError(reason, status=429, code="overloaded", retry_after_s=retry_after_s)

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from a2d_ray.http.bodies import Plain
-from a2d_ray.http.errors import RequestError, error_response
+from a2d_ray.http.errors import RequestError, error_response, internal_error
 
 logger = logging.getLogger(__name__)
 
@@ -75,4 +75,4 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def on_defect(request: Request, error: Exception) -> Response:
         logger.error("a defect answered %s", request.url.path, exc_info=error)
-        return error_response(RequestError("internal error", status=500, code="internal"))
+        return error_response(internal_error())

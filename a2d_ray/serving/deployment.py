@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+import os
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from a2d_ray.config import ServeConfig, ServedModel
 from a2d_ray.http.access import ApiKeys, open_to_all
-from a2d_ray.http.errors import ENGINE_DEAD, RequestError, not_ready
+from a2d_ray.http.errors import ENGINE_DEAD, RequestError, internal_error, not_ready
 from a2d_ray.serving.admission import Admission
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.conversations import conversation_key
@@ -112,6 +113,7 @@ class ModelReplica:
             async for piece in self._server.generate(request, cache_salt, arrived):
                 yield piece
         except RequestError as error:
+            _exit_if_dead(error)
             yield error
 
     async def tokenize(self, request: TokenizeRequest) -> Tokens | RequestError:
@@ -137,8 +139,22 @@ class ModelReplica:
         return "".join(await self._server.metrics())
 
     async def check_health(self) -> None:
-        """Raises if the engine died, so that Serve replaces this replica."""
-        await self._server.check_health()
+        """Ends this process if the engine died, or hangs."""
+        try:
+            await self._server.check_health()
+        except RequestError as error:
+            _exit_if_dead(error)
+            raise
+
+
+def _exit_if_dead(error: RequestError) -> None:
+    """Ends a replica whose engine died: Serve's routers drop it and its controller replaces it at
+    once. A health check that fails would leave it in rotation until it has failed three times.
+    """
+    if error.code == ENGINE_DEAD:
+        logger.critical("the replica ends: %s", error.message)
+        logging.shutdown()
+        os._exit(1)  # a thread that hangs would hold up any other way
 
 
 @serve.ingress()
@@ -216,7 +232,8 @@ class RemoteServer:
         A request whose replica dies is tried again, unless the client has seen a part already.
 
         Raises:
-            RequestError: the replica's refusal, 429 if too many wait, 503 if it is gone.
+            RequestError: the replica's refusal, 429 if too many wait, 503 if it is gone, 500 if it
+                raised.
         """
         arrived = time.time()  # replicas, perhaps on other nodes, count from here
         # Serve's router would refuse it too, but asking it takes several times as long.
@@ -230,7 +247,7 @@ class RemoteServer:
     ) -> AsyncGenerator[Piece, None]:
         for attempt in range(_MAX_ATTEMPTS):
             num_given = 0
-            pieces = self._attempt(request, cache_salt, arrived, is_first=attempt == 0)
+            pieces = self._attempt(request, cache_salt, arrived, attempt)
             try:
                 async with aclosing(pieces if request.stream else _at_once(pieces)) as given:
                     async for piece in given:
@@ -239,34 +256,41 @@ class RemoteServer:
                 return
             except _ReplicaLostError as error:
                 if num_given or attempt == _MAX_ATTEMPTS - 1:
-                    raise not_ready(str(error), code="replica_failed") from error
+                    raise
                 logger.warning("attempt %d: %s: trying again", attempt + 1, error)
                 await asyncio.sleep(_RETRY_DELAY_S * 2**attempt)
 
     async def _attempt(
-        self, request: GenerationRequest, cache_salt: str, arrived: float, *, is_first: bool
+        self, request: GenerationRequest, cache_salt: str, arrived: float, attempt: int
     ) -> AsyncGenerator[Piece, None]:
         handle = self._handle.options(stream=True)
-        if self._is_prefix_aware and is_first:  # a retry goes anywhere
-            handle = handle.options(session_id=conversation_key(request, cache_salt))
+        if self._is_prefix_aware:
+            key = conversation_key(request, cache_salt)  # without one, all attempts have the same
+            handle = handle.options(session_id=f"{key}/{attempt}" if attempt else key)
         remote = handle.generate.remote(request, cache_salt, arrived)
         response = cast(DeploymentResponseGenerator, remote)
         try:
-            async for item in response:
-                if isinstance(item, RequestError):
-                    if item.code == ENGINE_DEAD:
-                        raise _ReplicaLostError(item.message)
-                    raise item
-                yield item
+            with self._refusals():
+                async for item in response:
+                    if isinstance(item, RequestError):
+                        raise item
+                    yield item
         except (asyncio.CancelledError, GeneratorExit):
             response.cancel()
             raise
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """What Ray raises, as `RequestError`s."""
+        try:
+            yield
         except BackPressureError as error:
             raise self._admission.refusal() from error
-        except (RayActorError, RayTaskError, RayServeException) as error:
-            raise _ReplicaLostError(
-                f"the model's replica failed: {type(error).__name__}"
-            ) from error
+        except (RayActorError, RayServeException) as error:
+            raise _ReplicaLostError(type(error).__name__) from error
+        except RayTaskError as error:  # another replica would raise it, too
+            logger.error("a replica raised", exc_info=error)
+            raise internal_error() from error
 
     async def tokenize(self, request: TokenizeRequest) -> Tokens:
         """Token ids of a prompt; raises as `generate` does."""
@@ -290,12 +314,8 @@ class RemoteServer:
         return facts
 
     async def _ask(self, method: str, *args: Any) -> Any:
-        try:
+        with self._refusals():
             answer = await getattr(self._handle, method).remote(*args)
-        except BackPressureError as error:
-            raise self._admission.refusal() from error
-        except (RayActorError, RayTaskError, RayServeException) as error:
-            raise not_ready(f"the model's replica failed: {type(error).__name__}") from error
         if isinstance(answer, RequestError):
             raise answer
         return answer
@@ -315,8 +335,12 @@ class RemoteServer:
         await self._health.check(self._handle.deployment_name)
 
 
-class _ReplicaLostError(Exception):
-    """A replica died, or its engine did."""
+class _ReplicaLostError(RequestError):
+    """503: a replica died, or ended because its engine did."""
+
+    def __init__(self, reason: str) -> None:
+        message = f"the model's replica failed: {reason}"
+        super().__init__(message, status=503, code="replica_failed", retry_after_s=5)
 
 
 def _log_through_serve() -> None:

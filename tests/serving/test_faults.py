@@ -1,4 +1,4 @@
-"""Two replicas under Ray Serve: one is killed under load; conversations; metrics of both."""
+"""Two replicas under Ray Serve: one dies, raises or hangs under load; conversations; metrics."""
 
 import asyncio
 import os
@@ -8,12 +8,15 @@ import time
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from ray import serve
 
 from a2d_ray.serving.launch import running_server
+from tests.serving.in_replica import break_engine, in_replicas, mend_generate, spoil_generate
 from tests.serving.test_serve import make_config
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 LONG = {"max_tokens": 300, "ignore_eos": True, "diffusion": {"rule": "steps"}}
+ROUND_TIMEOUT_S = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,12 @@ def base_url(ray_local, checkpoint):
     os.environ["A2D_TEST_KEYS"] = "key-of-a-test"
     try:
         config = make_config(
-            checkpoint, models=models, num_replicas=2, cpus_per_replica=0.5, security=security
+            checkpoint,
+            models=models,
+            num_replicas=2,
+            cpus_per_replica=0.5,
+            security=security,
+            round_timeout_s=ROUND_TIMEOUT_S,
         )
         with running_server(config) as url:
             yield url
@@ -113,45 +121,83 @@ def test_the_request_id_comes_back_once(http):
     assert http.get("/v1/models", headers={"Authorization": "Bearer no"}).status_code == 401
 
 
-def test_a_killed_replica_loses_no_request_that_was_not_streamed_yet(http, base_url):
-    """kill -9 under load: what is not streamed is tried again; a stream ends, or has an error."""
+def num_running() -> int:
+    """Replicas that answer: their processes are there, and Serve has seen them ready."""
+    deployment = serve.status().applications["a2d-ray"].deployments["model-0-tiny"]
+    return min(deployment.replica_states.get("RUNNING", 0), len(replica_pids()))
+
+
+def replicas_are_two() -> bool:
+    """Waits until Serve has replaced what is missing."""
+    deadline = time.monotonic() + 90
+    while num_running() < 2 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return num_running() == 2
+
+
+def ask_while(base_url: str, body: dict, fault) -> tuple[list, list]:
+    """Answers to 8 requests and 8 streams, under way when the fault happens."""
+
+    async def main():
+        headers = {"Authorization": "Bearer key-of-a-test"}
+        async with httpx.AsyncClient(base_url=base_url, headers=headers, timeout=120) as client:
+            bodies = [body | {"prompt": f"p{i}"} for i in range(8)]
+            bodies += [each | {"stream": True} for each in bodies]
+            tasks = [asyncio.ensure_future(client.post("/completions", json=b)) for b in bodies]
+            await asyncio.sleep(0.4)
+            fault()
+            answers = await asyncio.gather(*tasks)
+            return answers[:8], answers[8:]
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["killed", "raising", "hanging"])
+def test_a_lost_replica_loses_no_request_that_was_not_streamed_yet(http, base_url, kind):
+    """Under load: whole answers are tried again; a stream ends whole or with an error.
+
+    An engine that raises or hangs takes its process with it: whoever comes next finds a replica
+    that works, or waits for one.
+    """
+    assert replicas_are_two()
     body = {"model": "tiny", **LONG}
     wanted = {
         i: http.post("/v1/completions", json=body | {"prompt": f"p{i}"}).json()["choices"]
         for i in range(8)
     }
-    hole = {"model": "tiny", "max_tokens": 300, "diffusion": LONG["diffusion"]}
-    filled = http.post("/v1/infill", json=hole | {"prefix": "p"}).json()["text"]
-    before = replica_pids()
-    assert len(before) == 2
+    victim = replica_pids()[0]
 
-    async def main():
-        headers = {"Authorization": "Bearer key-of-a-test"}
-        async with httpx.AsyncClient(base_url=base_url, headers=headers, timeout=120) as client:
-            url = "/completions"
-            whole = [client.post(url, json=body | {"prompt": f"p{i}"}) for i in range(8)]
-            streams = [
-                client.post(url, json=body | {"prompt": f"p{i}", "stream": True}) for i in range(8)
-            ]
-            fills = [client.post("/infill", json=hole | {"prefix": "p"}) for _ in range(4)]
-            tasks = [asyncio.ensure_future(each) for each in (*whole, *streams, *fills)]
-            await asyncio.sleep(0.4)
-            os.kill(before[0], signal.SIGKILL)
-            answers = await asyncio.gather(*tasks)
-            return answers[:8], answers[8:16], answers[16:]
+    def fault():
+        if kind == "killed":
+            os.kill(victim, signal.SIGKILL)
+        else:
+            in_replicas(break_engine, victim, kind == "hanging")
 
-    whole, streams, fills = asyncio.run(main())
-    assert [answer.json().get("text") for answer in fills] == [filled] * 4
+    started = time.monotonic()
+    whole, streams = ask_while(base_url, body, fault)
     assert [answer.status_code for answer in whole] == [200] * 8
     for i, answer in enumerate(whole):
         assert answer.json()["choices"] == wanted[i]
     endings = [answer.text.strip().split("\n\n")[-1] for answer in streams]
     assert all("[DONE]" in e or '"code": "replica_failed"' in e for e in endings)
     assert any("[DONE]" in e for e in endings)
+    assert any("replica_failed" in e for e in endings)
+    assert victim not in replica_pids()
+    if kind == "hanging":
+        assert ROUND_TIMEOUT_S < time.monotonic() - started < ROUND_TIMEOUT_S + 30
     assert http.get("/health").status_code == 200
-    deadline = time.monotonic() + 90
-    while len(replica_pids()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.5)
-    after = replica_pids()
-    assert len(after) == 2
-    assert before[0] not in after
+    assert replicas_are_two()
+
+
+def test_what_a_replica_raises_is_a_500_and_not_tried_again(http):
+    """Another replica would raise it, too: it is no lost replica."""
+    assert replicas_are_two()
+    in_replicas(spoil_generate)
+    try:
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 4}
+        answers = [http.post("/v1/completions", json=body | {"stream": s}) for s in (False, True)]
+    finally:
+        num_calls = sum(in_replicas(mend_generate))
+    assert [answer.status_code for answer in answers] == [500, 500]
+    assert {answer.json()["error"]["code"] for answer in answers} == {"internal"}
+    assert num_calls == 2
