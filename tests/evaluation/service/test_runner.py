@@ -1,5 +1,6 @@
 """Evaluations that really run: interrupted, resumed, cancelled, and without an endpoint."""
 
+import json
 import time
 
 import pytest
@@ -32,6 +33,14 @@ def wait_for(client: Client, evaluation_id: str, is_reached) -> dict:
             return found
         time.sleep(0.02)
     raise AssertionError(found)
+
+
+def test_an_interval_that_is_not_known_is_null():
+    task = {"metric": "m,none", "value": 0.5, "num_documents": 1, "higher_is_better": True}
+    report = {"tasks": {"t": task | {"samples": [{"value": 0.5}]}}}
+    (found,) = runner_module.results_of(report).values()
+    assert found["low"] is None and found["high"] is None
+    json.dumps(found, allow_nan=False)
 
 
 @pytest.mark.slow
