@@ -302,9 +302,13 @@ class RemoteServer:
 
     async def facts(self) -> ModelFacts:
         """What the checkpoint says, asked of a replica now and then, since a new one may have
-        read other weights; raises as `generate` does."""
+        read other weights; raises as `generate` does. Wakes no model that sleeps."""
         if self._facts is not None and time.monotonic() < self._facts_until:
             return self._facts
+        if not await self._health.is_running(self._handle.deployment_name):
+            if self._facts is not None:
+                return self._facts
+            raise not_ready("no replica of the model runs")
         try:
             facts: ModelFacts = await asyncio.wait_for(self._ask("facts"), _FACTS_TIMEOUT_S)
         except TimeoutError as error:

@@ -49,13 +49,23 @@ class DeploymentHealth:
         Raises:
             RequestError: 503.
         """
+        deployment = await self._deployment(name)
+        if _is_running(deployment) or (self._scales_to_zero and deployment.status in _AT_WORK):
+            return
+        logger.warning("%s is %s: %s", name, deployment.status.value, deployment.message)
+        raise not_ready("a model has no running replica")
+
+    async def is_running(self, name: str) -> bool:
+        """Whether a deployment has a running replica: others would have to wake up to answer."""
+        return _is_running(await self._deployment(name))
+
+    async def _deployment(self, name: str) -> DeploymentStatusOverview:
         async with self._lock:
             if self._clock() >= self._known_until:
                 self._known = await asyncio.to_thread(self._ask)
                 self._known_until = self._clock() + _MAX_AGE_S
-        deployment = self._known[name]
-        is_running = any(n for state, n in deployment.replica_states.items() if state == "RUNNING")
-        if is_running or (self._scales_to_zero and deployment.status in _AT_WORK):
-            return
-        logger.warning("%s is %s: %s", name, deployment.status.value, deployment.message)
-        raise not_ready("a model has no running replica")
+        return self._known[name]
+
+
+def _is_running(deployment: DeploymentStatusOverview) -> bool:
+    return any(n for state, n in deployment.replica_states.items() if state == "RUNNING")

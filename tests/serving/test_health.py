@@ -56,6 +56,12 @@ def test_only_a_model_that_sleeps_on_purpose_is_well_without_a_replica(
     assert (is_well(False), is_well(True)) == (wanted, wanted_with_zero)
 
 
+def test_a_model_without_a_running_replica_would_have_to_wake_up():
+    deployments = {"awake": overview("HEALTHY", RUNNING=1), "asleep": overview("HEALTHY")}
+    health = DeploymentHealth(lambda: deployments, scales_to_zero=True)
+    assert asyncio.run(health.is_running("awake")) and not asyncio.run(health.is_running("asleep"))
+
+
 def test_serve_is_asked_once_a_second_however_many_ask_us():
     now, asked = [0.0], []
 
