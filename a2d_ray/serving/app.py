@@ -20,12 +20,13 @@ from a2d_ray.http.errors import RequestError, model_not_found
 from a2d_ray.http.problems import add_error_handlers
 from a2d_ray.http.request_ids import RequestIds
 from a2d_ray.serving.answering import answer, answer_whole
+from a2d_ray.serving.chat_protocol import ChatCompletionRequest
 from a2d_ray.serving.formats import ChatFormat, CompletionFormat, Format
 from a2d_ray.serving.infill import Infilled, InfillRequest
 from a2d_ray.serving.metrics import HttpMetrics, merge
 from a2d_ray.serving.page import add_page
 from a2d_ray.serving.pieces import Server
-from a2d_ray.serving.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from a2d_ray.serving.protocol import CompletionRequest, GenerationRequest
 from a2d_ray.serving.responses import ChatCompletion, Completion
 from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 from a2d_ray.serving.tracing import RequestLog

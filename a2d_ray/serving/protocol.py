@@ -4,8 +4,8 @@ A field that OpenAI has and we do not is listed with the values that ask for not
 other value is an error that names the field. So is a field that nobody knows.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Iterable
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,16 +15,11 @@ from a2d_ray.http.errors import RequestError
 from a2d_ray.serving.options import DiffusionOptions, StreamMode, StreamOptions, Strict, only
 from a2d_ray.serving.structured import (
     Choices,
-    NamedTool,
     ResponseFormat,
     Schema,
     StructuredOutputs,
     Text,
     TextFormat,
-    Tool,
-    ToolCall,
-    ToolChoice,
-    describe_tools,
     to_format,
 )
 
@@ -220,165 +215,6 @@ class GenerationRequest(Strict):
         if asked.get("rule") not in (None, defaults.rule):
             values.pop("steps")  # belongs to the default's rule
         return SamplingParams(**values | {k: v for k, v in asked.items() if v is not None})
-
-
-class TextPart(Strict):
-    """A piece of a message's content."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(Strict):
-    """One turn of a chat."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
-    name: Any = only()
-    function_call: Any = only()
-    refusal: Any = only()
-    audio: Any = only()
-    annotations: Any = only([])
-
-    @model_validator(mode="after")
-    def _check_content(self) -> Self:
-        if self.tool_calls and self.role != "assistant":
-            raise ValueError("tool_calls belong to role 'assistant'")
-        if self.content is None and not self.tool_calls:
-            raise ValueError("content is missing")
-        return self
-
-    def to_chat(self) -> dict[str, str]:
-        """The message as chat templates take it: calls and results of tools are text there."""
-        parts = self.content or ""
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        text += "\n".join(call.to_text() for call in self.tool_calls or [])
-        if self.role == "tool":
-            return {"role": "user", "content": f"<tool_response>\n{text}\n</tool_response>"}
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
-
-
-def chat_prompt(messages: Sequence[Message], tools: Sequence[Tool] | None) -> Prompt:
-    """A chat as its template takes it; the tools are part of what the system says."""
-    chat = [message.to_chat() for message in messages]
-    if tools:
-        told = describe_tools(tools)
-        if chat[0]["role"] == "system":
-            chat[0]["content"] += f"\n\n{told}"
-        else:
-            chat.insert(0, {"role": "system", "content": told})
-    return chat
-
-
-class ChatCompletionRequest(GenerationRequest):
-    """Body of ``POST /v1/chat/completions``."""
-
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[Tool] | None = Field(None, max_length=128)
-    tool_choice: ToolChoice | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = Field(
-        None, description="The last message is how the answer begins (vLLM's field)."
-    )
-    chat_template_kwargs: TemplateOptions | None = Field(
-        None, max_length=16, description="What the model's template reads: enable_thinking, say."
-    )
-    parallel_tool_calls: Any = only(True, False)
-    functions: Any = only([])
-    function_call: Any = only("none", "auto")
-    modalities: Any = only(["text"])
-    audio: Any = only()
-    prediction: Any = only()
-    reasoning_effort: Any = only("none")
-    verbosity: Any = only("medium")
-    web_search_options: Any = only()
-    store: Any = only(False)
-
-    @model_validator(mode="after")
-    def _check_chat(self) -> Self:
-        if None not in (self.max_tokens, self.max_completion_tokens):
-            raise RequestError(
-                "max_tokens and max_completion_tokens mean the same: send one of them",
-                param="max_completion_tokens",
-            )
-        if self.top_logprobs is not None and not self.logprobs:
-            raise RequestError("top_logprobs needs logprobs=true", param="top_logprobs")
-        if self.add_generation_prompt is (bool(self.continue_final_message)):
-            raise RequestError(
-                "either the answer begins (add_generation_prompt) or the last message goes on "
-                "(continue_final_message): set one of them",
-                param="add_generation_prompt",
-            )
-        self._check_tools()
-        return self
-
-    def _check_tools(self) -> None:
-        names = [tool.function.name for tool in self.tools or []]
-        if len(set(names)) < len(names):
-            raise RequestError(f"the names of tools must differ, got {names}", param="tools")
-        choice = self.tool_choice
-        if choice not in (None, "none", "auto") and not names:
-            raise RequestError("tool_choice needs tools", param="tool_choice")
-        if isinstance(choice, NamedTool) and choice.function.name not in names:
-            raise RequestError(
-                f"tool_choice names {choice.function.name!r}, which is none of {names}",
-                param="tool_choice",
-            )
-        for field in self.forms() if self.usable_tools() else ():
-            raise RequestError(
-                f"{field} and tools exclude each other: send tool_choice='none' or no {field}",
-                param=field,
-            )
-
-    def continues_answer(self) -> bool:
-        """Whether the last message is how the answer begins."""
-        return bool(self.continue_final_message)
-
-    def usable_tools(self) -> list[Tool]:
-        """The tools that this answer may call."""
-        if self.tool_choice == "none":
-            return []
-        if isinstance(self.tool_choice, NamedTool):
-            wanted = self.tool_choice.function.name
-            return [tool for tool in self.tools or [] if tool.function.name == wanted]
-        return self.tools or []
-
-    def is_call_required(self) -> bool:
-        """Whether the answer must be a call."""
-        return self.tool_choice not in (None, "auto", "none")
-
-    def constraint(self) -> str | None:
-        """The field that gives the answer a form; None: it is free."""
-        return "tools" if self.usable_tools() else super().constraint()
-
-    def prompts(self) -> list[Prompt]:
-        """The chat, as one prompt."""
-        return [chat_prompt(self.messages, self.tools)]
-
-    def template_options(self) -> TemplateOptions:
-        """What the chat template reads besides the messages."""
-        return self.chat_template_kwargs or {}
-
-    def prompt_field(self) -> str:
-        """The field that holds the prompts."""
-        return "messages"
-
-    def num_logprobs(self) -> int | None:
-        """Alternatives to report beside each token's log-probability; None: report nothing."""
-        return (self.top_logprobs or 0) if self.logprobs else None
-
-    def max_new_tokens(self) -> int | None:
-        """Longest answer asked for."""
-        return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
-
-    def length_field(self) -> str:
-        """The field that says how long the answer may become."""
-        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
 
 class CompletionRequest(GenerationRequest):

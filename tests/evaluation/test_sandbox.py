@@ -90,13 +90,14 @@ HOARDERS = {
     "    file = os.memfd_create(str(name))\n"
     "    for _ in range(16): os.write(file, bytes(1 << 20))\n",
     "a file system": "assert libc.unshare(0x10000000 | 0x00020000) == 0, 'not permitted'\n"
-    "assert libc.mount(b'x', b'/work', b'tmpfs', 0, b'size=1g') == 0\n"
-    "for name in range(20): open(f'/work/{name}', 'wb').write(bytes(15 << 20))\n",
+    "assert libc.mount(b'x', os.getcwd().encode(), b'tmpfs', 0, b'size=1g') == 0\n"
+    "os.chdir(os.getcwd())\n"
+    "for name in range(20): open(str(name), 'wb').write(bytes(15 << 20))\n",
     "a file system of a child": "number = {'x86_64': 56, 'aarch64': 220}[os.uname().machine]\n"
     "pid = libc.syscall(number, 0x10000000 | 0x00020000 | 17, None, None, None, None)\n"
     "assert pid >= 0, 'not permitted'\n"
     "if pid == 0:\n"
-    "    os._exit(libc.mount(b'x', b'/work', b'tmpfs', 0, b'size=1g'))\n"
+    "    os._exit(libc.mount(b'x', os.getcwd().encode(), b'tmpfs', 0, b'size=1g'))\n"
     "assert os.waitpid(pid, 0)[1] != 0\n",
     "many files": "for name in range(100_000): open(str(name), 'w').close()\n",
     "keys": "number = {'x86_64': 248, 'aarch64': 217}[os.uname().machine]\n"
