@@ -1,6 +1,7 @@
 """The AR original, fine-tuned on the rows of a finished quickstart for as much CPU time."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,36 @@ def ar_model(path: Path, dtype: torch.dtype) -> Any:
     model = row.ar_model_class(config).to(dtype)
     model.load_state_dict(loaded.model.state_dict())
     return model.eval()
+
+
+def kept_or_made(
+    directory: Path,
+    asked: dict[str, Any],
+    make: Callable[[], tuple[Any, dict[str, Any]]],
+    tokenizer: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """The bfloat16 model that `directory` keeps if it was trained as `asked`, else a new one.
+
+    Args:
+        directory: where model, tokenizer and ``training.json`` lie.
+        asked: of its training.
+        make: trains one; returns it and what else is to be known.
+        tokenizer: kept beside it.
+
+    Returns:
+        The model and all facts of its training.
+    """
+    from transformers import AutoModelForCausalLM
+
+    record = directory / "training.json"
+    if record.is_file() and asked.items() <= (facts := json.loads(record.read_text())).items():
+        return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval(), facts
+    model, done = make()
+    record.unlink(missing_ok=True)  # an interrupted save is no kept model
+    model.to(torch.bfloat16).eval().save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    record.write_text(json.dumps(asked | done))
+    return model, asked | done
 
 
 def fine_tune(

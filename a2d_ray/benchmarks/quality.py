@@ -17,10 +17,14 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import AutoModelForCausalLM
 
 from a2d_ray.api import LanguageModel, load
-from a2d_ray.benchmarks.ar_baseline import ar_model, fine_tune, training_cpu_s
+from a2d_ray.benchmarks.ar_baseline import (
+    ar_model,
+    fine_tune,
+    kept_or_made,
+    training_cpu_s,
+)
 from a2d_ray.benchmarks.harness import Case
 from a2d_ray.config import BenchmarkConfig, TrainConfig
 from a2d_ray.data.packed import PackedSet
@@ -66,20 +70,15 @@ def _fine_tuned(
     """The AR model and how it was trained, if it was not trained so before."""
     assert isinstance(train.scaling.num_workers, int)
     budget = config.budget_s or training_cpu_s(root / "train", train.scaling.num_workers)
+
+    def make() -> tuple[Any, dict[str, Any]]:
+        plan = json.loads((root / "train" / "plan.json").read_text())
+        packed = PackedSet.open(plan["packed_path"])
+        model = ar_model(root / "model", torch.float32)
+        return model, fine_tune(model, train, packed, budget_s=budget, lr=AR_LR)
+
     asked = {"cpu_s": round(budget), "lr": AR_LR}
-    kept = root / "ar-original"
-    record = kept / "training.json"
-    if record.is_file() and asked.items() <= (done := json.loads(record.read_text())).items():
-        model = AutoModelForCausalLM.from_pretrained(kept, dtype=torch.bfloat16)
-        return model.eval(), {"ar_training": done}
-    plan = json.loads((root / "train" / "plan.json").read_text())
-    model = ar_model(root / "model", torch.float32)
-    done = asked | fine_tune(
-        model, train, PackedSet.open(plan["packed_path"]), budget_s=budget, lr=AR_LR
-    )
-    model.to(torch.bfloat16).eval().save_pretrained(kept)
-    tokenizer.save_pretrained(kept)
-    record.write_text(json.dumps(done))
+    model, done = kept_or_made(root / "ar-original", asked, make, tokenizer)
     return model, {"ar_training": done}
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from a2d_ray.benchmarks.ar_baseline import UNTRAINED, ar_model, padded_documents
+from a2d_ray.benchmarks.ar_baseline import UNTRAINED, ar_model, kept_or_made, padded_documents
 from a2d_ray.benchmarks.learning import DEFAULT, VARIANTS, run_config
 from tests.rows import MIXED, packed_row, split_documents
 
@@ -54,6 +54,29 @@ def test_the_ar_model_is_the_original(tmp_path):
         ours, theirs = model(ids).logits[0], original(ids).logits[0]
     losses = [cross_entropy(logits[:-1, :90], ids[0, 1:]) for logits in (ours, theirs)]
     torch.testing.assert_close(*losses)
+
+
+def test_a_fine_tuned_model_is_kept_for_those_who_ask_for_the_same(tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tests.tiny import save_tiny_ar
+
+    source, made = save_tiny_ar(tmp_path / "ar"), []
+
+    def make():
+        made.append(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32))
+        return made[-1], {"steps": len(made)}
+
+    def ask(**asked):
+        return kept_or_made(tmp_path / "kept", asked, make, AutoTokenizer.from_pretrained(source))
+
+    first, facts = ask(cpu_s=4)
+    again, same = ask(cpu_s=4)
+    assert facts == same == {"cpu_s": 4, "steps": 1} and len(made) == 1
+    assert again.dtype == torch.bfloat16
+    for ours, theirs in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert ask(cpu_s=5)[1] == ask(cpu_s=5)[1] == {"cpu_s": 5, "steps": 2}
 
 
 def test_a_budget_is_spent_in_cpu_seconds_and_the_schedule_follows_it():
