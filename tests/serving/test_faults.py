@@ -135,19 +135,31 @@ def replicas_are_two() -> bool:
     return num_running() == 2
 
 
-def ask_while(base_url: str, body: dict, fault) -> tuple[list, list]:
-    """Answers to 8 requests and 8 streams, under way when the fault happens."""
+async def read_stream(client: httpx.AsyncClient, body: dict, begun: asyncio.Event) -> str:
+    """All events of a stream; tells when the first one is there."""
+    text = ""
+    async with client.stream("POST", "/completions", json=body | {"stream": True}) as response:
+        async for part in response.aiter_text():
+            text += part
+            begun.set()
+    return text
+
+
+def ask_while(base_url: str, body: dict, fault) -> tuple[list[httpx.Response], list[str]]:
+    """Answers to 8 requests, and 8 streams that had all begun when the fault happened."""
 
     async def main():
         headers = {"Authorization": "Bearer key-of-a-test"}
         async with httpx.AsyncClient(base_url=base_url, headers=headers, timeout=120) as client:
             bodies = [body | {"prompt": f"p{i}"} for i in range(8)]
-            bodies += [each | {"stream": True} for each in bodies]
-            tasks = [asyncio.ensure_future(client.post("/completions", json=b)) for b in bodies]
-            await asyncio.sleep(0.4)
+            begun = [asyncio.Event() for _ in bodies]
+            whole = asyncio.gather(*(client.post("/completions", json=b) for b in bodies))
+            streams = asyncio.gather(
+                *(read_stream(client, b, event) for b, event in zip(bodies, begun, strict=True))
+            )
+            await asyncio.gather(*(event.wait() for event in begun))
             fault()
-            answers = await asyncio.gather(*tasks)
-            return answers[:8], answers[8:]
+            return await whole, await streams
 
     return asyncio.run(main())
 
@@ -178,7 +190,7 @@ def test_a_lost_replica_loses_no_request_that_was_not_streamed_yet(http, base_ur
     assert [answer.status_code for answer in whole] == [200] * 8
     for i, answer in enumerate(whole):
         assert answer.json()["choices"] == wanted[i]
-    endings = [answer.text.strip().split("\n\n")[-1] for answer in streams]
+    endings = [text.strip().split("\n\n")[-1] for text in streams]
     assert all("[DONE]" in e or '"code": "replica_failed"' in e for e in endings)
     assert any("[DONE]" in e for e in endings)
     assert any("replica_failed" in e for e in endings)
