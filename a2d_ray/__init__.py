@@ -12,16 +12,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from a2d_ray.api import LanguageModel, load
     from a2d_ray.generation.params import SamplingParams
     from a2d_ray.models.conversion import convert
+    from a2d_ray.text.language_model import LanguageModel, load
 
 __version__ = "0.1.0"
 __all__ = ["LanguageModel", "SamplingParams", "convert", "load"]
 
 _HOME = {
-    "LanguageModel": "a2d_ray.api",
-    "load": "a2d_ray.api",
+    "LanguageModel": "a2d_ray.text.language_model",
+    "load": "a2d_ray.text.language_model",
     "SamplingParams": "a2d_ray.generation.params",
     "convert": "a2d_ray.models.conversion",
 }

@@ -8,7 +8,7 @@ def main() -> None:
     config = load_config(ChatConfig, "chat")
 
     from a2d_ray import load
-    from a2d_ray.chat import run_chat
+    from a2d_ray.text.chat import run_chat
 
     run_chat(load(**config.model.model_dump(exclude_none=True)), config)
 

@@ -10,7 +10,7 @@ def main() -> None:
     from rich.console import Console
 
     from a2d_ray import load
-    from a2d_ray.chat import show_samples
+    from a2d_ray.text.chat import show_samples
 
     lm = load(**config.model.model_dump(exclude_none=True))
     show_samples(lm, config, Console(highlight=False))

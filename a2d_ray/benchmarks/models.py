@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from a2d_ray.api import LanguageModel
 from a2d_ray.models.architectures import find_architecture
 from a2d_ray.models.checkpoint import save_checkpoint
 from a2d_ray.models.contract import Contract
+from a2d_ray.text.language_model import LanguageModel
 from a2d_ray.tuning.sizes import ModelSizes, find_sizes
 
 SIZES = find_sizes("package:smollm2")

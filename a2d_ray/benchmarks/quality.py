@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import yaml
 
-from a2d_ray.api import LanguageModel, load
 from a2d_ray.benchmarks.ar_baseline import (
     ar_model,
     fine_tune,
@@ -33,6 +32,7 @@ from a2d_ray.generation.canvas import Segments
 from a2d_ray.generation.engine import Engine, EngineOptions, Request
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.quickstart.recipe import TASKS, sampling_params
+from a2d_ray.text.language_model import LanguageModel, load
 
 AR_LR = 3e-4
 THRESHOLDS = (0.95, 0.9, 0.8, 0.7, 0.5)

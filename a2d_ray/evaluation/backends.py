@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from a2d_ray.api import LanguageModel, load
 from a2d_ray.evaluation.likelihood import Likelihood
 from a2d_ray.evaluation.requests import (
     Answer,
@@ -21,6 +20,7 @@ from a2d_ray.generation.canvas import keep_last, request_block_size
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.generation.scheduler import EngineOptions
 from a2d_ray.models.contract import Contract
+from a2d_ray.text.language_model import LanguageModel, load
 
 
 @dataclass(frozen=True, kw_only=True)

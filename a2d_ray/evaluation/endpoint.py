@@ -23,7 +23,7 @@ from a2d_ray.evaluation.requests import (
     prompt_room,
 )
 from a2d_ray.generation.params import SamplingParams
-from a2d_ray.text import cut_at_stop
+from a2d_ray.text.stream import cut_at_stop
 
 logger = logging.getLogger(__name__)
 

@@ -255,7 +255,7 @@ class A2DHarnessModel(LM):
             for request in asked
         ]
         answers = self.responder.generate(prompts)
-        from a2d_ray.text import decode
+        from a2d_ray.text.stream import decode
 
         return [
             answer.text == decode(tokenizer, request.continuation)

@@ -38,7 +38,7 @@ def measure_checkpoint(
     """
     import torch
 
-    from a2d_ray.api import load as load_model
+    from a2d_ray.text.language_model import load as load_model
 
     torch.set_num_threads(os.cpu_count() or 1)  # nothing else runs now
     lm = load_model(**load.model_dump())

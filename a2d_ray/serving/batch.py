@@ -114,7 +114,7 @@ class BatchReplica:
     def __init__(self, config: dict[str, Any], uri: str) -> None:
         import torch
 
-        from a2d_ray.api import load
+        from a2d_ray.text.language_model import load
 
         self._config, self._folder = GenerateConfig.model_validate(config), BatchFolder(uri)
         torch.set_num_threads(self._config.cpus_per_replica)

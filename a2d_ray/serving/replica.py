@@ -28,8 +28,8 @@ class ModelReplica:
     def __init__(self, model: dict[str, Any], config: dict[str, Any]) -> None:
         import torch
 
-        from a2d_ray.api import load
         from a2d_ray.serving.server import ModelServer
+        from a2d_ray.text.language_model import load
 
         log_through_serve()
         served, common = ServedModel.model_validate(model), ServeConfig.model_validate(config)

@@ -28,10 +28,10 @@ from a2d_ray.serving.pieces import ModelFacts, Piece
 from a2d_ray.serving.protocol import GenerationRequest, Prompt
 from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 from a2d_ray.serving.writing import ChoiceWriter, InfillWriter, TokenReader
-from a2d_ray.text import decode
+from a2d_ray.text.stream import decode
 
 if TYPE_CHECKING:
-    from a2d_ray.api import LanguageModel
+    from a2d_ray.text.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
 

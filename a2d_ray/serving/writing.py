@@ -8,7 +8,7 @@ from a2d_ray.generation.engine import StepOutput
 from a2d_ray.generation.params import SamplingParams
 from a2d_ray.serving.options import StreamMode
 from a2d_ray.serving.pieces import CanvasToken, Counts, Piece, TokenInfo
-from a2d_ray.text import TextStream, decode
+from a2d_ray.text.stream import TextStream, decode
 
 
 class TokenReader:

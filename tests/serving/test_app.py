@@ -12,7 +12,7 @@ from a2d_ray.config import LimitsSection, SamplingSection
 from a2d_ray.generation.sequence import Sequence
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.server import ModelServer
-from a2d_ray.text import decode
+from a2d_ray.text.stream import decode
 from tests.serving.in_process import Client
 
 MESSAGES = [{"role": "user", "content": "2+2?"}]

@@ -12,10 +12,10 @@ from a2d_ray.generation.engine import StepOutput
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.server import ModelServer
 from a2d_ray.serving.writing import InfillWriter
-from a2d_ray.text import decode
+from a2d_ray.text.stream import decode
 from tests.serving.in_process import Client
 from tests.serving.test_operations import samples
-from tests.test_text import byte_fallback, byte_level
+from tests.text.test_stream import byte_fallback, byte_level
 
 INFILL = "/v1/infill"
 

@@ -6,7 +6,7 @@ from typing import Any
 from a2d_ray.generation.denoise import TokenLogprob
 from a2d_ray.generation.engine import StepOutput
 from a2d_ray.generation.params import SamplingParams
-from a2d_ray.text import TextStream
+from a2d_ray.text.stream import TextStream
 
 
 @dataclass(frozen=True, kw_only=True)

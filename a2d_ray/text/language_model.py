@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from a2d_ray.answers import AnswerWriter, Chunk, Generation
 from a2d_ray.data.chat import render_prompt
 from a2d_ray.generation.canvas import Segments
 from a2d_ray.generation.engine import Engine, EngineOptions, Request, StepOutput
@@ -15,6 +14,7 @@ from a2d_ray.models.checkpoint import load_checkpoint
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.device import resolve_device, resolve_dtype
 from a2d_ray.models.fingerprint import fingerprint, weights_hash
+from a2d_ray.text.answers import AnswerWriter, Chunk, Generation
 
 __all__ = ["Chunk", "Generation", "InfillText", "LanguageModel", "Prompt", "load"]
 

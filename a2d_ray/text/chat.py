@@ -11,10 +11,10 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from a2d_ray.api import LanguageModel, Prompt
 from a2d_ray.config import ChatConfig, SampleConfig
 from a2d_ray.generation.params import SamplingParams
-from a2d_ray.live_view import show_answer, speed_line, visible
+from a2d_ray.text.language_model import LanguageModel, Prompt
+from a2d_ray.text.live_view import show_answer, speed_line, visible
 
 HELP = """\
 /reset               forgets the conversation

@@ -18,10 +18,10 @@ from rich.console import Console
 
 import a2d_ray
 from a2d_ray import SamplingParams
-from a2d_ray.answers import Chunk
-from a2d_ray.chat import is_chat, run_chat
 from a2d_ray.config import ChatConfig
-from a2d_ray.live_view import canvas_text, confidence_style, show_answer, visible
+from a2d_ray.text.answers import Chunk
+from a2d_ray.text.chat import is_chat, run_chat
+from a2d_ray.text.live_view import canvas_text, confidence_style, show_answer, visible
 from tests.tiny import save_tiny_ar
 
 ROOT = Path(__file__).parent.parent

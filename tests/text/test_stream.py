@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from a2d_ray.text import TextStream, cut_at_stop, decode
+from a2d_ray.text.stream import TextStream, cut_at_stop, decode
 
 ALPHABET = "abé你😀 \n"
 
@@ -111,7 +111,7 @@ def test_special_tokens_give_no_text():
 def test_a_push_decodes_only_recent_tokens(monkeypatch):
     lengths = []
     monkeypatch.setattr(
-        "a2d_ray.text.decode", lambda tok, ids: lengths.append(len(ids)) or decode(tok, ids)
+        "a2d_ray.text.stream.decode", lambda tok, ids: lengths.append(len(ids)) or decode(tok, ids)
     )
     stream = TextStream(byte_level())
     for _ in range(200):

@@ -13,11 +13,11 @@ from rich.live import Live
 from rich.style import Style
 from rich.text import Text
 
-from a2d_ray.answers import Chunk
-from a2d_ray.api import LanguageModel, Prompt
 from a2d_ray.generation.engine import Engine
 from a2d_ray.generation.params import SamplingParams
-from a2d_ray.text import decode
+from a2d_ray.text.answers import Chunk
+from a2d_ray.text.language_model import LanguageModel, Prompt
+from a2d_ray.text.stream import decode
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _UNSURE, _SURE = (210, 110, 60), (70, 190, 130)  # colours of confidence 0 and 1
