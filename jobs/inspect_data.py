@@ -8,13 +8,13 @@ from a2d_ray.config import InspectConfig
 
 def main() -> None:
     config = load_config(InspectConfig, "inspect_data")
-    from a2d_ray.data.mixture import check_spec
+    from a2d_ray.data.sources.mixture import check_spec
 
     check_spec(config.data.spec)
 
-    from a2d_ray.data.inspection import print_examples, print_lengths, save_lengths
+    from a2d_ray.data.packing.inspection import print_examples, print_lengths, save_lengths
+    from a2d_ray.data.packing.summary import print_summary
     from a2d_ray.data.pipeline import prepare
-    from a2d_ray.data.summary import print_summary
     from a2d_ray.models.tokenizers import load_tokenizer
     from a2d_ray.training.cluster import ensure_ray
     from a2d_ray.training.objective import layout_spec

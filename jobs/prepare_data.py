@@ -6,12 +6,12 @@ from a2d_ray.config import PrepareConfig
 
 def main() -> None:
     config = load_config(PrepareConfig, "prepare_data")
-    from a2d_ray.data.mixture import check_spec
+    from a2d_ray.data.sources.mixture import check_spec
 
     check_spec(config.data.spec)
 
+    from a2d_ray.data.packing.summary import print_summary
     from a2d_ray.data.pipeline import prepare
-    from a2d_ray.data.summary import print_summary
     from a2d_ray.training.cluster import ensure_ray
 
     ensure_ray(config.num_cpus)

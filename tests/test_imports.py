@@ -84,7 +84,10 @@ def run_fresh(code: str) -> str:
     ("modules", "unwanted"),
     [
         ("a2d_ray", "torch ray transformers deepspeed"),
-        ("a2d_ray.config, a2d_ray.cli, a2d_ray.data.mixture", "torch ray transformers deepspeed"),
+        (
+            "a2d_ray.config, a2d_ray.cli, a2d_ray.data.sources.mixture",
+            "torch ray transformers deepspeed",
+        ),
         (
             "a2d_ray.diffusion.objectives, a2d_ray.diffusion.likelihood",
             "ray transformers deepspeed",

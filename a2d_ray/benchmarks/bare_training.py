@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from a2d_ray.config import TrainConfig
-from a2d_ray.data.packed import PackedSet, read_positions
+from a2d_ray.data.packing.packed import PackedSet, read_positions
 from a2d_ray.models.checkpoint import Checkpoint, load_checkpoint
 from a2d_ray.training.assembly import build_module
 from a2d_ray.training.batches import StepBuilder

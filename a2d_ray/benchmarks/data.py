@@ -25,15 +25,15 @@ import psutil
 from a2d_ray.benchmarks.harness import Case, measure
 from a2d_ray.config import BenchmarkConfig, DataSection, ObjectiveSection
 from a2d_ray.data.chat import ChatRenderer
-from a2d_ray.data.embedded import embedded_rows
-from a2d_ray.data.mixture import parse_spec
-from a2d_ray.data.packed import ROWS_PER_PART
-from a2d_ray.data.planning import Index, Limits, make_plan, read_reports, select
-from a2d_ray.data.reading import read_unit, reading_units
+from a2d_ray.data.packing.packed import ROWS_PER_PART
+from a2d_ray.data.packing.planning import Index, Limits, make_plan, read_reports, select
+from a2d_ray.data.packing.statistics import Report
+from a2d_ray.data.packing.tokenizing import tokenize_table
+from a2d_ray.data.packing.writing import write_part
 from a2d_ray.data.sources import resolve
-from a2d_ray.data.statistics import Report
-from a2d_ray.data.tokenizing import tokenize_table
-from a2d_ray.data.writing import write_part
+from a2d_ray.data.sources.embedded import embedded_rows
+from a2d_ray.data.sources.mixture import parse_spec
+from a2d_ray.data.sources.reading import read_unit, reading_units
 from a2d_ray.models.sources import find_source
 from a2d_ray.models.sources import load_tokenizer as load_source_tokenizer
 

@@ -21,7 +21,7 @@ import torch
 from a2d_ray.benchmarks.bare_training import SCHEDULE_PLACES, BareLoop, within_budget
 from a2d_ray.benchmarks.harness import Case
 from a2d_ray.config import BenchmarkConfig, TrainConfig
-from a2d_ray.data.packed import PackedSet
+from a2d_ray.data.packing.packed import PackedSet
 from a2d_ray.quickstart.recipe import CHAT_TEMPLATE, SOURCE, data_spec
 
 BLOCK_SIZE, MAX_LENGTH = 4, 48

@@ -27,13 +27,10 @@ from ray.exceptions import RayTaskError
 from transformers import PreTrainedTokenizerBase
 
 from a2d_ray.config import DataSection, ObjectiveSection
-from a2d_ray.data.adapters import adapter_source
-from a2d_ray.data.building import DOCUMENTS, built_beside, disk_error, explain_change
 from a2d_ray.data.chat import ChatRenderer
-from a2d_ray.data.costs import Streams
-from a2d_ray.data.decontamination import evaluation_ngrams
-from a2d_ray.data.mixture import parse_spec
-from a2d_ray.data.packed import (
+from a2d_ray.data.packing.building import DOCUMENTS, built_beside, disk_error, explain_change
+from a2d_ray.data.packing.costs import Streams
+from a2d_ray.data.packing.packed import (
     MANIFEST,
     ROWS_PER_GROUP,
     ROWS_PER_PART,
@@ -41,12 +38,15 @@ from a2d_ray.data.packed import (
     read_positions,
     to_packed_rows,
 )
-from a2d_ray.data.planning import Index, Limits, Plan, make_plan, read_reports, select
-from a2d_ray.data.reading import Unit, read_unit, reading_units
+from a2d_ray.data.packing.planning import Index, Limits, Plan, make_plan, read_reports, select
+from a2d_ray.data.packing.statistics import Report
+from a2d_ray.data.packing.tokenizing import Recipe, tokenize_table
+from a2d_ray.data.packing.writing import write_part
 from a2d_ray.data.sources import SPLITS, Shape, Source, Split, resolve
-from a2d_ray.data.statistics import Report
-from a2d_ray.data.tokenizing import Recipe, tokenize_table
-from a2d_ray.data.writing import write_part
+from a2d_ray.data.sources.adapters import adapter_source
+from a2d_ray.data.sources.decontamination import evaluation_ngrams
+from a2d_ray.data.sources.mixture import parse_spec
+from a2d_ray.data.sources.reading import Unit, read_unit, reading_units
 from a2d_ray.models.tokenizers import load_tokenizer
 
 __all__ = ["PackedSet", "prepare", "to_packed_rows", "training_dataset"]

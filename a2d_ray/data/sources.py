@@ -14,16 +14,16 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from a2d_ray.config import DataSection
-from a2d_ray.data.adapters import (
+from a2d_ray.data.sources.adapters import (
     Adapter,
     Example,
     MalformedRowError,
     find_adapter,
     matches_language,
 )
-from a2d_ray.data.files import FORMATS, NumberedRow, file_format, read_file
-from a2d_ray.data.mixture import SourceSpec
-from a2d_ray.data.storage import DataFile, list_files
+from a2d_ray.data.sources.files import FORMATS, NumberedRow, file_format, read_file
+from a2d_ray.data.sources.mixture import SourceSpec
+from a2d_ray.data.sources.storage import DataFile, list_files
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -253,7 +253,7 @@ def _peek_columns(spec: SourceSpec, shards: Sequence[Shard]) -> tuple[str, ...]:
 
 def _raw_rows(shard: Shard) -> Iterator[NumberedRow]:
     if shard.format == "embedded":
-        from a2d_ray.data.embedded import embedded_rows
+        from a2d_ray.data.sources.embedded import embedded_rows
 
         name = shard.path.removeprefix("embedded/")
         yield from enumerate(embedded_rows(name, shard.split, shard.limit), start=1)

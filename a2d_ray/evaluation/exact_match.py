@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from a2d_ray.data.embedded import embedded_rows
+from a2d_ray.data.sources.embedded import embedded_rows
 from a2d_ray.generation.params import SamplingParams
 
 

@@ -8,8 +8,8 @@ given the same list computes the same sums, bit for bit.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from a2d_ray.data.costs import Streams
-from a2d_ray.data.documents import Document
+from a2d_ray.data.packing.costs import Streams
+from a2d_ray.data.packing.documents import Document
 from a2d_ray.evaluation.requests import ScoreRequest
 from a2d_ray.models.contract import Contract
 

@@ -80,7 +80,7 @@ def _build(run: TrainConfig, packed_path: str) -> tuple[Any, Any]:
     """The trained module and what builds its micro-batches, as a worker has them."""
     import torch
 
-    from a2d_ray.data.packed import PackedSet
+    from a2d_ray.data.packing.packed import PackedSet
     from a2d_ray.models.checkpoint import load_checkpoint
     from a2d_ray.training.assembly import build_module
     from a2d_ray.training.batches import StepBuilder
@@ -102,7 +102,7 @@ def _read(run: TrainConfig, packed_path: str, number: int) -> Any:
     import numpy as np
     import pyarrow as pa
 
-    from a2d_ray.data.packed import PackedSet
+    from a2d_ray.data.packing.packed import PackedSet
 
     packed = PackedSet.open(packed_path)
     share = run.batch.size // run.scaling.world_sizes[-1]

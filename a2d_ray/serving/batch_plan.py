@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from a2d_ray import __version__
 from a2d_ray.config import GenerateConfig
-from a2d_ray.data.adapters import MalformedRowError
-from a2d_ray.data.files import file_format, read_file
-from a2d_ray.data.storage import DataFile, list_files
+from a2d_ray.data.sources.adapters import MalformedRowError
+from a2d_ray.data.sources.files import file_format, read_file
+from a2d_ray.data.sources.storage import DataFile, list_files
 from a2d_ray.models.checkpoint import check_checkpoint
 from a2d_ray.models.directories import file_stamps
 

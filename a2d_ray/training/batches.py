@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from a2d_ray.config import TrainConfig
-from a2d_ray.data.packed import to_packed_rows
+from a2d_ray.data.packing.packed import to_packed_rows
 from a2d_ray.diffusion.layout import PAD_DOC, Layout, LayoutSpec, PackedRow, build_layout
 from a2d_ray.diffusion.noise import (
     Noise,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from a2d_ray.config import TrainConfig
-from a2d_ray.data.packed import PackedSet
+from a2d_ray.data.packing.packed import PackedSet
 from a2d_ray.diffusion.layout import LayoutSpec
 from a2d_ray.diffusion.likelihood import NUM_BINS, nelbo_sums
 from a2d_ray.models.adapters import merged_copy

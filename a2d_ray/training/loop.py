@@ -13,7 +13,7 @@ import ray.util
 import torch
 from torch import Tensor
 
-from a2d_ray.data.packed import PackedSet
+from a2d_ray.data.packing.packed import PackedSet
 from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.noise import Noise
 from a2d_ray.models.adapters import add_adapters, restore_adapters

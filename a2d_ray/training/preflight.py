@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from a2d_ray.config import RunSection, TrainConfig
-from a2d_ray.data.mixture import check_spec
+from a2d_ray.data.sources.mixture import check_spec
 from a2d_ray.models.checkpoint import check_checkpoint
 from a2d_ray.models.contract import Contract
 from a2d_ray.training.cluster import check_resources, wants_gpu

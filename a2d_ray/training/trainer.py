@@ -25,7 +25,7 @@ from ray.train.torch import TorchTrainer
 
 from a2d_ray.cli import first_difference, to_yaml
 from a2d_ray.config import ScalingSection, TrainConfig
-from a2d_ray.data.packed import PackedSet
+from a2d_ray.data.packing.packed import PackedSet
 from a2d_ray.data.pipeline import prepare, training_dataset
 from a2d_ray.training.cluster import WORKER_ENV, ensure_ray, wants_gpu
 from a2d_ray.training.loop import train_loop

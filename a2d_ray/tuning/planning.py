@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from a2d_ray.config import ClusterSection, PlanConfig, TrainConfig, WorkloadSection
-from a2d_ray.data.packed import MANIFEST
+from a2d_ray.data.packing.packed import MANIFEST
 from a2d_ray.tuning.devices import Device, find_device
 from a2d_ray.tuning.flops import LayoutCost, layout_cost, padded_cost, train_flops
 from a2d_ray.tuning.memory import FP32, Memory, worker_memory

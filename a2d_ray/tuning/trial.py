@@ -8,7 +8,7 @@ from ray.train import Result
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from a2d_ray.config import TrainConfig
-from a2d_ray.data.mixture import parse_spec
+from a2d_ray.data.sources.mixture import parse_spec
 from a2d_ray.tuning.points import run_name, write_point
 from a2d_ray.tuning.space import trial_config
 

@@ -8,8 +8,8 @@ import sys
 import pyarrow as pa
 import pytest
 
-from a2d_ray.data.building import DOCUMENTS, built_beside, explain_change, remove_leftovers
-from a2d_ray.data.packed import MANIFEST
+from a2d_ray.data.packing.building import DOCUMENTS, built_beside, explain_change, remove_leftovers
+from a2d_ray.data.packing.packed import MANIFEST
 
 
 def names(folder):
@@ -31,7 +31,7 @@ def test_a_set_appears_whole_or_not_at_all(tmp_path):
 def test_what_a_killed_job_left_is_cleared_away_and_a_running_job_s_place_is_not(tmp_path, caplog):
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from a2d_ray.data.building import built_beside\n"
+        "from a2d_ray.data.packing.building import built_beside\n"
         "with built_beside(Path(sys.argv[1])):\n"
         "    print('here', flush=True); time.sleep(60)\n"
     )

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a2d_ray.config import DataSection, ObjectiveSection
-from a2d_ray.data.costs import Streams
-from a2d_ray.data.documents import Document
+from a2d_ray.data.packing.costs import Streams
+from a2d_ray.data.packing.documents import Document
 from a2d_ray.diffusion.layout import LayoutSpec, PackedRow, document_costs
 
 sizes = st.lists(st.integers(1, 30), min_size=2, max_size=6).filter(lambda x: len(x) % 2 == 0)

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a2d_ray.config import DataSection, ObjectiveSection
-from a2d_ray.data.costs import Streams
-from a2d_ray.data.documents import (
+from a2d_ray.data.packing.costs import Streams
+from a2d_ray.data.packing.documents import (
     NO_ROOM,
     TOO_LONG,
     Cutting,

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from a2d_ray.data import embedded
-from a2d_ray.data.embedded import EMBEDDED, embedded_rows
+from a2d_ray.data.sources import embedded
+from a2d_ray.data.sources.embedded import EMBEDDED, embedded_rows
 
 SIZES = {"sums": 20_000, "sorting": 10_000, "spelling": 8_000}
 
@@ -102,7 +102,7 @@ def test_chat_is_short_plain_text():
 
 def test_every_process_makes_the_same_rows():
     code = (
-        "from a2d_ray.data.embedded import embedded_rows as r;"
+        "from a2d_ray.data.sources.embedded import embedded_rows as r;"
         "print([r(n, s, 20) for n in ('sums', 'sorting', 'spelling', 'chat')"
         " for s in ('train', 'test')])"
     )

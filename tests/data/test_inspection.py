@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from a2d_ray.data.inspection import document_tokens, print_lengths, render, save_lengths
+from a2d_ray.data.packing.inspection import document_tokens, print_lengths, render, save_lengths
 from a2d_ray.diffusion.layout import LayoutSpec
 from tests.rows import packed_row
 from tests.tiny import tiny_tokenizer

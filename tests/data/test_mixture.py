@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from a2d_ray.data.mixture import SourceSpec, check_spec, local_path, parse_spec
+from a2d_ray.data.sources.mixture import SourceSpec, check_spec, local_path, parse_spec
 
 
 def test_the_public_mixture_is_read():
@@ -73,7 +73,7 @@ def test_what_is_not_there_is_refused_before_anything_is_opened(tmp_path, spec, 
 
 def test_checking_loads_neither_ray_nor_torch():
     code = (
-        "import sys; from a2d_ray.data.mixture import check_spec; check_spec('embedded/sums');"
+        "import sys; from a2d_ray.data.sources.mixture import check_spec; check_spec('embedded/sums');"
         "assert not {'ray', 'torch', 'pyarrow', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

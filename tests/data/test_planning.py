@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a2d_ray.data.hashing import scramble, stable_id
-from a2d_ray.data.planning import (
+from a2d_ray.data.packing.planning import (
     DUPLICATE,
     HELD_OUT,
     OVER_LIMIT,
@@ -18,7 +18,7 @@ from a2d_ray.data.planning import (
     make_plan,
     select,
 )
-from a2d_ray.data.tokenizing import INDEX_SCHEMA
+from a2d_ray.data.packing.tokenizing import INDEX_SCHEMA
 
 
 def entry(number, **columns):

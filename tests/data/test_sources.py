@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from a2d_ray.data.adapters import Example
-from a2d_ray.data.mixture import check_spec, parse_spec
 from a2d_ray.data.sources import Shape, read_shard, resolve
+from a2d_ray.data.sources.adapters import Example
+from a2d_ray.data.sources.mixture import check_spec, parse_spec
 
 PAIR = (("user", "What is 2 + 2?"), ("assistant", "4"))
 TOOLS = "tool messages are not supported"
@@ -263,7 +263,7 @@ def test_a_remote_file_is_opened_when_it_is_read(tmp_path):
 
 def test_an_adapter_of_one_s_own(tmp_path, monkeypatch):
     (tmp_path / "mine_adapters.py").write_text(
-        "from a2d_ray.data.adapters import MalformedRowError\n"
+        "from a2d_ray.data.sources.adapters import MalformedRowError\n"
         "def pair(row):\n"
         "    if row['bad']:\n"
         "        raise MalformedRowError('marked as bad')\n"

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a2d_ray.data.chat import ChatRenderer, encode_pieces, render_prompt
-from a2d_ray.data.costs import Streams
-from a2d_ray.data.documents import Cutting
-from a2d_ray.data.packed import to_packed_rows
-from a2d_ray.data.planning import Index, make_plan
-from a2d_ray.data.reading import ROWS_SCHEMA
-from a2d_ray.data.tokenizing import LONGEST_TEXT, NOT_PACKABLE, Recipe, tokenize_rows
-from a2d_ray.data.writing import packed_table
+from a2d_ray.data.packing.costs import Streams
+from a2d_ray.data.packing.documents import Cutting
+from a2d_ray.data.packing.packed import to_packed_rows
+from a2d_ray.data.packing.planning import Index, make_plan
+from a2d_ray.data.packing.tokenizing import LONGEST_TEXT, NOT_PACKABLE, Recipe, tokenize_rows
+from a2d_ray.data.packing.writing import packed_table
+from a2d_ray.data.sources.reading import ROWS_SCHEMA
 from a2d_ray.diffusion.layout import LayoutSpec, build_layout
 from tests.tiny import tiny_tokenizer
 

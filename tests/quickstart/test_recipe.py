@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from a2d_ray.config import QuickstartConfig
-from a2d_ray.data.embedded import embedded_rows
-from a2d_ray.data.mixture import check_spec
+from a2d_ray.data.sources.embedded import embedded_rows
+from a2d_ray.data.sources.mixture import check_spec
 from a2d_ray.quickstart import recipe
 from a2d_ray.quickstart.calibration import steps_within
 

@@ -3,7 +3,7 @@
 import pytest
 
 from a2d_ray.benchmarks.bare_training import BareLoop
-from a2d_ray.data.packed import PackedSet
+from a2d_ray.data.packing.packed import PackedSet
 from tests.training.runs import fit, metrics
 
 STEPS = 4

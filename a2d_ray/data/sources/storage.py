@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from a2d_ray.data.mixture import has_wildcard, is_hub_offline, local_path, matching_paths
+from a2d_ray.data.sources.mixture import has_wildcard, is_hub_offline, local_path, matching_paths
 
 _BUFFER = 2**20
 

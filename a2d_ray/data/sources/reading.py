@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from a2d_ray.config import DataSection
-from a2d_ray.data.adapters import Example
-from a2d_ray.data.decontamination import CONTAMINATED, overlaps
 from a2d_ray.data.hashing import stable_id, uniform
 from a2d_ray.data.sources import SPLITS, ReadRow, Shape, Shard, Source, Split, read_shard
+from a2d_ray.data.sources.adapters import Example
+from a2d_ray.data.sources.decontamination import CONTAMINATED, overlaps
 
 ROWS_SCHEMA = pa.schema(
     [

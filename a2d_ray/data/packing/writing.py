@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from a2d_ray.data.packed import PACKED_SCHEMA, ROWS_PER_GROUP, part_name
+from a2d_ray.data.packing.packed import PACKED_SCHEMA, ROWS_PER_GROUP, part_name
 
 
 def write_part(

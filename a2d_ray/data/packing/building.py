@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from a2d_ray.data.packed import MANIFEST
+from a2d_ray.data.packing.packed import MANIFEST
 
 log = logging.getLogger(__name__)
 

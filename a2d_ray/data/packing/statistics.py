@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from a2d_ray.config import DataSection
-from a2d_ray.data.planning import Index, Plan
+from a2d_ray.data.packing.planning import Index, Plan
+from a2d_ray.data.packing.tokenizing import MAX_OFFENDERS
 from a2d_ray.data.sources import SPLITS, Split
-from a2d_ray.data.tokenizing import MAX_OFFENDERS
 
 HISTOGRAM_BINS = 32
 

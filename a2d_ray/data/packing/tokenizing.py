@@ -20,10 +20,10 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from a2d_ray.data.chat import ChatRenderer, Piece, encode_pieces
-from a2d_ray.data.costs import Streams
-from a2d_ray.data.documents import Cutting, Document, conversation_documents, text_documents
 from a2d_ray.data.hashing import stable_id
 from a2d_ray.data.literals import LiteralSpecials
+from a2d_ray.data.packing.costs import Streams
+from a2d_ray.data.packing.documents import Cutting, Document, conversation_documents, text_documents
 from a2d_ray.models.tokenizers import load_tokenizer
 
 DOCUMENTS_SCHEMA = pa.schema(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from a2d_ray.config import DataSection, ObjectiveSection
-from a2d_ray.data.documents import Cutting, Document
+from a2d_ray.data.packing.documents import Cutting, Document
 
 _WASTE = 0.04  # share of a row that plain text may leave empty for the sake of longer documents
 

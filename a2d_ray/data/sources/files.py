@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from a2d_ray.data.adapters import MalformedRowError
-from a2d_ray.data.storage import open_file
+from a2d_ray.data.sources.adapters import MalformedRowError
+from a2d_ray.data.sources.storage import open_file
 
 RawRow = dict[str, Any] | MalformedRowError
 NumberedRow = tuple[int, RawRow]
