@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from a2d_ray.generation.params import SamplingParams
+    from a2d_ray.generation.decoding.params import SamplingParams
     from a2d_ray.models.conversion import convert
     from a2d_ray.text.language_model import LanguageModel, load
 
@@ -22,7 +22,7 @@ __all__ = ["LanguageModel", "SamplingParams", "convert", "load"]
 _HOME = {
     "LanguageModel": "a2d_ray.text.language_model",
     "load": "a2d_ray.text.language_model",
-    "SamplingParams": "a2d_ray.generation.params",
+    "SamplingParams": "a2d_ray.generation.decoding.params",
     "convert": "a2d_ray.models.conversion",
 }
 

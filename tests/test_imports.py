@@ -93,8 +93,8 @@ def run_fresh(code: str) -> str:
             "ray transformers deepspeed",
         ),
         ("a2d_ray.diffusion.decoding, a2d_ray.models.conversion", "ray deepspeed"),
-        ("a2d_ray.models.checkpoint, a2d_ray.generation.engine", "ray deepspeed"),
-        ("a2d_ray.generation.sampler, a2d_ray.text.language_model", "ray deepspeed"),
+        ("a2d_ray.models.checkpoint, a2d_ray.generation.engine.engine", "ray deepspeed"),
+        ("a2d_ray.generation.reference, a2d_ray.text.language_model", "ray deepspeed"),
     ],
 )
 def test_what_a_fresh_process_loads(modules, unwanted):

@@ -17,8 +17,8 @@ from a2d_ray.benchmarks.models import make_model, make_prompt, mask_id
 from a2d_ray.benchmarks.naive_sampling import NaiveSampler
 from a2d_ray.benchmarks.sampling import make_engine, step_params
 from a2d_ray.config import BenchmarkConfig
-from a2d_ray.generation.engine import Engine, Request
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.generation.engine.engine import Engine, Request
 
 BLOCK_SIZE, NUM_PROMPT = 32, 192
 

@@ -18,7 +18,7 @@ from a2d_ray.diffusion.decoding import (
     steps_per_block,
     token_logprobs,
 )
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.params import SamplingParams
 
 
 class NaiveSampler:

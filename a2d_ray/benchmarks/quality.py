@@ -28,9 +28,9 @@ from a2d_ray.benchmarks.harness import Case
 from a2d_ray.config import BenchmarkConfig, TrainConfig
 from a2d_ray.data.packing.packed import PackedSet
 from a2d_ray.evaluation.exact_match import held_out_tasks
-from a2d_ray.generation.canvas import Segments
-from a2d_ray.generation.engine import Engine, EngineOptions, Request
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.canvas import Segments
+from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
 from a2d_ray.quickstart.recipe import TASKS, sampling_params
 from a2d_ray.text.language_model import LanguageModel, load
 

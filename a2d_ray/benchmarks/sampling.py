@@ -14,8 +14,8 @@ from a2d_ray.benchmarks.harness import Case, Timing, measure
 from a2d_ray.benchmarks.models import MAX_LENGTH, make_model, make_prompt, mask_id
 from a2d_ray.benchmarks.naive_sampling import NaiveSampler
 from a2d_ray.config import BenchmarkConfig
-from a2d_ray.generation.engine import Engine, EngineOptions, Request
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
 from a2d_ray.models.contract import Contract
 
 

@@ -16,9 +16,9 @@ from a2d_ray.evaluation.requests import (
     ScoreRequest,
     prompt_room,
 )
-from a2d_ray.generation.canvas import keep_last, request_block_size
-from a2d_ray.generation.params import SamplingParams
-from a2d_ray.generation.scheduler import EngineOptions
+from a2d_ray.generation.decoding.canvas import keep_last, request_block_size
+from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.generation.engine.scheduler import EngineOptions
 from a2d_ray.models.contract import Contract
 from a2d_ray.text.language_model import LanguageModel, load
 

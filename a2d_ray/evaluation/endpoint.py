@@ -22,7 +22,7 @@ from a2d_ray.evaluation.requests import (
     ScoreRequest,
     prompt_room,
 )
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.text.stream import cut_at_stop
 
 logger = logging.getLogger(__name__)

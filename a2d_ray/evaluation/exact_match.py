@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from a2d_ray.data.sources.embedded import embedded_rows
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.params import SamplingParams
 
 
 class Generation(Protocol):

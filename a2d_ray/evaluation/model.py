@@ -30,8 +30,8 @@ from a2d_ray.evaluation.requests import (
 from a2d_ray.evaluation.responses import Responder, ResponseCache, Speed
 from a2d_ray.evaluation.statistics import root_of_squares
 from a2d_ray.evaluation.whole_answers import end_of_turn, is_whole_answer
-from a2d_ray.generation.canvas import keep_last
-from a2d_ray.generation.params import SamplingParams, derive_seed
+from a2d_ray.generation.decoding.canvas import keep_last
+from a2d_ray.generation.decoding.params import SamplingParams, derive_seed
 
 
 class A2DHarnessModel(LM):

@@ -4,7 +4,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.params import SamplingParams
 
 LOADING: dict[str, Any] = {
     "pretrained": None,

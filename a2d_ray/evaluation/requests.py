@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.params import SamplingParams
 
 Segments = tuple[tuple[int, ...], ...]
 Prompt = str | Segments | list[dict[str, str]]

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from a2d_ray.config import LoadSection
 from a2d_ray.evaluation.exact_match import ExactMatch, exact_match, held_out_tasks
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.params import SamplingParams
 
 NUM_EXAMPLES = 2
 

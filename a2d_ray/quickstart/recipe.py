@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from a2d_ray.config import LoadSection, QuickstartConfig, SamplingSection, ServeConfig, TrainConfig
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.params import SamplingParams
 
 SOURCE = "package:smollm2"
 # SmolLM2's own template without its default system message, which would be half of each document

@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from a2d_ray import __version__
 from a2d_ray.config import LimitsSection, SamplingSection
-from a2d_ray.generation.params import Rule
+from a2d_ray.generation.decoding.params import Rule
 from a2d_ray.http.access import ANYBODY, ApiKeys, Caller, Gate, RateLimit
 from a2d_ray.http.bodies import BodyLimit
 from a2d_ray.http.errors import RequestError, model_not_found

@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from a2d_ray.config import GenerateConfig
-from a2d_ray.generation.engine import EngineOptions, Request, StepOutput
-from a2d_ray.generation.params import SamplingParams, derive_seed
+from a2d_ray.generation.decoding.params import SamplingParams, derive_seed
+from a2d_ray.generation.engine.engine import EngineOptions, Request, StepOutput
 from a2d_ray.text.answers import AnswerWriter
 from a2d_ray.text.language_model import LanguageModel, Prompt
 

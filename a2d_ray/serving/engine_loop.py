@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
-from a2d_ray.generation.engine import Engine, Request, StepOutput
+from a2d_ray.generation.engine.engine import Engine, Request, StepOutput
 
 logger = logging.getLogger(__name__)
 

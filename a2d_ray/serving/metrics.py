@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from a2d_ray.serving.pieces import Piece
 
 if TYPE_CHECKING:  # the ingress needs no torch
-    from a2d_ray.generation.engine import Engine, StepOutput
+    from a2d_ray.generation.engine.engine import Engine, StepOutput
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
 _SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)

@@ -14,9 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from a2d_ray.config import EngineSection, LimitsSection, SamplingSection
-from a2d_ray.generation.canvas import check_prompt, keep_last
-from a2d_ray.generation.engine import EngineOptions, Request
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.canvas import check_prompt, keep_last
+from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.generation.engine.engine import EngineOptions, Request
 from a2d_ray.http.errors import ENGINE_DEAD, RequestError, not_ready
 from a2d_ray.models.fingerprint import values_hash, weights_hash
 from a2d_ray.serving.engine_loop import AsyncEngine, EngineDeadError, GenerationError

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from a2d_ray.generation.engine import StepOutput
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.generation.engine.engine import StepOutput
 from a2d_ray.serving.options import StreamMode
 from a2d_ray.serving.pieces import CanvasToken, Counts, Piece, TokenInfo
 from a2d_ray.text.stream import TextStream, decode

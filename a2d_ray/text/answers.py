@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from a2d_ray.generation.denoise import TokenLogprob
-from a2d_ray.generation.engine import StepOutput
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.denoise import TokenLogprob
+from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.generation.engine.engine import StepOutput
 from a2d_ray.text.stream import TextStream
 
 

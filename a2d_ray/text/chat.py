@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from a2d_ray.config import ChatConfig, SampleConfig
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.text.language_model import LanguageModel, Prompt
 from a2d_ray.text.live_view import show_answer, speed_line, visible
 

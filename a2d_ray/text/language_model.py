@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from a2d_ray.data.chat import render_prompt
-from a2d_ray.generation.canvas import Segments
-from a2d_ray.generation.engine import Engine, EngineOptions, Request, StepOutput
-from a2d_ray.generation.grammar import Grammar
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.canvas import Segments
+from a2d_ray.generation.decoding.grammar import Grammar
+from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request, StepOutput
 from a2d_ray.models.checkpoint import load_checkpoint
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.device import resolve_device, resolve_dtype

@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.style import Style
 from rich.text import Text
 
-from a2d_ray.generation.engine import Engine
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.generation.engine.engine import Engine
 from a2d_ray.text.answers import Chunk
 from a2d_ray.text.language_model import LanguageModel, Prompt
 from a2d_ray.text.stream import decode

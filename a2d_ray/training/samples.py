@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from a2d_ray.diffusion.layout import PackedRow
-from a2d_ray.generation.engine import Engine, EngineOptions, Request
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
 from a2d_ray.models.contract import Contract
 
 MAX_NEW_TOKENS = 64

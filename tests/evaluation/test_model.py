@@ -21,7 +21,7 @@ from a2d_ray.evaluation.model import A2DBd3lm, A2DMdlm, rolling_windows
 from a2d_ray.evaluation.requests import ScoreRequest
 from a2d_ray.evaluation.responses import Responder, ResponseCache
 from a2d_ray.evaluation.whole_answers import IS_WHOLE
-from a2d_ray.generation.params import derive_seed
+from a2d_ray.generation.decoding.params import derive_seed
 
 ROOT = Path(__file__).parent.parent.parent
 TASK = {"until": ["e"], "max_gen_toks": 24}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from a2d_ray.generation.attention import Round, Slice, _attend_cpu, _attend_sdpa, make_tiles
-from a2d_ray.generation.cache import KVStore
+from a2d_ray.generation.engine.attention import Round, Slice, _attend_cpu, _attend_sdpa, make_tiles
+from a2d_ray.generation.engine.cache import KVStore
 
 N, S, H, K, D = 200, 260, 6, 2, 8  # more rows than a tile
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from a2d_ray.generation.engine import Engine, Request
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.generation.engine.engine import Engine, Request
 from a2d_ray.models.contract import Contract
 from tests.tiny import tiny_a2d_model
 

@@ -2,8 +2,8 @@
 
 import random
 
-from a2d_ray.generation.cache import join_runs, split_runs
-from a2d_ray.generation.pages import Page, PageTable, page_key, root_key
+from a2d_ray.generation.engine.cache import join_runs, split_runs
+from a2d_ray.generation.engine.pages import Page, PageTable, page_key, root_key
 
 ROOT = root_key(4, "segment", "")
 

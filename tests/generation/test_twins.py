@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from a2d_ray.generation.attention import Round, Slice, make_tiles
-from a2d_ray.generation.twins import (
+from a2d_ray.generation.engine.attention import Round, Slice, make_tiles
+from a2d_ray.generation.engine.twins import (
     FusedAttention,
     FusedMLP,
     FusedRMSNorm,
@@ -40,7 +40,7 @@ def twin_logits(twin, ids):
 @torch.inference_mode()
 def test_twin_equals_model(architecture, is_fused, monkeypatch):
     if not is_fused:  # as an architecture that the table does not know
-        monkeypatch.setattr("a2d_ray.generation.twins.FUSED_PREFIXES", ("Nothing",))
+        monkeypatch.setattr("a2d_ray.generation.engine.twins.FUSED_PREFIXES", ("Nothing",))
     model = tiny_a2d_model(architecture)
     ids = torch.randint(3, 259, (1, LENGTH), generator=torch.Generator().manual_seed(0))
     twin = inference_twin(model)

@@ -8,8 +8,8 @@ import torch
 
 from a2d_ray import LanguageModel, SamplingParams
 from a2d_ray.diffusion.decoding import commit_counts
-from a2d_ray.generation.canvas import make_canvas
-from a2d_ray.generation.sampler import sample
+from a2d_ray.generation.decoding.canvas import make_canvas
+from a2d_ray.generation.reference import sample
 from a2d_ray.models.contract import Contract
 from tests.reference.published import IDS, REFERENCE, arrays, load_reference, schedule_name
 

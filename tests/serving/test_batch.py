@@ -15,7 +15,7 @@ import pytest
 import a2d_ray
 from a2d_ray import SamplingParams
 from a2d_ray.config import GenerateConfig
-from a2d_ray.generation.params import derive_seed
+from a2d_ray.generation.decoding.params import derive_seed
 from a2d_ray.models.directories import file_stamps
 from a2d_ray.serving.batch import BatchReplica
 from a2d_ray.serving.batch_answers import PartAnswerer

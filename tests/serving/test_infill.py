@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from a2d_ray import SamplingParams
 from a2d_ray.config import LimitsSection, SamplingSection
-from a2d_ray.generation.engine import StepOutput
+from a2d_ray.generation.engine.engine import StepOutput
 from a2d_ray.serving.app import create_app
 from a2d_ray.serving.server import ModelServer
 from a2d_ray.serving.writing import InfillWriter

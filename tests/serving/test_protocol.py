@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from a2d_ray.config import SamplingSection
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.http.errors import RequestError
 from a2d_ray.http.problems import to_request_error
 from a2d_ray.serving.chat_protocol import ChatCompletionRequest

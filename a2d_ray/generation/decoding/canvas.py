@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.models.contract import Contract
 
 Segments = Sequence[Sequence[int | None]]

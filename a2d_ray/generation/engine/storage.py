@@ -6,8 +6,8 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from a2d_ray.generation.cache import join_runs, split_runs
-from a2d_ray.generation.pages import Page, PageTable, page_key
+from a2d_ray.generation.engine.cache import join_runs, split_runs
+from a2d_ray.generation.engine.pages import Page, PageTable, page_key
 
 
 @dataclass(frozen=True, kw_only=True)

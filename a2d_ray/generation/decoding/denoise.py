@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from a2d_ray.diffusion import decoding
-from a2d_ray.generation.decoder import (
+from a2d_ray.generation.decoding.decoder import (
     Active,
     Commitment,
     Decoder,
@@ -26,8 +26,8 @@ from a2d_ray.generation.decoder import (
     TokenLogprob,
     check_grammar,
 )
-from a2d_ray.generation.penalties import has_penalties, penalize
-from a2d_ray.generation.rules import remask, remember, select
+from a2d_ray.generation.decoding.penalties import has_penalties, penalize
+from a2d_ray.generation.decoding.rules import remask, remember, select
 
 __all__ = [
     "Active",

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from a2d_ray.generation.canvas import Segments
-from a2d_ray.generation.denoise import TokenLogprob
-from a2d_ray.generation.grammar import Grammar
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.canvas import Segments
+from a2d_ray.generation.decoding.denoise import TokenLogprob
+from a2d_ray.generation.decoding.grammar import Grammar
+from a2d_ray.generation.decoding.params import SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)

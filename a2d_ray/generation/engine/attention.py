@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from a2d_ray.generation.cache import KVStore, Runs
+from a2d_ray.generation.engine.cache import KVStore, Runs
 
 NAME = "a2d_engine"
 _CONTIGUOUS = torch.contiguous_format

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from a2d_ray.generation.attention import NAME, Round
+from a2d_ray.generation.engine.attention import NAME, Round
 
 # Prefixes of transformers' classes whose Attention, MLP and RMSNorm compute what the twins do.
 FUSED_PREFIXES = ("Llama", "Qwen2", "Qwen3")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from a2d_ray.diffusion import decoding
-from a2d_ray.generation.canvas import Canvas
-from a2d_ray.generation.decoder import Active, Decoder, RuleState
+from a2d_ray.generation.decoding.canvas import Canvas
+from a2d_ray.generation.decoding.decoder import Active, Decoder, RuleState
 
 
 def remember(logits_NV: Tensor, active: Active, decoder: Decoder, state: RuleState) -> RuleState:

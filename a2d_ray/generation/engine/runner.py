@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from a2d_ray.generation.attention import Round, Slice, make_tiles
-from a2d_ray.generation.cache import KVStore
-from a2d_ray.generation.sequence import Work
-from a2d_ray.generation.twins import inference_twin
+from a2d_ray.generation.engine.attention import Round, Slice, make_tiles
+from a2d_ray.generation.engine.cache import KVStore
+from a2d_ray.generation.engine.sequence import Work
+from a2d_ray.generation.engine.twins import inference_twin
 
 HEAD_ROWS = 512  # positions whose logits are held at a time: 300 MB for a vocabulary of 152,000
 

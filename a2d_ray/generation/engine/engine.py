@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from a2d_ray.generation.canvas import check_prompt, make_canvas, stop_token_ids
-from a2d_ray.generation.denoise import check_grammar
-from a2d_ray.generation.pages import PageTable
-from a2d_ray.generation.request import Request, StepOutput
-from a2d_ray.generation.runner import ModelRunner
-from a2d_ray.generation.scheduler import EngineOptions, Scheduler
-from a2d_ray.generation.sequence import Sequence
+from a2d_ray.generation.decoding.canvas import check_prompt, make_canvas, stop_token_ids
+from a2d_ray.generation.decoding.denoise import check_grammar
+from a2d_ray.generation.engine.pages import PageTable
+from a2d_ray.generation.engine.request import Request, StepOutput
+from a2d_ray.generation.engine.runner import ModelRunner
+from a2d_ray.generation.engine.scheduler import EngineOptions, Scheduler
+from a2d_ray.generation.engine.sequence import Sequence
 from a2d_ray.models.contract import Contract
 
 __all__ = ["Engine", "EngineOptions", "Request", "StepOutput"]

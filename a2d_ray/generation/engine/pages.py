@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from a2d_ray.generation.cache import Runs, join_runs, split_runs
+from a2d_ray.generation.engine.cache import Runs, join_runs, split_runs
 
 
 @dataclass(eq=False)

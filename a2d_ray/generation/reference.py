@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from a2d_ray.diffusion.decoding import guide
-from a2d_ray.generation.canvas import Canvas, Segments, make_canvas, stop_token_ids
-from a2d_ray.generation.denoise import Decoder, RuleState, TokenLogprob, denoise
-from a2d_ray.generation.grammar import Grammar
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.canvas import Canvas, Segments, make_canvas, stop_token_ids
+from a2d_ray.generation.decoding.denoise import Decoder, RuleState, TokenLogprob, denoise
+from a2d_ray.generation.decoding.grammar import Grammar
+from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.models.contract import Contract
 
 Forward = Callable[[Tensor, Tensor], Tensor]

@@ -4,10 +4,10 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from a2d_ray.generation.canvas import make_canvas
-from a2d_ray.generation.pages import Page, PageTable
-from a2d_ray.generation.request import Request
-from a2d_ray.generation.sequence import Sequence, Work
+from a2d_ray.generation.decoding.canvas import make_canvas
+from a2d_ray.generation.engine.pages import Page, PageTable
+from a2d_ray.generation.engine.request import Request
+from a2d_ray.generation.engine.sequence import Sequence, Work
 from a2d_ray.models.contract import Contract
 
 

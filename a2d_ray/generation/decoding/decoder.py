@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from a2d_ray.diffusion import decoding
-from a2d_ray.generation.canvas import Canvas
-from a2d_ray.generation.grammar import Grammar
-from a2d_ray.generation.params import SamplingParams
+from a2d_ray.generation.decoding.canvas import Canvas
+from a2d_ray.generation.decoding.grammar import Grammar
+from a2d_ray.generation.decoding.params import SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)

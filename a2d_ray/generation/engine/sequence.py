@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from a2d_ray.diffusion.decoding import guide
-from a2d_ray.generation.canvas import Canvas, stop_token_ids
-from a2d_ray.generation.denoise import (
+from a2d_ray.generation.decoding.canvas import Canvas, stop_token_ids
+from a2d_ray.generation.decoding.denoise import (
     Active,
     Commitment,
     Decoder,
@@ -17,9 +17,9 @@ from a2d_ray.generation.denoise import (
     TokenLogprob,
     denoise,
 )
-from a2d_ray.generation.pages import Page, PageTable, root_key
-from a2d_ray.generation.request import Request, StepOutput
-from a2d_ray.generation.storage import Chunk, SequenceStorage, block_edges
+from a2d_ray.generation.engine.pages import Page, PageTable, root_key
+from a2d_ray.generation.engine.request import Request, StepOutput
+from a2d_ray.generation.engine.storage import Chunk, SequenceStorage, block_edges
 from a2d_ray.models.contract import Contract
 
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2d_ray.generation.engine import Engine, EngineOptions, Request
-from a2d_ray.generation.params import SamplingParams
-from a2d_ray.generation.sampler import sample
+from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
+from a2d_ray.generation.reference import sample
 from a2d_ray.models.contract import Contract
 from tests.tiny import tiny_a2d_model
 
