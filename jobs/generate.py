@@ -6,13 +6,13 @@ from a2d_ray.config import GenerateConfig
 
 def main() -> None:
     config = load_config(GenerateConfig, "generate")
-    from a2d_ray.serving.batch_plan import plan_batch
+    from a2d_ray.offline.parts import plan_batch
 
     plan = plan_batch(config)  # bad input fails before Ray starts
     num_done = plan.num_parts - len(plan.missing)
     print(f"{plan.num_rows:,} prompts in {plan.num_parts:,} parts, {num_done:,} done before")
     if plan.missing:
-        from a2d_ray.serving.batch import report_progress
+        from a2d_ray.offline.batch import report_progress
         from a2d_ray.training.cluster import ensure_ray
 
         ensure_ray(config.num_replicas * config.cpus_per_replica + 1)

@@ -14,8 +14,8 @@ from ray.data import ActorPoolStrategy, DataContext
 from tqdm import tqdm
 
 from a2d_ray.config import GenerateConfig
-from a2d_ray.serving.batch_answers import PartAnswerer
-from a2d_ray.serving.batch_plan import (
+from a2d_ray.offline.answers import PartAnswerer
+from a2d_ray.offline.parts import (
     BatchFolder,
     BatchPlan,
     read_prompts,

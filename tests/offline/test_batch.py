@@ -17,9 +17,9 @@ from a2d_ray import SamplingParams
 from a2d_ray.config import GenerateConfig
 from a2d_ray.generation.decoding.params import derive_seed
 from a2d_ray.models.directories import file_stamps
-from a2d_ray.serving.batch import BatchReplica
-from a2d_ray.serving.batch_answers import PartAnswerer
-from a2d_ray.serving.batch_plan import plan_batch, read_prompts, write_answers
+from a2d_ray.offline.answers import PartAnswerer
+from a2d_ray.offline.batch import BatchReplica
+from a2d_ray.offline.parts import plan_batch, read_prompts, write_answers
 from tests.tiny import save_tiny_ar
 
 ROOT = Path(__file__).parent.parent.parent
@@ -96,7 +96,7 @@ def test_malformed_lines_are_errors_of_their_own(checkpoint, lm, tmp_path):
 
 
 def test_system_prompts_and_templates(checkpoint, lm, tmp_path):
-    from a2d_ray.serving.batch_answers import row_prompt
+    from a2d_ray.offline.answers import row_prompt
 
     config = make_config(checkpoint, tmp_path, system="be brief", column="q")
     system = {"role": "system", "content": "be brief"}
