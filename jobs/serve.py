@@ -8,7 +8,7 @@ def main() -> None:
     config = load_config(ServeConfig, "serve")
 
     from a2d_ray.evaluation.service.deployment import evaluations_beside, run_evaluation_app
-    from a2d_ray.serving.launch import (
+    from a2d_ray.serving.ray.launch import (
         curl_line,
         exposure_warning,
         running_server,

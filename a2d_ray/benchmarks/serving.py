@@ -19,8 +19,8 @@ from a2d_ray.benchmarks.http_load import listening, load, medians, summary
 from a2d_ray.benchmarks.models import make_language_model, make_prompt
 from a2d_ray.benchmarks.ray_serving import overload, routing
 from a2d_ray.config import BenchmarkConfig, EngineSection
-from a2d_ray.serving.app import create_app
-from a2d_ray.serving.server import ModelServer
+from a2d_ray.serving.http.app import create_app
+from a2d_ray.serving.model.server import ModelServer
 
 _BLOCK_SIZE = 8
 

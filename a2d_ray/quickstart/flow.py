@@ -150,7 +150,7 @@ class _Quickstart:
         port = free_port(self.config.port)
 
         def stage() -> dict[str, Any]:
-            from a2d_ray.serving.launch import running_server
+            from a2d_ray.serving.ray.launch import running_server
 
             self.start_ray()
             with running_server(recipe.serve_config(self.checkpoint, port)) as base_url:

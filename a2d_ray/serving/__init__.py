@@ -7,7 +7,7 @@ builder here; it is loaded when asked for, so importing the package loads neithe
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from a2d_ray.serving.deployment import build_openai_app
+    from a2d_ray.serving.ray.deployment import build_openai_app
 
 __all__ = ["build_openai_app"]
 
@@ -15,6 +15,6 @@ __all__ = ["build_openai_app"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'a2d_ray.serving' has no attribute {name!r}")
-    from a2d_ray.serving import deployment
+    from a2d_ray.serving.ray import deployment
 
     return getattr(deployment, name)

@@ -16,8 +16,8 @@ from a2d_ray.evaluation.endpoint import EndpointBackend
 from a2d_ray.evaluation.model import A2DHarnessModel
 from a2d_ray.evaluation.requests import GenerateRequest
 from a2d_ray.evaluation.responses import Responder, ResponseCache
-from a2d_ray.serving.app import create_app
-from a2d_ray.serving.server import ModelServer
+from a2d_ray.serving.http.app import create_app
+from a2d_ray.serving.model.server import ModelServer
 
 TEXTS = ["one", "another prompt", "x y", "42"]
 CHAT = [{"role": "user", "content": "What is 1 + 2?"}]

@@ -6,8 +6,8 @@ import pytest
 
 import a2d_ray
 from a2d_ray.config import SamplingSection
-from a2d_ray.serving.app import create_app
-from a2d_ray.serving.server import ModelServer
+from a2d_ray.serving.http.app import create_app
+from a2d_ray.serving.model.server import ModelServer
 from tests.serving.in_process import Client
 from tests.tiny import save_tiny_ar
 

@@ -15,11 +15,11 @@ from a2d_ray.benchmarks.http_load import listening
 from a2d_ray.config import LimitsSection, SamplingSection, SecuritySection
 from a2d_ray.http.access import ANYBODY, ApiKeys, RateLimit
 from a2d_ray.http.errors import RequestError
-from a2d_ray.serving.app import create_app
-from a2d_ray.serving.chat_protocol import ChatCompletionRequest
-from a2d_ray.serving.infill import InfillRequest
-from a2d_ray.serving.protocol import CompletionRequest
-from a2d_ray.serving.server import ModelServer
+from a2d_ray.serving.http.app import create_app
+from a2d_ray.serving.model.server import ModelServer
+from a2d_ray.serving.openai.chat_protocol import ChatCompletionRequest
+from a2d_ray.serving.openai.infill import InfillRequest
+from a2d_ray.serving.openai.protocol import CompletionRequest
 from tests.serving.in_process import Client
 from tests.serving.openapi_bodies import JSON, bodies
 

@@ -3,7 +3,7 @@
 import pytest
 
 from a2d_ray.http.errors import RequestError
-from a2d_ray.serving.admission import Admission
+from a2d_ray.serving.ray.admission import Admission
 
 
 class Clock:

@@ -10,8 +10,8 @@ import pytest
 from a2d_ray import SamplingParams, __version__, load
 from a2d_ray.config import LimitsSection, SamplingSection
 from a2d_ray.generation.engine.sequence import Sequence
-from a2d_ray.serving.app import create_app
-from a2d_ray.serving.server import ModelServer
+from a2d_ray.serving.http.app import create_app
+from a2d_ray.serving.model.server import ModelServer
 from a2d_ray.text.stream import decode
 from tests.serving.in_process import Client
 

@@ -9,8 +9,8 @@ import pytest
 
 from a2d_ray import SamplingParams
 from a2d_ray.config import SamplingSection
-from a2d_ray.serving.app import create_app
-from a2d_ray.serving.server import ModelServer
+from a2d_ray.serving.http.app import create_app
+from a2d_ray.serving.model.server import ModelServer
 from tests.serving.in_process import Client
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2d_ray.serving.chat_protocol import ChatCompletionRequest
-from a2d_ray.serving.conversations import by_bounded_load, conversation_key
-from a2d_ray.serving.infill import InfillRequest
-from a2d_ray.serving.protocol import CompletionRequest
+from a2d_ray.serving.openai.chat_protocol import ChatCompletionRequest
+from a2d_ray.serving.openai.infill import InfillRequest
+from a2d_ray.serving.openai.protocol import CompletionRequest
+from a2d_ray.serving.ray.conversations import by_bounded_load, conversation_key
 
 LOADS = st.lists(st.integers(0, 50), min_size=1, max_size=9)
 

@@ -8,7 +8,7 @@ import pytest
 
 from a2d_ray import SamplingParams
 from a2d_ray.generation.engine.engine import Request
-from a2d_ray.serving.engine_loop import AsyncEngine, EngineDeadError
+from a2d_ray.serving.model.engine_loop import AsyncEngine, EngineDeadError
 
 PARAMS = SamplingParams(max_new_tokens=400, ignore_eos=True, rule="steps")
 

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
-from a2d_ray.serving.launch import running_server
+from a2d_ray.serving.ray.launch import running_server
 from tests.serving.in_replica import break_engine, in_replicas, mend_generate, spoil_generate
 from tests.serving.test_serve import make_config
 

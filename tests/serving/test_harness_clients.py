@@ -4,7 +4,7 @@ import pytest
 
 from a2d_ray import SamplingParams
 from a2d_ray.benchmarks.http_load import listening
-from a2d_ray.serving.app import create_app
+from a2d_ray.serving.http.app import create_app
 
 PROMPTS = ["abc", "one two three"]
 

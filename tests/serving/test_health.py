@@ -11,7 +11,7 @@ from ray.serve.schema import (
 )
 
 from a2d_ray.http.errors import RequestError
-from a2d_ray.serving.health import DeploymentHealth
+from a2d_ray.serving.ray.health import DeploymentHealth
 
 SECRET = "worker 10.0.0.7 died in model-7.py"
 

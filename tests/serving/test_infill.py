@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from a2d_ray import SamplingParams
 from a2d_ray.config import LimitsSection, SamplingSection
 from a2d_ray.generation.engine.engine import StepOutput
-from a2d_ray.serving.app import create_app
-from a2d_ray.serving.server import ModelServer
-from a2d_ray.serving.writing import InfillWriter
+from a2d_ray.serving.http.app import create_app
+from a2d_ray.serving.model.server import ModelServer
+from a2d_ray.serving.model.writing import InfillWriter
 from a2d_ray.text.stream import decode
 from tests.serving.in_process import Client
 from tests.serving.test_operations import samples

@@ -16,8 +16,8 @@ from openai.resources.completions import Completions
 from a2d_ray import SamplingParams
 from a2d_ray.benchmarks.http_load import listening
 from a2d_ray.config import SamplingSection
-from a2d_ray.serving.app import create_app
-from a2d_ray.serving.server import ModelServer
+from a2d_ray.serving.http.app import create_app
+from a2d_ray.serving.model.server import ModelServer
 
 MESSAGES = [{"role": "user", "content": "2+2?"}]
 NOT_IN_THE_BODY = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}

@@ -12,10 +12,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from a2d_ray.cli import validate
 from a2d_ray.config import ServeConfig
-from a2d_ray.serving.app import create_app
-from a2d_ray.serving.metrics import EndpointMetrics, merge
-from a2d_ray.serving.protocol import CompletionRequest
-from a2d_ray.serving.server import ModelServer
+from a2d_ray.serving.http.app import create_app
+from a2d_ray.serving.model.metrics import EndpointMetrics, merge
+from a2d_ray.serving.model.server import ModelServer
+from a2d_ray.serving.openai.protocol import CompletionRequest
 from tests.serving.in_process import Client
 
 ROOT = Path(__file__).parents[2]

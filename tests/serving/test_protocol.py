@@ -9,9 +9,9 @@ from a2d_ray.config import SamplingSection
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.http.errors import RequestError
 from a2d_ray.http.problems import to_request_error
-from a2d_ray.serving.chat_protocol import ChatCompletionRequest
-from a2d_ray.serving.protocol import CompletionRequest
-from a2d_ray.serving.structured import parse_call
+from a2d_ray.serving.openai.chat_protocol import ChatCompletionRequest
+from a2d_ray.serving.openai.protocol import CompletionRequest
+from a2d_ray.serving.openai.structured import parse_call
 
 USER = {"role": "user", "content": "hi"}
 CHAT = {"model": "tiny", "messages": [USER]}

@@ -20,8 +20,8 @@ from a2d_ray import SamplingParams
 from a2d_ray.cli import validate
 from a2d_ray.config import ServeConfig
 from a2d_ray.models.fingerprint import values_hash
-from a2d_ray.serving import launch
-from a2d_ray.serving.launch import check_before_start, check_resources, running_server
+from a2d_ray.serving.ray import launch
+from a2d_ray.serving.ray.launch import check_before_start, check_resources, running_server
 
 MESSAGES = [{"role": "user", "content": "2+2?"}]
 
@@ -235,7 +235,7 @@ def test_clients_that_leave_make_room(client):
 
 
 def test_the_ingress_needs_no_torch():
-    code = "import sys, a2d_ray.serving.deployment; assert 'torch' not in sys.modules"
+    code = "import sys, a2d_ray.serving.ray.deployment; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 

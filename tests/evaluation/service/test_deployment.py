@@ -20,7 +20,7 @@ from a2d_ray.evaluation.service.deployment import (
 )
 from a2d_ray.evaluation.suite import run_suite
 from a2d_ray.http.access import ApiKeys
-from a2d_ray.serving.launch import running_server
+from a2d_ray.serving.ray.launch import running_server
 from tests.evaluation.service.conftest import SPELLING, SUMS
 from tests.serving.test_serve import free_port
 

@@ -8,8 +8,8 @@ import pytest
 from a2d_ray import load
 from a2d_ray.benchmarks.http_load import listening
 from a2d_ray.evaluation.service import runner as runner_module
-from a2d_ray.serving.app import create_app as create_model_app
-from a2d_ray.serving.server import ModelServer
+from a2d_ray.serving.http.app import create_app as create_model_app
+from a2d_ray.serving.model.server import ModelServer
 from tests.serving.in_process import Client
 
 PATH = "/v1/evaluations"

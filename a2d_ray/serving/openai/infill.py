@@ -8,10 +8,10 @@ from pydantic import BaseModel, Field, model_validator
 from a2d_ray.config import SamplingSection
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.http.errors import RequestError
-from a2d_ray.serving.options import Strict, only
-from a2d_ray.serving.pieces import Piece
-from a2d_ray.serving.protocol import GenerationRequest, Prompt
-from a2d_ray.serving.responses import Usage
+from a2d_ray.serving.openai.options import Strict, only
+from a2d_ray.serving.openai.pieces import Piece
+from a2d_ray.serving.openai.protocol import GenerationRequest, Prompt
+from a2d_ray.serving.openai.responses import Usage
 
 _DEFAULT_TOKENS = 16
 

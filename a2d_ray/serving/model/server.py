@@ -19,15 +19,15 @@ from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import EngineOptions, Request
 from a2d_ray.http.errors import ENGINE_DEAD, RequestError, not_ready
 from a2d_ray.models.fingerprint import values_hash, weights_hash
-from a2d_ray.serving.engine_loop import AsyncEngine, EngineDeadError, GenerationError
-from a2d_ray.serving.grammars import GrammarCompiler, TokenGrammar, grammar_of
-from a2d_ray.serving.infill import InfillRequest
-from a2d_ray.serving.metrics import ModelMetrics
-from a2d_ray.serving.options import DiffusionOptions
-from a2d_ray.serving.pieces import ModelFacts, Piece
-from a2d_ray.serving.protocol import GenerationRequest, Prompt
-from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
-from a2d_ray.serving.writing import ChoiceWriter, InfillWriter, TokenReader
+from a2d_ray.serving.model.engine_loop import AsyncEngine, EngineDeadError, GenerationError
+from a2d_ray.serving.model.grammars import GrammarCompiler, TokenGrammar, grammar_of
+from a2d_ray.serving.model.metrics import ModelMetrics
+from a2d_ray.serving.model.writing import ChoiceWriter, InfillWriter, TokenReader
+from a2d_ray.serving.openai.infill import InfillRequest
+from a2d_ray.serving.openai.options import DiffusionOptions
+from a2d_ray.serving.openai.pieces import ModelFacts, Piece
+from a2d_ray.serving.openai.protocol import GenerationRequest, Prompt
+from a2d_ray.serving.openai.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 from a2d_ray.text.stream import decode
 
 if TYPE_CHECKING:

@@ -11,17 +11,17 @@ from ray.serve.handle import DeploymentHandle
 
 from a2d_ray.config import ServeConfig, ServedModel
 from a2d_ray.http.access import ApiKeys, open_to_all
-from a2d_ray.serving.app import create_app
-from a2d_ray.serving.health import DeploymentHealth
-from a2d_ray.serving.pieces import Server
-from a2d_ray.serving.remote import RemoteServer
-from a2d_ray.serving.replica import SERVE_LOGGER, ModelReplica, log_through_serve
+from a2d_ray.serving.http.app import create_app
+from a2d_ray.serving.openai.pieces import Server
+from a2d_ray.serving.ray.health import DeploymentHealth
+from a2d_ray.serving.ray.remote import RemoteServer
+from a2d_ray.serving.ray.replica import SERVE_LOGGER, ModelReplica, log_through_serve
 
 _HEALTH_CHECK_PERIOD_S = 2.0
 # The models push back, not the ingress: before a full one requests wait for seconds to be told. Yet
 # each holds its body, so there is an end.
 _INGRESS_REQUESTS = 1_024
-_ROUTER = "a2d_ray.serving.routing.BoundedHashRouter"
+_ROUTER = "a2d_ray.serving.ray.routing.BoundedHashRouter"
 _MAX_FALLBACKS = 1000  # a conversation's replica that is full hands on to any other
 
 

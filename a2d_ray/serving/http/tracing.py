@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from a2d_ray.http.access import ANYBODY
 from a2d_ray.http.request_ids import plain_request_id
-from a2d_ray.serving.metrics import HttpMetrics
+from a2d_ray.serving.model.metrics import HttpMetrics
 
 logger = logging.getLogger(__name__)
 

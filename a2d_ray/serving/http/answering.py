@@ -8,10 +8,10 @@ from fastapi import Request, Response
 from pydantic import BaseModel
 
 from a2d_ray.http.errors import RequestError
-from a2d_ray.serving.formats import Format
-from a2d_ray.serving.http import EventStream, unless_disconnected
-from a2d_ray.serving.pieces import Piece
-from a2d_ray.serving.responses import Usage
+from a2d_ray.serving.http.streams import EventStream, unless_disconnected
+from a2d_ray.serving.openai.formats import Format
+from a2d_ray.serving.openai.pieces import Piece
+from a2d_ray.serving.openai.responses import Usage
 
 
 async def answer(

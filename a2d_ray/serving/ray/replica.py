@@ -9,9 +9,9 @@ from ray import serve
 
 from a2d_ray.config import ServeConfig, ServedModel
 from a2d_ray.http.errors import ENGINE_DEAD, RequestError
-from a2d_ray.serving.pieces import ModelFacts, Piece
-from a2d_ray.serving.protocol import GenerationRequest
-from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
+from a2d_ray.serving.openai.pieces import ModelFacts, Piece
+from a2d_ray.serving.openai.protocol import GenerationRequest
+from a2d_ray.serving.openai.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 
 logger = logging.getLogger(__name__)
 SERVE_LOGGER = logging.getLogger("ray.serve")
@@ -28,7 +28,7 @@ class ModelReplica:
     def __init__(self, model: dict[str, Any], config: dict[str, Any]) -> None:
         import torch
 
-        from a2d_ray.serving.server import ModelServer
+        from a2d_ray.serving.model.server import ModelServer
         from a2d_ray.text.language_model import load
 
         log_through_serve()

@@ -12,8 +12,8 @@ from pydantic import Field, field_validator, model_validator
 from a2d_ray.config import SamplingSection
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.http.errors import RequestError
-from a2d_ray.serving.options import DiffusionOptions, StreamMode, StreamOptions, Strict, only
-from a2d_ray.serving.structured import (
+from a2d_ray.serving.openai.options import DiffusionOptions, StreamMode, StreamOptions, Strict, only
+from a2d_ray.serving.openai.structured import (
     Choices,
     ResponseFormat,
     Schema,

@@ -6,8 +6,8 @@ from typing import Any
 
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import StepOutput
-from a2d_ray.serving.options import StreamMode
-from a2d_ray.serving.pieces import CanvasToken, Counts, Piece, TokenInfo
+from a2d_ray.serving.openai.options import StreamMode
+from a2d_ray.serving.openai.pieces import CanvasToken, Counts, Piece, TokenInfo
 from a2d_ray.text.stream import TextStream, decode
 
 

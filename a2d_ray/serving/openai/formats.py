@@ -6,8 +6,8 @@ from typing import Protocol
 
 from pydantic import BaseModel
 
-from a2d_ray.serving.pieces import Piece, TokenInfo
-from a2d_ray.serving.responses import (
+from a2d_ray.serving.openai.pieces import Piece, TokenInfo
+from a2d_ray.serving.openai.responses import (
     AssistantMessage,
     Canvas,
     ChatChoice,
@@ -24,7 +24,7 @@ from a2d_ray.serving.responses import (
     MessageToolCall,
     Usage,
 )
-from a2d_ray.serving.structured import may_be_call, parse_call
+from a2d_ray.serving.openai.structured import may_be_call, parse_call
 
 
 class Format(Protocol):

@@ -5,10 +5,10 @@ from typing import Self
 from pydantic import BaseModel, Field, model_validator
 
 from a2d_ray.http.errors import RequestError
-from a2d_ray.serving.chat_protocol import Message, chat_prompt
-from a2d_ray.serving.options import Strict
-from a2d_ray.serving.protocol import Prompt, TemplateOptions
-from a2d_ray.serving.structured import Tool
+from a2d_ray.serving.openai.chat_protocol import Message, chat_prompt
+from a2d_ray.serving.openai.options import Strict
+from a2d_ray.serving.openai.protocol import Prompt, TemplateOptions
+from a2d_ray.serving.openai.structured import Tool
 
 
 class TokenizeRequest(Strict):

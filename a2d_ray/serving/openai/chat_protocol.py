@@ -6,9 +6,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from a2d_ray.http.errors import RequestError
-from a2d_ray.serving.options import Strict, only
-from a2d_ray.serving.protocol import GenerationRequest, Prompt, TemplateOptions
-from a2d_ray.serving.structured import NamedTool, Tool, ToolCall, ToolChoice, describe_tools
+from a2d_ray.serving.openai.options import Strict, only
+from a2d_ray.serving.openai.protocol import GenerationRequest, Prompt, TemplateOptions
+from a2d_ray.serving.openai.structured import NamedTool, Tool, ToolCall, ToolChoice, describe_tools
 
 
 class TextPart(Strict):

@@ -1,6 +1,6 @@
 """Answers that obey a form: JSON schemas, grammars, calls of tools.
 
-The form becomes a grammar of llguidance (`a2d_ray.serving.grammars`); under rule ``prefix`` only
+The form becomes a grammar of llguidance (`a2d_ray.serving.model.grammars`); under rule ``prefix`` only
 what it accepts is committed.
 """
 

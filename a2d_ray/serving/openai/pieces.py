@@ -4,8 +4,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from a2d_ray.serving.protocol import GenerationRequest
-from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
+from a2d_ray.serving.openai.protocol import GenerationRequest
+from a2d_ray.serving.openai.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 
-from a2d_ray.serving.protocol import GenerationRequest
+from a2d_ray.serving.openai.protocol import GenerationRequest
 
 _NUM_CHARACTERS = 512
 _NUM_TOKENS = 128

@@ -7,7 +7,7 @@ from typing import Any
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
-from a2d_ray.serving.conversations import by_bounded_load
+from a2d_ray.serving.ray.conversations import by_bounded_load
 
 
 class BoundedHashRouter(ConsistentHashRouter):

@@ -136,7 +136,7 @@ def wait_for_interrupt() -> None:
 def _serve(config: ServeConfig) -> Iterator[str]:
     from ray import serve
 
-    from a2d_ray.serving.deployment import bind_openai_app
+    from a2d_ray.serving.ray.deployment import bind_openai_app
 
     keys = ApiKeys.read(config.security)
     try:

@@ -11,9 +11,14 @@ from llguidance.hf import from_tokenizer
 from torch import Tensor
 
 from a2d_ray.http.errors import RequestError
-from a2d_ray.serving.chat_protocol import ChatCompletionRequest
-from a2d_ray.serving.protocol import GenerationRequest
-from a2d_ray.serving.structured import GrammarFormat, JsonSchemaFormat, RegexFormat, tool_grammar
+from a2d_ray.serving.openai.chat_protocol import ChatCompletionRequest
+from a2d_ray.serving.openai.protocol import GenerationRequest
+from a2d_ray.serving.openai.structured import (
+    GrammarFormat,
+    JsonSchemaFormat,
+    RegexFormat,
+    tool_grammar,
+)
 
 _ANY_OBJECT = {"type": "object"}
 

@@ -12,13 +12,13 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from a2d_ray.http.errors import RequestError, internal_error, not_ready
-from a2d_ray.serving.admission import Admission
-from a2d_ray.serving.conversations import conversation_key
-from a2d_ray.serving.health import DeploymentHealth
-from a2d_ray.serving.metrics import EndpointMetrics
-from a2d_ray.serving.pieces import ModelFacts, Piece
-from a2d_ray.serving.protocol import GenerationRequest
-from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
+from a2d_ray.serving.model.metrics import EndpointMetrics
+from a2d_ray.serving.openai.pieces import ModelFacts, Piece
+from a2d_ray.serving.openai.protocol import GenerationRequest
+from a2d_ray.serving.openai.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
+from a2d_ray.serving.ray.admission import Admission
+from a2d_ray.serving.ray.conversations import conversation_key
+from a2d_ray.serving.ray.health import DeploymentHealth
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
-from a2d_ray.serving.pieces import Counts, Piece, TokenInfo
+from a2d_ray.serving.openai.pieces import Counts, Piece, TokenInfo
 
 
 class DiffusionUsage(BaseModel):

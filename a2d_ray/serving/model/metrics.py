@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from a2d_ray.serving.pieces import Piece
+from a2d_ray.serving.openai.pieces import Piece
 
 if TYPE_CHECKING:  # the ingress needs no torch
     from a2d_ray.generation.engine.engine import Engine, StepOutput

@@ -19,17 +19,17 @@ from a2d_ray.http.bodies import BodyLimit
 from a2d_ray.http.errors import RequestError, model_not_found
 from a2d_ray.http.problems import add_error_handlers
 from a2d_ray.http.request_ids import RequestIds
-from a2d_ray.serving.answering import answer, answer_whole
-from a2d_ray.serving.chat_protocol import ChatCompletionRequest
-from a2d_ray.serving.formats import ChatFormat, CompletionFormat, Format
-from a2d_ray.serving.infill import Infilled, InfillRequest
-from a2d_ray.serving.metrics import HttpMetrics, merge
-from a2d_ray.serving.page import add_page
-from a2d_ray.serving.pieces import Server
-from a2d_ray.serving.protocol import CompletionRequest, GenerationRequest
-from a2d_ray.serving.responses import ChatCompletion, Completion
-from a2d_ray.serving.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
-from a2d_ray.serving.tracing import RequestLog
+from a2d_ray.serving.http.answering import answer, answer_whole
+from a2d_ray.serving.http.page import add_page
+from a2d_ray.serving.http.tracing import RequestLog
+from a2d_ray.serving.model.metrics import HttpMetrics, merge
+from a2d_ray.serving.openai.chat_protocol import ChatCompletionRequest
+from a2d_ray.serving.openai.formats import ChatFormat, CompletionFormat, Format
+from a2d_ray.serving.openai.infill import Infilled, InfillRequest
+from a2d_ray.serving.openai.pieces import Server
+from a2d_ray.serving.openai.protocol import CompletionRequest, GenerationRequest
+from a2d_ray.serving.openai.responses import ChatCompletion, Completion
+from a2d_ray.serving.openai.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 
 logger = logging.getLogger(__name__)
 
