@@ -11,8 +11,8 @@ from typing import Any
 from a2d_ray.config import EvaluateConfig, EvaluatedTask
 from a2d_ray.evaluation.__main__ import TASKS
 from a2d_ray.evaluation.provenance import code_state, data_fingerprint, model_state, versions
-from a2d_ray.evaluation.sandbox import check_isolation
 from a2d_ray.evaluation.statistics import monte_carlo_stderr, root_of_squares
+from a2d_ray.sandbox.runner import check_isolation
 
 Observer = Callable[[str, int, int], None]
 FORMAT = 1

@@ -11,8 +11,8 @@ import yaml
 from a2d_ray.cli import parse_config
 from a2d_ray.config import EvaluateConfig, EvaluatedTask, EvaluationServiceConfig
 from a2d_ray.evaluation.__main__ import TASKS
-from a2d_ray.evaluation.sandbox import SandboxError, check_isolation
 from a2d_ray.http.errors import RequestError, not_found
+from a2d_ray.sandbox.runner import SandboxError, check_isolation
 
 NO_LIKELIHOODS = "it needs likelihoods, which an endpoint does not give"
 

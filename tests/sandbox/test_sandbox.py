@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from a2d_ray.evaluation import jail, sandbox
-from a2d_ray.evaluation.sandbox import Limits, SandboxError, run_code
+from a2d_ray.sandbox import jail
+from a2d_ray.sandbox import runner as sandbox
+from a2d_ray.sandbox.runner import Limits, SandboxError, run_code
 
 ROOT = Path(__file__).parent.parent.parent
 SHORT = Limits(seconds=3, memory_mb=256)
@@ -236,7 +237,7 @@ def _parent(folder):
 )
 def test_it_refuses_where_nothing_isolates():
     code = (
-        "from a2d_ray.evaluation.sandbox import run_code, SandboxError\n"
+        "from a2d_ray.sandbox.runner import run_code, SandboxError\n"
         'try:\n    run_code(\'open("ran", "w")\')\n'
         "except SandboxError as error:\n    print('refused', error)\n"
     )
