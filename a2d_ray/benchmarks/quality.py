@@ -27,7 +27,7 @@ from a2d_ray.benchmarks.ar_baseline import (
 from a2d_ray.benchmarks.harness import Case
 from a2d_ray.config import BenchmarkConfig, TrainConfig
 from a2d_ray.data.packing.packed import PackedSet
-from a2d_ray.evaluation.exact_match import held_out_tasks
+from a2d_ray.evaluation.harness.exact_match import held_out_tasks
 from a2d_ray.generation.decoding.canvas import Segments
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request

@@ -17,7 +17,7 @@ def main() -> None:
     """Registers models and tasks, then hands over to lm-eval."""
     from lm_eval.__main__ import cli_evaluate
 
-    import a2d_ray.evaluation.model  # noqa: F401  (registers a2d_mdlm and a2d_bd3lm)
+    import a2d_ray.evaluation.harness.model  # noqa: F401  (registers a2d_mdlm and a2d_bd3lm)
 
     args = sys.argv[1:]
     if args and args[0] not in ("ls", "validate") and "--include_path" not in args:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from a2d_ray.config import LoadSection
-from a2d_ray.evaluation.exact_match import ExactMatch, exact_match, held_out_tasks
+from a2d_ray.evaluation.harness.exact_match import ExactMatch, exact_match, held_out_tasks
 from a2d_ray.generation.decoding.params import SamplingParams
 
 NUM_EXAMPLES = 2

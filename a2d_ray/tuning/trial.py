@@ -73,7 +73,7 @@ def _last(result: Result, config: TrainConfig, num_tasks: int) -> dict[str, Any]
 def _exact_match(checkpoint: Path, config: TrainConfig, num_tasks: int) -> float:
     """Mean share of right answers over the embedded kinds of the mixture that have tasks."""
     from a2d_ray import SamplingParams, load
-    from a2d_ray.evaluation.exact_match import exact_match, held_out_tasks
+    from a2d_ray.evaluation.harness.exact_match import exact_match, held_out_tasks
 
     names = [spec.name.removeprefix("embedded/") for spec in parse_spec(config.data.spec)]
     kinds = [name for name in names if name in EMBEDDED_TASKS]

@@ -11,11 +11,11 @@ from lm_eval.api.instance import Instance
 from a2d_ray import SamplingParams, load
 from a2d_ray.benchmarks.http_load import listening
 from a2d_ray.config import LimitsSection, SamplingSection
-from a2d_ray.evaluation.backends import LocalBackend
-from a2d_ray.evaluation.endpoint import EndpointBackend
-from a2d_ray.evaluation.model import A2DHarnessModel
-from a2d_ray.evaluation.requests import GenerateRequest
-from a2d_ray.evaluation.responses import Responder, ResponseCache
+from a2d_ray.evaluation.backends.endpoint import EndpointBackend
+from a2d_ray.evaluation.backends.local import LocalBackend
+from a2d_ray.evaluation.backends.requests import GenerateRequest
+from a2d_ray.evaluation.backends.responses import Responder, ResponseCache
+from a2d_ray.evaluation.harness.model import A2DHarnessModel
 from a2d_ray.serving.http.app import create_app
 from a2d_ray.serving.model.server import ModelServer
 

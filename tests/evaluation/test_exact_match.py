@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from a2d_ray.evaluation.exact_match import exact_match, held_out_tasks
+from a2d_ray.evaluation.harness.exact_match import exact_match, held_out_tasks
 from a2d_ray.generation.decoding.params import SamplingParams
 
 PARAMS = SamplingParams(max_new_tokens=8)

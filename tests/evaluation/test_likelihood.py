@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from a2d_ray.evaluation.likelihood import Likelihood
-from a2d_ray.evaluation.requests import ScoreRequest
-from a2d_ray.evaluation.score_batches import draws_per_forward, plan_batches
+from a2d_ray.evaluation.backends.likelihood import Likelihood
+from a2d_ray.evaluation.backends.requests import ScoreRequest
+from a2d_ray.evaluation.backends.score_batches import draws_per_forward, plan_batches
 from a2d_ray.models.contract import Contract
 from tests.tiny import tiny_a2d_model
 
@@ -162,7 +162,7 @@ def test_a_shared_context_changes_nothing_about_other_draws():
 
 
 def _row(scorer, pair):
-    from a2d_ray.evaluation.likelihood import _packed_row
+    from a2d_ray.evaluation.backends.likelihood import _packed_row
 
     return _packed_row([pair])
 

@@ -14,13 +14,13 @@ from transformers import PreTrainedTokenizerFast
 
 from a2d_ray import SamplingParams, load
 from a2d_ray.data.chat import ChatRenderer, encode_pieces
-from a2d_ray.evaluation.ar import TimedHFLM
-from a2d_ray.evaluation.backends import LocalBackend
-from a2d_ray.evaluation.likelihood import Likelihood
-from a2d_ray.evaluation.model import A2DBd3lm, A2DMdlm, rolling_windows
-from a2d_ray.evaluation.requests import ScoreRequest
-from a2d_ray.evaluation.responses import Responder, ResponseCache
-from a2d_ray.evaluation.whole_answers import IS_WHOLE
+from a2d_ray.evaluation.backends.likelihood import Likelihood
+from a2d_ray.evaluation.backends.local import LocalBackend
+from a2d_ray.evaluation.backends.requests import ScoreRequest
+from a2d_ray.evaluation.backends.responses import Responder, ResponseCache
+from a2d_ray.evaluation.harness.ar import TimedHFLM
+from a2d_ray.evaluation.harness.model import A2DBd3lm, A2DMdlm, rolling_windows
+from a2d_ray.evaluation.harness.whole_answers import IS_WHOLE
 from a2d_ray.generation.decoding.params import derive_seed
 
 ROOT = Path(__file__).parent.parent.parent

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from a2d_ray.evaluation.statistics import compare, estimate, monte_carlo_stderr
+from a2d_ray.evaluation.report.statistics import compare, estimate, monte_carlo_stderr
 
 
 def test_wilson_interval_of_a_textbook_case():

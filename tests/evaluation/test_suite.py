@@ -16,9 +16,15 @@ from lm_eval.api.model import LM
 from a2d_ray import convert
 from a2d_ray.cli import ConfigError, parse_config
 from a2d_ray.config import EvaluateConfig, FrontierConfig
-from a2d_ray.evaluation.frontier import accuracy_under_parallelism, run_frontier, write_frontier
-from a2d_ray.evaluation.provenance import code_state
-from a2d_ray.evaluation.report import (
+from a2d_ray.evaluation.harness.frontier import (
+    accuracy_under_parallelism,
+    run_frontier,
+    write_frontier,
+)
+from a2d_ray.evaluation.harness.suite import _missing, run_suite
+from a2d_ray.evaluation.harness.tasks import documents
+from a2d_ray.evaluation.report.provenance import code_state
+from a2d_ray.evaluation.report.report import (
     compare_reports,
     comparison_markdown,
     differing_conditions,
@@ -27,8 +33,6 @@ from a2d_ray.evaluation.report import (
     read_report,
     write_report,
 )
-from a2d_ray.evaluation.suite import _missing, run_suite
-from a2d_ray.evaluation.tasks import documents
 from tests.evaluation.hub_data import write_all
 
 ROOT = Path(__file__).parent.parent.parent

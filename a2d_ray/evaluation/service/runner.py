@@ -17,10 +17,10 @@ from typing import IO, Any
 
 import a2d_ray
 from a2d_ray.config import EvaluateConfig
-from a2d_ray.evaluation.report import speed
+from a2d_ray.evaluation.report.report import speed
+from a2d_ray.evaluation.report.statistics import estimate
 from a2d_ray.evaluation.service.store import Evaluation, EvaluationStore
 from a2d_ray.evaluation.service.worker import TRY_AGAIN
-from a2d_ray.evaluation.statistics import estimate
 from a2d_ray.http.errors import RequestError, overloaded
 
 logger = logging.getLogger(__name__)

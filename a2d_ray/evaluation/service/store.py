@@ -1,7 +1,7 @@
 """Evaluations on disk: one directory each, so that they survive whoever runs them.
 
 ``ID/config.json`` is what runs, ``state.json`` how far it came, ``progress.json`` what the worker
-says of itself; answers and the report lie beside them (`a2d_ray.evaluation.suite`).
+says of itself; answers and the report lie beside them (`a2d_ray.evaluation.harness.suite`).
 """
 
 import json

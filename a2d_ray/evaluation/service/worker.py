@@ -46,8 +46,8 @@ class Progress:
 
 def evaluate(directory: Path) -> None:
     """Runs ``config.json`` of a directory and writes the report beside it."""
-    from a2d_ray.evaluation.report import log_to_wandb, write_report
-    from a2d_ray.evaluation.suite import run_suite
+    from a2d_ray.evaluation.harness.suite import run_suite
+    from a2d_ray.evaluation.report.report import log_to_wandb, write_report
 
     config = EvaluateConfig.model_validate_json((directory / "config.json").read_text())
     progress = Progress(directory / "progress.json", [task.task for task in config.tasks])

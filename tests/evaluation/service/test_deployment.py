@@ -12,13 +12,13 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from a2d_ray.config import EvaluateConfig, ServeConfig
+from a2d_ray.evaluation.harness.suite import run_suite
 from a2d_ray.evaluation.service.deployment import (
     build_evaluation_app,
     evaluations_beside,
     own_key,
     run_evaluation_app,
 )
-from a2d_ray.evaluation.suite import run_suite
 from a2d_ray.http.access import ApiKeys
 from a2d_ray.serving.ray.launch import running_server
 from tests.evaluation.service.conftest import SPELLING, SUMS

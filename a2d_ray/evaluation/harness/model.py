@@ -17,9 +17,8 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import simple_parse_args_string
 
 from a2d_ray.data.chat import ChatRenderer
-from a2d_ray.evaluation.backends import Backend, Description, load_backend
-from a2d_ray.evaluation.options import Options, read_options, read_task_options
-from a2d_ray.evaluation.requests import (
+from a2d_ray.evaluation.backends.local import Backend, Description, load_backend
+from a2d_ray.evaluation.backends.requests import (
     GenerateRequest,
     LogLikelihood,
     Prompt,
@@ -27,9 +26,10 @@ from a2d_ray.evaluation.requests import (
     ScoreRequest,
     Segments,
 )
-from a2d_ray.evaluation.responses import Responder, ResponseCache, Speed
-from a2d_ray.evaluation.statistics import root_of_squares
-from a2d_ray.evaluation.whole_answers import end_of_turn, is_whole_answer
+from a2d_ray.evaluation.backends.responses import Responder, ResponseCache, Speed
+from a2d_ray.evaluation.harness.options import Options, read_options, read_task_options
+from a2d_ray.evaluation.harness.whole_answers import end_of_turn, is_whole_answer
+from a2d_ray.evaluation.report.statistics import root_of_squares
 from a2d_ray.generation.decoding.canvas import keep_last
 from a2d_ray.generation.decoding.params import SamplingParams, derive_seed
 
@@ -39,7 +39,7 @@ class A2DHarnessModel(LM):
 
     Args:
         backend: who answers; None: a model in this process, from `pretrained`.
-        options: see `a2d_ray.evaluation.options`.
+        options: see `a2d_ray.evaluation.harness.options`.
 
     Raises:
         ValueError: an unknown or unsupported option, or a checkpoint of the other objective.
@@ -86,12 +86,12 @@ class A2DHarnessModel(LM):
     def _make_backend(self, options: Options) -> Backend:
         others = options.others
         if others["base_url"]:
-            from a2d_ray.evaluation.endpoint import EndpointBackend
+            from a2d_ray.evaluation.backends.endpoint import EndpointBackend
 
             return EndpointBackend(others["base_url"], others["served_model"])
         batch_size, num_workers = int(others["batch_size"]), int(others["num_workers"])
         if num_workers:
-            from a2d_ray.evaluation.actors import RayBackend
+            from a2d_ray.evaluation.backends.actors import RayBackend
 
             return RayBackend(
                 options.model, self.objective, num_workers=num_workers, batch_size=batch_size

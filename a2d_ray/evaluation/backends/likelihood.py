@@ -23,8 +23,8 @@ from a2d_ray.diffusion.likelihood import DRAW_SEED
 from a2d_ray.diffusion.losses import masked_cross_entropy
 from a2d_ray.diffusion.noise import Noise, NoiseSpec, draw_noise
 from a2d_ray.diffusion.objectives import noised_ids
-from a2d_ray.evaluation.requests import Score, ScoreRequest
-from a2d_ray.evaluation.score_batches import draws_per_forward, is_exact, needed_draws
+from a2d_ray.evaluation.backends.requests import Score, ScoreRequest
+from a2d_ray.evaluation.backends.score_batches import draws_per_forward, is_exact, needed_draws
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.layout_hidden import layout_hidden
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from a2d_ray.evaluation.likelihood import Likelihood
-from a2d_ray.evaluation.requests import (
+from a2d_ray.evaluation.backends.likelihood import Likelihood
+from a2d_ray.evaluation.backends.requests import (
     Answer,
     GenerateRequest,
     Score,

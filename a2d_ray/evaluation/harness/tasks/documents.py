@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset, load_dataset
 
 from a2d_ray.data.sources.embedded import embedded_rows
-from a2d_ray.evaluation.whole_answers import IS_WHOLE
+from a2d_ray.evaluation.harness.whole_answers import IS_WHOLE
 from a2d_ray.sandbox.runner import Limits, run_code
 
 GRADES: dict[str, dict[str, dict[str, Any]]] = {

@@ -12,8 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from a2d_ray.evaluation.backends import Backend
-from a2d_ray.evaluation.requests import (
+from a2d_ray.evaluation.backends.local import Backend
+from a2d_ray.evaluation.backends.requests import (
     Answer,
     GenerateRequest,
     Request,
@@ -22,7 +22,7 @@ from a2d_ray.evaluation.requests import (
     ScoreRequest,
     to_values,
 )
-from a2d_ray.evaluation.score_batches import plan_batches
+from a2d_ray.evaluation.backends.score_batches import plan_batches
 from a2d_ray.models.contract import Contract
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from a2d_ray.config import EvaluateConfig
-from a2d_ray.evaluation.statistics import Comparison, compare, estimate
+from a2d_ray.evaluation.report.statistics import Comparison, compare, estimate
 
 
 def write_report(report: dict[str, Any], directory: str | Path) -> Path:

@@ -7,8 +7,8 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from a2d_ray.evaluation.responses import Speed
-from a2d_ray.evaluation.whole_answers import end_of_turn, is_whole_answer
+from a2d_ray.evaluation.backends.responses import Speed
+from a2d_ray.evaluation.harness.whole_answers import end_of_turn, is_whole_answer
 
 
 class TimedHFLM(HFLM):

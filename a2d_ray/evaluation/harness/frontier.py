@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from a2d_ray.config import EvaluateConfig, FrontierConfig
-from a2d_ray.evaluation.report import speed, write_report
-from a2d_ray.evaluation.statistics import estimate
-from a2d_ray.evaluation.suite import build_model, run_suite
+from a2d_ray.evaluation.harness.suite import build_model, run_suite
+from a2d_ray.evaluation.report.report import speed, write_report
+from a2d_ray.evaluation.report.statistics import estimate
 
 ALPHA = 3.0
 ONE_BY_ONE = "one by one"  # the setting of an AR model

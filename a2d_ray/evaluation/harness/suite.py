@@ -10,8 +10,8 @@ from typing import Any
 
 from a2d_ray.config import EvaluateConfig, EvaluatedTask
 from a2d_ray.evaluation.__main__ import TASKS
-from a2d_ray.evaluation.provenance import code_state, data_fingerprint, model_state, versions
-from a2d_ray.evaluation.statistics import monte_carlo_stderr, root_of_squares
+from a2d_ray.evaluation.report.provenance import code_state, data_fingerprint, model_state, versions
+from a2d_ray.evaluation.report.statistics import monte_carlo_stderr, root_of_squares
 from a2d_ray.sandbox.runner import check_isolation
 
 Observer = Callable[[str, int, int], None]
@@ -29,7 +29,7 @@ def run_suite(
         observe: called with the task's name, how many of its results are there, and of how many.
 
     Returns:
-        The report: everything that is needed to repeat it; see `a2d_ray.evaluation.report`.
+        The report: everything that is needed to repeat it; see `a2d_ray.evaluation.report.report`.
 
     Raises:
         ValueError: a task that does not exist or needs what is missing, or a metric that the task
@@ -60,14 +60,14 @@ def run_suite(
 def build_model(config: EvaluateConfig) -> Any:
     """The harness's model that `config` names."""
     if config.kind == "ar":
-        from a2d_ray.evaluation.ar import TimedHFLM
+        from a2d_ray.evaluation.harness.ar import TimedHFLM
 
         load = config.model
         device = "cpu" if load.device == "auto" else load.device
         return TimedHFLM(
             pretrained=load.path, device=device, dtype=load.dtype, batch_size=config.batch_size
         )
-    from a2d_ray.evaluation.model import A2DHarnessModel
+    from a2d_ray.evaluation.harness.model import A2DHarnessModel
 
     return A2DHarnessModel(
         backend=_backend(config),
@@ -81,11 +81,11 @@ def _backend(config: EvaluateConfig) -> Any:
     """Who answers; what is not used is not loaded."""
     keywords = config.model.model_dump(exclude_none=True)
     if config.endpoint:
-        from a2d_ray.evaluation.endpoint import EndpointBackend
+        from a2d_ray.evaluation.backends.endpoint import EndpointBackend
 
         return EndpointBackend(config.endpoint, config.served_model, concurrency=config.batch_size)
     if config.num_workers:
-        from a2d_ray.evaluation.actors import RayBackend
+        from a2d_ray.evaluation.backends.actors import RayBackend
 
         return RayBackend(
             keywords,
@@ -94,7 +94,7 @@ def _backend(config: EvaluateConfig) -> Any:
             cpus_per_worker=config.cpus_per_worker,
             gpus_per_worker=config.gpus_per_worker,
         )
-    from a2d_ray.evaluation.backends import load_backend
+    from a2d_ray.evaluation.backends.local import load_backend
 
     return load_backend(keywords, batch_size=config.batch_size)
 

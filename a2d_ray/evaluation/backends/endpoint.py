@@ -14,8 +14,8 @@ from typing import Any
 import openai
 
 from a2d_ray.config import RULES_OF
-from a2d_ray.evaluation.backends import Description
-from a2d_ray.evaluation.requests import (
+from a2d_ray.evaluation.backends.local import Description
+from a2d_ray.evaluation.backends.requests import (
     Answer,
     GenerateRequest,
     Score,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from a2d_ray.data.packing.costs import Streams
 from a2d_ray.data.packing.documents import Document
-from a2d_ray.evaluation.requests import ScoreRequest
+from a2d_ray.evaluation.backends.requests import ScoreRequest
 from a2d_ray.models.contract import Contract
 
 MAX_TOKENS = 2048  # of all streams of one forward

@@ -7,8 +7,8 @@ from typing import Any
 import ray
 from ray.util import ActorPool
 
-from a2d_ray.evaluation.backends import Description, load_backend
-from a2d_ray.evaluation.requests import Answer, GenerateRequest, Score, ScoreRequest
+from a2d_ray.evaluation.backends.local import Description, load_backend
+from a2d_ray.evaluation.backends.requests import Answer, GenerateRequest, Score, ScoreRequest
 
 
 class Evaluator:
