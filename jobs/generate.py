@@ -13,7 +13,7 @@ def main() -> None:
     print(f"{plan.num_rows:,} prompts in {plan.num_parts:,} parts, {num_done:,} done before")
     if plan.missing:
         from a2d_ray.offline.batch import report_progress
-        from a2d_ray.training.cluster import ensure_ray
+        from a2d_ray.runs.cluster import ensure_ray
 
         ensure_ray(config.num_replicas * config.cpus_per_replica + 1)
         print(report_progress(config, plan))

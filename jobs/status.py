@@ -11,7 +11,7 @@ from a2d_ray.config import StatusConfig
 def main() -> None:
     args = ["output=json" if arg == "--json" else arg for arg in sys.argv[1:]]
     config = load_config(StatusConfig, "status", args)
-    from a2d_ray.tuning.status import format_status, list_runs, run_status
+    from a2d_ray.runs.status import format_status, list_runs, run_status
 
     names = list_runs(config.storage_path) if config.name is None else [config.name]
     runs = [run_status(config.storage_path, name) for name in names]

@@ -202,7 +202,7 @@ class _Usage:
 def _prepare(work: _Work, rows: int) -> _Usage:
     """Packs with Ray Data; the finished set is removed."""
     from a2d_ray.data.pipeline import prepare
-    from a2d_ray.training.cluster import ensure_ray
+    from a2d_ray.runs.cluster import ensure_ray
 
     data, objective = work.sections(rows)
     model_path = work.model_path

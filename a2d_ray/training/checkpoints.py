@@ -16,11 +16,11 @@ from a2d_ray.cli import to_yaml
 from a2d_ray.models.adapters import save_adapters
 from a2d_ray.models.checkpoint import save_checkpoint
 from a2d_ray.models.contract import Contract
+from a2d_ray.runs.storage import RunDirectory
 from a2d_ray.training.engine import whole_weights
 from a2d_ray.training.plan import Plan
 from a2d_ray.training.ranks import Ranks
 from a2d_ray.training.state import STATE_DIRECTORY, Progress, save_state
-from a2d_ray.training.storage import RunDirectory
 
 FINAL_NAME, BEST_NAME, BEST_FILE = "checkpoint-final", "checkpoint-best", "best.json"
 

@@ -18,6 +18,7 @@ from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.noise import Noise
 from a2d_ray.models.adapters import add_adapters, restore_adapters
 from a2d_ray.models.checkpoint import load_checkpoint
+from a2d_ray.runs.storage import WORKERS_FILE, RunDirectory
 from a2d_ray.training.assembly import build_module
 from a2d_ray.training.batches import StepBuilder, to_device
 from a2d_ray.training.checkpoints import CheckpointWriter
@@ -37,7 +38,6 @@ from a2d_ray.training.ranks import Ranks
 from a2d_ray.training.reporting import MetricsLog, RunReporter
 from a2d_ray.training.state import Progress, restore_state
 from a2d_ray.training.stopping import StopWatch
-from a2d_ray.training.storage import WORKERS_FILE, RunDirectory
 
 
 def train_loop(plan: dict[str, Any]) -> None:

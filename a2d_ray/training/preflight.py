@@ -9,8 +9,8 @@ from a2d_ray.config import RunSection, TrainConfig
 from a2d_ray.data.sources.mixture import check_spec
 from a2d_ray.models.checkpoint import check_checkpoint
 from a2d_ray.models.contract import Contract
-from a2d_ray.training.cluster import check_resources, wants_gpu
-from a2d_ray.training.storage import RunDirectory
+from a2d_ray.runs.cluster import check_resources, wants_gpu
+from a2d_ray.runs.storage import RunDirectory
 
 
 def check_run(config: TrainConfig) -> Contract:

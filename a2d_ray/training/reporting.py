@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from a2d_ray.config import TrainConfig
+from a2d_ray.runs.storage import RunDirectory
 from a2d_ray.training.curves import draw_curves
 from a2d_ray.training.gauges import RunGauges
 from a2d_ray.training.samples import Sample
-from a2d_ray.training.storage import RunDirectory
 
 METRICS_FILE, SAMPLES_FILE, PLOT_FILE = "metrics.jsonl", "samples.jsonl", "loss.png"
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from a2d_ray.training.storage import RunDirectory
+from a2d_ray.runs.storage import RunDirectory
 
 STOP_FILE = "stop"
 POLL_S = 1.0

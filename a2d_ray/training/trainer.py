@@ -27,13 +27,13 @@ from a2d_ray.cli import first_difference, to_yaml
 from a2d_ray.config import ScalingSection, TrainConfig
 from a2d_ray.data.packing.packed import PackedSet
 from a2d_ray.data.pipeline import prepare, training_dataset
-from a2d_ray.training.cluster import WORKER_ENV, ensure_ray, wants_gpu
+from a2d_ray.runs.cluster import WORKER_ENV, ensure_ray, wants_gpu
+from a2d_ray.runs.storage import RunDirectory
 from a2d_ray.training.loop import train_loop
 from a2d_ray.training.plan import Plan
 from a2d_ray.training.preflight import check_run
 from a2d_ray.training.progress import progress_bar
 from a2d_ray.training.stopping import STOP_FILE, stop_on_sigterm
-from a2d_ray.training.storage import RunDirectory
 
 log = logging.getLogger(__name__)
 

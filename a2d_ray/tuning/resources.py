@@ -3,7 +3,7 @@
 import os
 
 from a2d_ray.config import ScalingSection
-from a2d_ray.training.cluster import wants_gpu
+from a2d_ray.runs.cluster import wants_gpu
 
 DATA_CPUS = 1  # of each trial, for Ray Data beside its workers
 DRIVER_CPUS = 0.5

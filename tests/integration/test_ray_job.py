@@ -110,7 +110,7 @@ def test_training_job_on_a_started_cluster(cluster, files):
 
 
 def test_a_stopped_job_leaves_a_run_that_goes_on(cluster, files):
-    from a2d_ray.tuning.status import run_status
+    from a2d_ray.runs.status import run_status
 
     def submit(steps, *args):
         command = training(files, "stopped", "schedule.save_steps=2", f"schedule.max_steps={steps}")

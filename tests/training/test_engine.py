@@ -162,11 +162,11 @@ def test_two_ranks_and_partitioned_weights(reference, tmp_path):
 
 def test_a_disk_that_is_full_is_a_problem_that_is_told(make_config, tmp_path):
     from a2d_ray.models.contract import Contract
+    from a2d_ray.runs.storage import RunDirectory
     from a2d_ray.training.checkpoints import CheckpointWriter
     from a2d_ray.training.plan import Plan
     from a2d_ray.training.ranks import Ranks
     from a2d_ray.training.state import Progress
-    from a2d_ray.training.storage import RunDirectory
 
     plan, ranks = Plan(make_config("full"), "nowhere", 6), Ranks(0, 1, torch.device("cpu"))
     directory, progress = RunDirectory.of(str(tmp_path), "run"), Progress(step=1, rows=4)

@@ -6,8 +6,8 @@ import os
 import pytest
 
 from a2d_ray.cli import to_yaml
+from a2d_ray.runs.storage import RunDirectory
 from a2d_ray.training.preflight import check_run
-from a2d_ray.training.storage import RunDirectory
 from tests.tiny import save_tiny_ar
 
 pytestmark = pytest.mark.usefixtures("no_ray")

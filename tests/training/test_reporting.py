@@ -6,10 +6,10 @@ from itertools import pairwise
 import pyarrow.fs as pafs
 import pytest
 
+from a2d_ray.runs.storage import RunDirectory
 from a2d_ray.training.optim import corruption_limit, learning_rate
 from a2d_ray.training.progress import progress_bar
 from a2d_ray.training.reporting import MetricsLog
-from a2d_ray.training.storage import RunDirectory
 
 
 def lines(path):

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from a2d_ray.cli import to_yaml
+from a2d_ray.runs.storage import RunDirectory
 from a2d_ray.training.stopping import request_stop
-from a2d_ray.training.storage import RunDirectory
 from tests.training.runs import assert_same_losses, fit, metrics
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]

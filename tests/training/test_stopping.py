@@ -8,9 +8,9 @@ import time
 import pyarrow.fs as pafs
 import pytest
 
+from a2d_ray.runs.storage import RunDirectory
 from a2d_ray.training.checkpoints import BEST_FILE, BEST_NAME, keep_best
 from a2d_ray.training.stopping import StopWatch, stop_on_sigterm
-from a2d_ray.training.storage import RunDirectory
 
 
 @pytest.fixture(params=["disk", "store"])

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from a2d_ray.runs.status import format_status, run_status
 from a2d_ray.training import trainer
-from a2d_ray.tuning.status import format_status, run_status
 from tests.training import slow_rank
 from tests.training.runs import assert_same_losses, fit, metrics
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from a2d_ray.tuning.status import duration, format_status, list_runs, run_status
+from a2d_ray.runs.status import duration, format_status, list_runs, run_status
 
 ROOT = Path(__file__).parent.parent.parent
 

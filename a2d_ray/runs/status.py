@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from a2d_ray.training.storage import RunDirectory
-from a2d_ray.tuning.stragglers import Straggler, find_straggler
+from a2d_ray.runs.storage import RunDirectory
+from a2d_ray.runs.stragglers import Straggler, find_straggler
 
 PLAN_FILE, METRICS_FILE = "plan.json", "metrics.jsonl"
 SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # what Ray Train has registered

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from a2d_ray.training.storage import WORKERS_FILE, RunDirectory
+from a2d_ray.runs.storage import WORKERS_FILE, RunDirectory
 
 MIN_STEPS = 5
 SHARE = 0.8  # of the steps in which one rank must be the slowest; by chance it is 1 / ranks

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from a2d_ray.training.storage import WORKERS_FILE, RunDirectory
-from a2d_ray.tuning.stragglers import find_straggler
+from a2d_ray.runs.storage import WORKERS_FILE, RunDirectory
+from a2d_ray.runs.stragglers import find_straggler
 
 
 def steps(slowest, own_s, median_s=1.0):
