@@ -10,8 +10,8 @@ from a2d_ray.config import PlanConfig
 def main() -> None:
     args = ["output=json" if arg == "--json" else arg for arg in sys.argv[1:]]
     config = load_config(PlanConfig, "plan", args)
-    from a2d_ray.tuning.plan_report import format_plan
-    from a2d_ray.tuning.planning import plan_run
+    from a2d_ray.planning.estimate import plan_run
+    from a2d_ray.planning.table import format_plan
 
     plan = plan_run(config)
     print(json.dumps(plan.to_dict(), indent=2) if config.output == "json" else format_plan(plan))

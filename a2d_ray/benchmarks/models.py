@@ -8,8 +8,8 @@ import torch
 from a2d_ray.models.architectures import find_architecture
 from a2d_ray.models.checkpoint import save_checkpoint
 from a2d_ray.models.contract import Contract
+from a2d_ray.planning.sizes import ModelSizes, find_sizes
 from a2d_ray.text.language_model import LanguageModel
-from a2d_ray.tuning.sizes import ModelSizes, find_sizes
 
 SIZES = find_sizes("package:smollm2")
 MAX_LENGTH = 2_048

@@ -28,9 +28,9 @@ from a2d_ray.diffusion.masks import dense_mask
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
 from a2d_ray.diffusion.objectives import LossSpec, diffusion_loss
 from a2d_ray.models.architectures import find_architecture
+from a2d_ray.planning.flops import LayoutCost, train_flops
+from a2d_ray.planning.sizes import ModelSizes
 from a2d_ray.training.module import DiffusionModule
-from a2d_ray.tuning.flops import LayoutCost, train_flops
-from a2d_ray.tuning.sizes import ModelSizes
 
 BLOCK_SIZE, MASK_ID, EOS_ID = 32, 49152, 2
 SIZES = replace(models.SIZES, vocab=49_216)  # with the mask token, a multiple of 64

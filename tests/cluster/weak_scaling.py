@@ -30,7 +30,7 @@ def measure(world: int, zero_stage: int, num_micro: int) -> dict[str, Any]:
         mp.spawn(_rank, (world, zero_stage, num_micro, directory), nprocs=world)
         ranks = [json.loads((Path(directory) / f"{r}.json").read_text()) for r in range(world)]
     parameters, tokens = ranks[0]["parameters"], sum(rank["tokens"] for rank in ranks)
-    from a2d_ray.tuning.planning import network_bytes
+    from a2d_ray.planning.estimate import network_bytes
 
     theory = world * network_bytes(
         parameters, zero_stage=zero_stage, num_workers=world, num_micro=num_micro

@@ -8,7 +8,7 @@ what autograd saves: arXiv 2205.05198.
 from dataclasses import dataclass
 
 from a2d_ray.config import ModelSection
-from a2d_ray.tuning.sizes import ModelSizes
+from a2d_ray.planning.sizes import ModelSizes
 
 GIB = 2**30
 FP32, BF16 = 4, 2

@@ -10,10 +10,10 @@ import pytest
 
 from a2d_ray.cli import parse_config
 from a2d_ray.config import ObjectiveSection, PlanConfig
-from a2d_ray.tuning.devices import DEVICES
-from a2d_ray.tuning.flops import padded_cost, train_flops
-from a2d_ray.tuning.planning import network_bytes, plan_run
-from a2d_ray.tuning.sizes import find_sizes
+from a2d_ray.planning.devices import DEVICES
+from a2d_ray.planning.estimate import network_bytes, plan_run
+from a2d_ray.planning.flops import padded_cost, train_flops
+from a2d_ray.planning.sizes import find_sizes
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from a2d_ray.config import ClusterSection, PlanConfig, TrainConfig, WorkloadSection
 from a2d_ray.data.packing.packed import MANIFEST
-from a2d_ray.tuning.devices import Device, find_device
-from a2d_ray.tuning.flops import LayoutCost, layout_cost, padded_cost, train_flops
-from a2d_ray.tuning.memory import FP32, Memory, worker_memory
-from a2d_ray.tuning.sizes import ModelSizes, find_sizes
+from a2d_ray.planning.devices import Device, find_device
+from a2d_ray.planning.flops import LayoutCost, layout_cost, padded_cost, train_flops
+from a2d_ray.planning.memory import FP32, Memory, worker_memory
+from a2d_ray.planning.sizes import ModelSizes, find_sizes
 
 STAGES = (0, 1, 2, 3)
 

@@ -1,8 +1,8 @@
 """A run's plan as a table for people."""
 
-from a2d_ray.tuning.devices import PRICES_OF
-from a2d_ray.tuning.memory import GIB, Memory
-from a2d_ray.tuning.planning import RunPlan
+from a2d_ray.planning.devices import PRICES_OF
+from a2d_ray.planning.estimate import RunPlan
+from a2d_ray.planning.memory import GIB, Memory
 
 
 def format_plan(plan: RunPlan) -> str:

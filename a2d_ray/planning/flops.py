@@ -7,7 +7,7 @@ A multiplication and an addition are two FLOPs. The counts equal those of `diffu
 from dataclasses import dataclass
 
 from a2d_ray.config import ModelSection, ObjectiveSection
-from a2d_ray.tuning.sizes import ModelSizes
+from a2d_ray.planning.sizes import ModelSizes
 
 WHOLE = ModelSection(path="whole")  # everything is trained, nothing computed twice
 

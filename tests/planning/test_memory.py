@@ -6,14 +6,14 @@ import torch
 from a2d_ray.diffusion import losses
 from a2d_ray.diffusion.layout import LayoutSpec, build_layout
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
-from a2d_ray.tuning import memory
-from a2d_ray.tuning.flops import WHOLE
-from a2d_ray.tuning.memory import layer_activations, token_activations, worker_memory
-from a2d_ray.tuning.sizes import KNOWN_MODELS, find_sizes, sizes_of
+from a2d_ray.planning import memory
+from a2d_ray.planning.flops import WHOLE
+from a2d_ray.planning.memory import layer_activations, token_activations, worker_memory
+from a2d_ray.planning.sizes import KNOWN_MODELS, find_sizes, sizes_of
+from tests.planning.test_flops import trained
 from tests.rows import packed_row
 from tests.tiny import tiny_a2d_model
 from tests.training.modules import module_of
-from tests.tuning.test_flops import trained
 
 WIDE = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 8}
 N = 304

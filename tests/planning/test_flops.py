@@ -9,14 +9,14 @@ from a2d_ray.config import ModelSection, ObjectiveSection
 from a2d_ray.diffusion.layout import LayoutSpec, build_layout
 from a2d_ray.diffusion.masks import dense_mask
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
-from a2d_ray.tuning.flops import (
+from a2d_ray.planning.flops import (
     LayoutCost,
     forward_flops,
     layout_cost,
     padded_cost,
     train_flops,
 )
-from a2d_ray.tuning.sizes import find_sizes
+from a2d_ray.planning.sizes import find_sizes
 from tests.rows import packed_row
 from tests.tiny import tiny_a2d_model
 
@@ -68,7 +68,7 @@ def test_forward_flops_are_those_of_the_matrices():
     from torch.utils.flop_counter import FlopCounterMode
 
     model = tiny_a2d_model("qwen3", num_hidden_layers=3)
-    from a2d_ray.tuning.sizes import sizes_of
+    from a2d_ray.planning.sizes import sizes_of
 
     sizes = sizes_of(model.config.to_dict())
     ids = torch.zeros(2, 50, dtype=torch.int64)
