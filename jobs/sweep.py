@@ -6,11 +6,11 @@ from a2d_ray.config import SweepConfig
 
 def main() -> None:
     config = load_config(SweepConfig, "sweep")
-    from a2d_ray.tuning.space import read_space
+    from a2d_ray.sweeps.space import read_space
 
     read_space(config)
-    from a2d_ray.tuning.results import format_results
-    from a2d_ray.tuning.sweep import run_sweep
+    from a2d_ray.sweeps.results import format_results
+    from a2d_ray.sweeps.sweep import run_sweep
 
     print(format_results(run_sweep(config), config.sweep.metric))
 

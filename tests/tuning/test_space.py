@@ -8,7 +8,7 @@ import pytest
 
 from a2d_ray.cli import ConfigError, parse_config
 from a2d_ray.config import SweepConfig, TrainConfig
-from a2d_ray.tuning.space import read_space, trial_config, with_shared_data
+from a2d_ray.sweeps.space import read_space, trial_config, with_shared_data
 
 ROOT = Path(__file__).parent.parent.parent
 

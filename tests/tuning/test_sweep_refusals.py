@@ -6,7 +6,7 @@ import pytest
 
 from a2d_ray.cli import parse_config
 from a2d_ray.config import SweepConfig
-from a2d_ray.tuning.sweep import run_sweep
+from a2d_ray.sweeps.sweep import run_sweep
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from a2d_ray.tuning.results import TrialRow
+    from a2d_ray.sweeps.results import TrialRow
 
 PARALLEL_FILE, LR_FILE = "parallel.png", "nelbo-lr.png"
 

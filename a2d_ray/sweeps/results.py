@@ -9,8 +9,8 @@ from typing import Any
 
 from a2d_ray.cli import to_yaml
 from a2d_ray.config import SweepConfig
-from a2d_ray.tuning.points import TRIALS_DIRECTORY, read_point, run_name
-from a2d_ray.tuning.space import trial_config, varies_blocks
+from a2d_ray.sweeps.points import TRIALS_DIRECTORY, read_point, run_name
+from a2d_ray.sweeps.space import trial_config, varies_blocks
 
 CSV_FILE, BEST_FILE = "results.csv", "best.yaml"
 
@@ -61,7 +61,7 @@ def write_results(results: Any, config: SweepConfig, directory: Path) -> SweepRe
     rows = sort_rows([_row(result, config, directory) for result in results], config)
     _write_csv(rows, directory / CSV_FILE)
     best = _write_best(rows, config, directory)
-    from a2d_ray.tuning.plots import write_plots
+    from a2d_ray.sweeps.plots import write_plots
 
     write_plots(rows, config.sweep.metric, directory)
     return SweepResults(rows=rows, best=best, directory=directory)

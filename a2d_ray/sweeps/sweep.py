@@ -14,12 +14,12 @@ from ray.tune.search.optuna import OptunaSearch
 from a2d_ray.cli import first_difference, to_yaml
 from a2d_ray.config import SweepConfig, TrainConfig
 from a2d_ray.data.pipeline import prepare
+from a2d_ray.sweeps.points import TRIALS_DIRECTORY
+from a2d_ray.sweeps.resources import concurrent_trials, start_ray
+from a2d_ray.sweeps.results import SweepResults, write_results
+from a2d_ray.sweeps.space import Dimension, read_space, trial_config, with_shared_data
+from a2d_ray.sweeps.trial import run_trial
 from a2d_ray.training.preflight import check_run, check_writable
-from a2d_ray.tuning.points import TRIALS_DIRECTORY
-from a2d_ray.tuning.resources import concurrent_trials, start_ray
-from a2d_ray.tuning.results import SweepResults, write_results
-from a2d_ray.tuning.space import Dimension, read_space, trial_config, with_shared_data
-from a2d_ray.tuning.trial import run_trial
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from a2d_ray.config import TrainConfig
 from a2d_ray.data.sources.mixture import parse_spec
-from a2d_ray.tuning.points import run_name, write_point
-from a2d_ray.tuning.space import trial_config
+from a2d_ray.sweeps.points import run_name, write_point
+from a2d_ray.sweeps.space import trial_config
 
 EMBEDDED_TASKS = ("sums", "sorting", "spelling")
 MAX_ANSWER_TOKENS = 64
