@@ -8,7 +8,7 @@ from a2d_ray.config import BenchmarkConfig
 
 def main() -> None:
     config = load_config(BenchmarkConfig, "benchmark", [_argument(arg) for arg in sys.argv[1:]])
-    from a2d_ray.benchmarks.harness import SUITES, run_suite
+    from benchmarks.harness import SUITES, run_suite
 
     if config.suite not in SUITES:
         raise ConfigError(f"suite={config.suite} is not there yet: choose from {sorted(SUITES)}")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from a2d_ray.benchmarks import models
+from benchmarks import models
 
 
 @pytest.fixture

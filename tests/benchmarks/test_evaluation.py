@@ -2,8 +2,8 @@
 
 import json
 
-from a2d_ray.benchmarks.harness import run_suite
 from a2d_ray.config import BenchmarkConfig
+from benchmarks.harness import run_suite
 
 
 def test_answers_are_equal_and_the_case_says_what_it_must(small):

@@ -6,9 +6,9 @@ import types
 
 import pytest
 
-from a2d_ray.benchmarks import harness
-from a2d_ray.benchmarks.harness import Case, measure, run_suite
 from a2d_ray.config import BenchmarkConfig
+from benchmarks import harness
+from benchmarks.harness import Case, measure, run_suite
 
 
 def test_contenders_take_turns():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from a2d_ray.benchmarks.ar_baseline import UNTRAINED, ar_model, kept_or_made, padded_documents
-from a2d_ray.benchmarks.learning import DEFAULT, VARIANTS, run_config
+from benchmarks.ar_baseline import UNTRAINED, ar_model, kept_or_made, padded_documents
+from benchmarks.learning import DEFAULT, VARIANTS, run_config
 from tests.rows import MIXED, packed_row, split_documents
 
 
@@ -80,7 +80,7 @@ def test_a_fine_tuned_model_is_kept_for_those_who_ask_for_the_same(tmp_path):
 
 
 def test_a_budget_is_spent_in_cpu_seconds_and_the_schedule_follows_it():
-    from a2d_ray.benchmarks.bare_training import SCHEDULE_PLACES, within_budget
+    from benchmarks.bare_training import SCHEDULE_PLACES, within_budget
 
     started, steps = time.process_time(), []
     for step in within_budget(0.2):

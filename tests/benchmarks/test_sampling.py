@@ -2,8 +2,8 @@
 
 import pytest
 
-from a2d_ray.benchmarks import models, sampling
 from a2d_ray.config import BenchmarkConfig
+from benchmarks import models, sampling
 
 
 def test_every_case_gives_a_line(small):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from a2d_ray.benchmarks import http_load, ray_serving, serving
 from a2d_ray.config import BenchmarkConfig
+from benchmarks import http_load, ray_serving, serving
 
 HERE = ["clients8", "lock8", "turns"]
 

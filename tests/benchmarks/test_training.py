@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from a2d_ray.benchmarks import training
-from a2d_ray.benchmarks.naive_training import naive_loss, padded_batch
 from a2d_ray.config import BenchmarkConfig
+from benchmarks import training
+from benchmarks.naive_training import naive_loss, padded_batch
 
 TINY = replace(
     training.SIZES, hidden=32, intermediate=64, layers=1, heads=4, kv_heads=2, head_dim=8

@@ -6,11 +6,11 @@ import pytest
 from fastapi.responses import JSONResponse
 
 from a2d_ray import load
-from a2d_ray.benchmarks.http_load import listening
 from a2d_ray.config import EvaluateConfig
 from a2d_ray.evaluation.harness.suite import run_suite
 from a2d_ray.serving.http.app import create_app
 from a2d_ray.serving.model.server import ModelServer
+from benchmarks.http_load import listening
 from tests.evaluation.hub_data import write_all
 
 SUMS = {"task": "a2d_sums", "metric": "exact_match,strict", "limit": 9}

@@ -9,7 +9,6 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from a2d_ray import SamplingParams, load
-from a2d_ray.benchmarks.http_load import listening
 from a2d_ray.config import LimitsSection, SamplingSection
 from a2d_ray.evaluation.backends.endpoint import EndpointBackend
 from a2d_ray.evaluation.backends.local import LocalBackend
@@ -18,6 +17,7 @@ from a2d_ray.evaluation.backends.responses import Responder, ResponseCache
 from a2d_ray.evaluation.harness.model import A2DHarnessModel
 from a2d_ray.serving.http.app import create_app
 from a2d_ray.serving.model.server import ModelServer
+from benchmarks.http_load import listening
 
 TEXTS = ["one", "another prompt", "x y", "42"]
 CHAT = [{"role": "user", "content": "What is 1 + 2?"}]

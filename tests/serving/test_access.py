@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from a2d_ray.benchmarks.http_load import listening
 from a2d_ray.config import LimitsSection, SamplingSection, SecuritySection
 from a2d_ray.http.access import ANYBODY, ApiKeys, RateLimit
 from a2d_ray.http.errors import RequestError
@@ -20,6 +19,7 @@ from a2d_ray.serving.model.server import ModelServer
 from a2d_ray.serving.openai.chat_protocol import ChatCompletionRequest
 from a2d_ray.serving.openai.infill import InfillRequest
 from a2d_ray.serving.openai.protocol import CompletionRequest
+from benchmarks.http_load import listening
 from tests.serving.in_process import Client
 from tests.serving.openapi_bodies import JSON, bodies
 

@@ -3,8 +3,8 @@
 import pytest
 
 from a2d_ray import SamplingParams
-from a2d_ray.benchmarks.http_load import listening
 from a2d_ray.serving.http.app import create_app
+from benchmarks.http_load import listening
 
 PROMPTS = ["abc", "one two three"]
 

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from a2d_ray.benchmarks.http_load import listening
 from a2d_ray.config import EngineSection
 from a2d_ray.serving.http.app import create_app
 from a2d_ray.serving.model.server import ModelServer
+from benchmarks.http_load import listening
 
 TEXT = "/v1/completions"
 LONG = {"model": "tiny", "max_tokens": 400, "ignore_eos": True, "diffusion": {"rule": "steps"}}

@@ -14,10 +14,10 @@ from openai.resources.chat.completions import Completions as ChatCompletions
 from openai.resources.completions import Completions
 
 from a2d_ray import SamplingParams
-from a2d_ray.benchmarks.http_load import listening
 from a2d_ray.config import SamplingSection
 from a2d_ray.serving.http.app import create_app
 from a2d_ray.serving.model.server import ModelServer
+from benchmarks.http_load import listening
 
 MESSAGES = [{"role": "user", "content": "2+2?"}]
 NOT_IN_THE_BODY = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}

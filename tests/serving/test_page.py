@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from a2d_ray.benchmarks.http_load import listening
 from a2d_ray.config import SamplingSection
 from a2d_ray.http.access import ApiKeys
 from a2d_ray.serving.http.app import create_app
 from a2d_ray.serving.model.server import ModelServer
+from benchmarks.http_load import listening
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from a2d_ray.benchmarks.bare_training import BareLoop
 from a2d_ray.data.packing.packed import PackedSet
+from benchmarks.bare_training import BareLoop
 from tests.training.runs import fit, metrics
 
 STEPS = 4

@@ -27,8 +27,8 @@ def test_growth_needs_a_list(make_config):
 @pytest.mark.cluster
 def test_a_run_that_grows_begins_with_the_smallest_blocks(make_config, one_worker):
     """One step each of the first and the last size, as the bare loop builds them."""
-    from a2d_ray.benchmarks.bare_training import BareLoop
     from a2d_ray.data.pipeline import prepare
+    from benchmarks.bare_training import BareLoop
 
     losses = {}
     for name, objective in {

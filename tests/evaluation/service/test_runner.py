@@ -6,10 +6,10 @@ import time
 import pytest
 
 from a2d_ray import load
-from a2d_ray.benchmarks.http_load import listening
 from a2d_ray.evaluation.service import runner as runner_module
 from a2d_ray.serving.http.app import create_app as create_model_app
 from a2d_ray.serving.model.server import ModelServer
+from benchmarks.http_load import listening
 from tests.serving.in_process import Client
 
 PATH = "/v1/evaluations"

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import psutil
 
-from a2d_ray.benchmarks.harness import Case, measure
 from a2d_ray.config import BenchmarkConfig, DataSection, ObjectiveSection
 from a2d_ray.data.chat import ChatRenderer
 from a2d_ray.data.packing.packed import ROWS_PER_PART
@@ -36,6 +35,7 @@ from a2d_ray.data.sources.mixture import parse_spec
 from a2d_ray.data.sources.reading import read_unit, reading_units
 from a2d_ray.models.sources import find_source
 from a2d_ray.models.sources import load_tokenizer as load_source_tokenizer
+from benchmarks.harness import Case, measure
 
 MEDIAN_TOKENS, MAX_LENGTH, TOKENS_PER_ROW = 300, 1024, 4096
 TOKENS_PER_WORD = 1.35

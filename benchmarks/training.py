@@ -11,17 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from a2d_ray.benchmarks import models
-from a2d_ray.benchmarks.harness import Case, Timing, measure
-from a2d_ray.benchmarks.memory import peak_rss_mb
-from a2d_ray.benchmarks.naive_training import (
-    PaddedBatch,
-    bare_step,
-    naive_loss,
-    naive_mask,
-    padded_batch,
-)
-from a2d_ray.benchmarks.ray_overhead import ray_train
 from a2d_ray.config import BenchmarkConfig
 from a2d_ray.diffusion.layout import PAD_DOC, LayoutSpec, PackedRow, build_layout
 from a2d_ray.diffusion.masks import dense_mask
@@ -31,6 +20,17 @@ from a2d_ray.models.architectures import find_architecture
 from a2d_ray.planning.flops import LayoutCost, train_flops
 from a2d_ray.planning.sizes import ModelSizes
 from a2d_ray.training.module import DiffusionModule
+from benchmarks import models
+from benchmarks.harness import Case, Timing, measure
+from benchmarks.memory import peak_rss_mb
+from benchmarks.naive_training import (
+    PaddedBatch,
+    bare_step,
+    naive_loss,
+    naive_mask,
+    padded_batch,
+)
+from benchmarks.ray_overhead import ray_train
 
 BLOCK_SIZE, MASK_ID, EOS_ID = 32, 49152, 2
 SIZES = replace(models.SIZES, vocab=49_216)  # with the mask token, a multiple of 64

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from a2d_ray.benchmarks.bare_training import SCHEDULE_PLACES, BareLoop, within_budget
-from a2d_ray.benchmarks.harness import Case
 from a2d_ray.config import BenchmarkConfig, TrainConfig
 from a2d_ray.data.packing.packed import PackedSet
 from a2d_ray.quickstart.recipe import CHAT_TEMPLATE, SOURCE, data_spec
+from benchmarks.bare_training import SCHEDULE_PLACES, BareLoop, within_budget
+from benchmarks.harness import Case
 
 BLOCK_SIZE, MAX_LENGTH = 4, 48
 ROWS, SEQUENCES = 6, 15  # a packed row holds two or three documents

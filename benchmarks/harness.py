@@ -15,13 +15,13 @@ from a2d_ray.config import BenchmarkConfig
 
 # Suite -> module with `run(config) -> Iterator[Case]`.
 SUITES: dict[str, str] = {
-    "data": "a2d_ray.benchmarks.data",
-    "training": "a2d_ray.benchmarks.training",
-    "learning": "a2d_ray.benchmarks.learning",
-    "sampling": "a2d_ray.benchmarks.sampling",
-    "quality": "a2d_ray.benchmarks.quality",
-    "serving": "a2d_ray.benchmarks.serving",
-    "evaluation": "a2d_ray.benchmarks.evaluation",
+    "data": "benchmarks.data",
+    "training": "benchmarks.training",
+    "learning": "benchmarks.learning",
+    "sampling": "benchmarks.sampling",
+    "quality": "benchmarks.quality",
+    "serving": "benchmarks.serving",
+    "evaluation": "benchmarks.evaluation",
 }
 PACKAGES = ("torch", "transformers", "ray", "deepspeed")
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from a2d_ray.benchmarks.harness import Case, Timing, measure
-from a2d_ray.benchmarks.models import MAX_LENGTH, make_model, make_prompt, mask_id
-from a2d_ray.benchmarks.naive_sampling import NaiveSampler
 from a2d_ray.config import BenchmarkConfig
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
 from a2d_ray.models.contract import Contract
+from benchmarks.harness import Case, Timing, measure
+from benchmarks.models import MAX_LENGTH, make_model, make_prompt, mask_id
+from benchmarks.naive_sampling import NaiveSampler
 
 
 def run(config: BenchmarkConfig) -> Iterator[Case]:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from a2d_ray.benchmarks.bare_training import BareLoop
-from a2d_ray.benchmarks.harness import Case
-from a2d_ray.benchmarks.learning import prepare_runs
 from a2d_ray.config import BenchmarkConfig, TrainConfig
+from benchmarks.bare_training import BareLoop
+from benchmarks.harness import Case
+from benchmarks.learning import prepare_runs
 
 WARMUP = 2
 

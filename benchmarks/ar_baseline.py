@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from a2d_ray.benchmarks.bare_training import SCHEDULE_PLACES, within_budget
 from a2d_ray.config import TrainConfig
 from a2d_ray.data.packing.packed import PackedSet, read_positions, to_packed_rows
 from a2d_ray.diffusion.layout import PackedRow
 from a2d_ray.models.checkpoint import load_checkpoint
 from a2d_ray.training.optim import freeze_below, learning_rate, make_optimizer
+from benchmarks.bare_training import SCHEDULE_PLACES, within_budget
 
 UNTRAINED = -100
 

@@ -18,13 +18,6 @@ from typing import Any
 import torch
 import yaml
 
-from a2d_ray.benchmarks.ar_baseline import (
-    ar_model,
-    fine_tune,
-    kept_or_made,
-    training_cpu_s,
-)
-from a2d_ray.benchmarks.harness import Case
 from a2d_ray.config import BenchmarkConfig, TrainConfig
 from a2d_ray.data.packing.packed import PackedSet
 from a2d_ray.evaluation.harness.exact_match import held_out_tasks
@@ -33,6 +26,13 @@ from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
 from a2d_ray.quickstart.recipe import TASKS, sampling_params
 from a2d_ray.text.language_model import LanguageModel, load
+from benchmarks.ar_baseline import (
+    ar_model,
+    fine_tune,
+    kept_or_made,
+    training_cpu_s,
+)
+from benchmarks.harness import Case
 
 AR_LR = 3e-4
 THRESHOLDS = (0.95, 0.9, 0.8, 0.7, 0.5)

@@ -14,12 +14,12 @@ from typing import Any
 import httpx
 import torch
 
-from a2d_ray.benchmarks.harness import Case
-from a2d_ray.benchmarks.http_load import Answer, ask_streamed, load, quantile
-from a2d_ray.benchmarks.models import make_language_model, make_prompt, save_language_model
 from a2d_ray.cli import validate
 from a2d_ray.config import BenchmarkConfig, ServeConfig
 from a2d_ray.serving.ray.launch import running_server
+from benchmarks.harness import Case
+from benchmarks.http_load import Answer, ask_streamed, load, quantile
+from benchmarks.models import make_language_model, make_prompt, save_language_model
 
 _BLOCK_SIZE = 8
 _RUNNING = _QUEUED = 4

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 
 import torch
 
-from a2d_ray.benchmarks.harness import Case, measure
-from a2d_ray.benchmarks.models import make_model, make_prompt, mask_id
-from a2d_ray.benchmarks.naive_sampling import NaiveSampler
-from a2d_ray.benchmarks.sampling import make_engine, step_params
 from a2d_ray.config import BenchmarkConfig
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import Engine, Request
+from benchmarks.harness import Case, measure
+from benchmarks.models import make_model, make_prompt, mask_id
+from benchmarks.naive_sampling import NaiveSampler
+from benchmarks.sampling import make_engine, step_params
 
 BLOCK_SIZE, NUM_PROMPT = 32, 192
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from a2d_ray.benchmarks.harness import Case
-from a2d_ray.benchmarks.http_load import listening, load, medians, summary
-from a2d_ray.benchmarks.models import make_language_model, make_prompt
-from a2d_ray.benchmarks.ray_serving import overload, routing
 from a2d_ray.config import BenchmarkConfig, EngineSection
 from a2d_ray.serving.http.app import create_app
 from a2d_ray.serving.model.server import ModelServer
+from benchmarks.harness import Case
+from benchmarks.http_load import listening, load, medians, summary
+from benchmarks.models import make_language_model, make_prompt
+from benchmarks.ray_serving import overload, routing
 
 _BLOCK_SIZE = 8
 
