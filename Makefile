@@ -43,7 +43,7 @@ bench: $(INSTALLED) ## measure a suite against its baseline (SUITE=sampling)
 
 clean: ## remove what was built; runs/ and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find a2d_ray jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find a2d_ray benchmarks jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

@@ -170,7 +170,8 @@ def _set(values: Any, path: list[str], value: Any) -> None:
 
 
 def _item(values: list[Any], path: list[str], depth: int) -> Any:
-    key, part = ".".join(path[:depth]), path[depth]
+    key = ".".join(path[:depth])
+    part = path[depth]
     if not part.isdigit() or int(part) >= len(values):
         raise ConfigError(f"{key}.{part}: {key} has the items 0 to {len(values) - 1}")
     return values[int(part)]
@@ -211,7 +212,8 @@ def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _unknown_key(model: type[BaseModel], path: Sequence[Any]) -> str:
-    key, known = ".".join(map(str, path)), _all_keys(model)
+    key = ".".join(map(str, path))
+    known = _all_keys(model)
     last = str(path[-1])
     near = difflib.get_close_matches(key, known, n=1) or [
         k for k in known if k.rsplit(".", 1)[-1] == last

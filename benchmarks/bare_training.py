@@ -31,11 +31,13 @@ def within_budget(budget_s: float) -> Iterator[tuple[int, int]]:
     Args:
         budget_s: CPU seconds of this process that the steps may take.
     """
-    used, number = 0.0, 0
+    used = 0.0
+    number = 0
     while used < budget_s:
         started = time.process_time()
         yield number, int(SCHEDULE_PLACES * used / budget_s)
-        number, used = number + 1, used + time.process_time() - started
+        number = number + 1
+        used = used + time.process_time() - started
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,15 +29,17 @@ from a2d_ray.data.packing.planning import Index, Limits, make_plan, read_reports
 from a2d_ray.data.packing.statistics import Report
 from a2d_ray.data.packing.tokenizing import tokenize_table
 from a2d_ray.data.packing.writing import write_part
-from a2d_ray.data.sources import resolve
 from a2d_ray.data.sources.embedded import embedded_rows
 from a2d_ray.data.sources.mixture import parse_spec
 from a2d_ray.data.sources.reading import read_unit, reading_units
+from a2d_ray.data.sources.shards import resolve
 from a2d_ray.models.sources import find_source
 from a2d_ray.models.sources import load_tokenizer as load_source_tokenizer
 from benchmarks.harness import Case, measure
 
-MEDIAN_TOKENS, MAX_LENGTH, TOKENS_PER_ROW = 300, 1024, 4096
+MEDIAN_TOKENS = 300
+MAX_LENGTH = 1024
+TOKENS_PER_ROW = 4096
 TOKENS_PER_WORD = 1.35
 PAYLOAD_ROWS = 2048
 _SAMPLE_S = 0.05
@@ -180,7 +182,8 @@ def _pack_ray(work: _Work, config: BenchmarkConfig) -> Case:
 
 def _memory(work: _Work, config: BenchmarkConfig) -> Case:
     _prepare(work, work.rows // 4)
-    small, large = _prepare(work, work.rows), _prepare(work, 10 * work.rows)
+    small = _prepare(work, work.rows)
+    large = _prepare(work, 10 * work.rows)
     return Case(
         name="memory",
         ours=large.peak_mib,
@@ -206,7 +209,8 @@ def _prepare(work: _Work, rows: int) -> _Usage:
 
     data, objective = work.sections(rows)
     model_path = work.model_path
-    before, started = _cpu_seconds(), time.perf_counter()
+    before = _cpu_seconds()
+    started = time.perf_counter()
     with _peak_memory() as peak:
         ensure_ray(os.cpu_count())
         packed = prepare(data, objective, model_path)
@@ -235,7 +239,8 @@ def _cpu_seconds() -> float:
 @contextmanager
 def _peak_memory() -> Iterator[Callable[[], float]]:
     """Samples the private memory (USS) of this process and its children."""
-    largest, is_over = 0.0, threading.Event()
+    largest = 0.0
+    is_over = threading.Event()
 
     def sample() -> None:
         nonlocal largest

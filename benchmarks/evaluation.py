@@ -20,7 +20,8 @@ from benchmarks.models import make_model, make_prompt, mask_id
 from benchmarks.naive_sampling import NaiveSampler
 from benchmarks.sampling import make_engine, step_params
 
-BLOCK_SIZE, NUM_PROMPT = 32, 192
+BLOCK_SIZE = 32
+NUM_PROMPT = 192
 
 
 def run(config: BenchmarkConfig) -> Iterator[Case]:

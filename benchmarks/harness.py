@@ -87,7 +87,8 @@ def measure(
     for _ in range(repeats):
         for name, run in contenders.items():
             gc.collect()
-            cpu, wall = time.process_time(), time.perf_counter()
+            cpu = time.process_time()
+            wall = time.perf_counter()
             run()
             samples[name].append((time.process_time() - cpu, time.perf_counter() - wall))
     return {

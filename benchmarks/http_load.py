@@ -73,7 +73,8 @@ async def ask_streamed(client: httpx.AsyncClient, body: dict[str, Any]) -> Answe
     Raises:
         httpx.HTTPStatusError: it was refused.
     """
-    asked, arrived = time.perf_counter(), []
+    asked = time.perf_counter()
+    arrived = []
     usage: dict[str, Any] = {}
     async with client.stream("POST", "/v1/completions", json=body) as response:
         if response.is_error:

@@ -24,9 +24,12 @@ from a2d_ray.quickstart.recipe import CHAT_TEMPLATE, SOURCE, data_spec
 from benchmarks.bare_training import SCHEDULE_PLACES, BareLoop, within_budget
 from benchmarks.harness import Case
 
-BLOCK_SIZE, MAX_LENGTH = 4, 48
-ROWS, SEQUENCES = 6, 15  # a packed row holds two or three documents
-HELD_OUT_ROWS, DRAWS = 48, 2
+BLOCK_SIZE = 4
+MAX_LENGTH = 48
+ROWS = 6  # a packed row holds two or three documents
+SEQUENCES = 15
+HELD_OUT_ROWS = 48
+DRAWS = 2
 DEFAULT = "default"
 REFERENCE = {
     "preset": "reference",
@@ -180,8 +183,10 @@ def _held_out(loop: BareLoop, values: dict[str, Any], packed_path: str) -> float
     config = TrainConfig.model_validate(values)
     packed = PackedSet.open(packed_path)
     rows = packed.read_rows("test", range(min(HELD_OUT_ROWS, packed.num_rows("test"))))
-    module, loaded = loop.module.eval(), loop.loaded
-    nats, num_tokens = 0.0, 0
+    module = loop.module.eval()
+    loaded = loop.loaded
+    nats = 0.0
+    num_tokens = 0
     for draw in range(DRAWS):
         with module.autocast():
             part = nelbo_sums(
@@ -193,5 +198,6 @@ def _held_out(loop: BareLoop, values: dict[str, Any], packed_path: str) -> float
                 draw=draw,
                 device=torch.device("cpu"),
             )
-        nats, num_tokens = nats + float(part.nats), num_tokens + int(part.num_tokens)
+        nats = nats + float(part.nats)
+        num_tokens = num_tokens + int(part.num_tokens)
     return nats / num_tokens

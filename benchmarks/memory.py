@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
 
 
 def peak_rss_mb(run: Callable[[], object]) -> int | None:

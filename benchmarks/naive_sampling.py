@@ -34,7 +34,9 @@ class NaiveSampler:
     """
 
     def __init__(self, model: Any, *, mask_id: int, block_size: int) -> None:
-        self._model, self._mask_id, self._block_size = model, mask_id, block_size
+        self._model = model
+        self._mask_id = mask_id
+        self._block_size = block_size
         self.num_forwards = 0
 
     @torch.inference_mode()

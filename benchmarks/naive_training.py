@@ -38,8 +38,10 @@ def padded_batch(
     source = is_first.nonzero(as_tuple=True)
     place = source[0], layout.position_RT[source]
     ids[place] = layout.ids_RT[source]  # the fill of last blocks
-    is_masked, weight = torch.zeros_like(ids, dtype=torch.bool), torch.zeros(ids.shape)
-    is_masked[place], weight[place] = noise.is_masked_RT[source], noise.weight_RT[source]
+    is_masked = torch.zeros_like(ids, dtype=torch.bool)
+    weight = torch.zeros(ids.shape)
+    is_masked[place] = noise.is_masked_RT[source]
+    weight[place] = noise.weight_RT[source]
     return PaddedBatch(ids_RL=ids, is_masked_RL=is_masked, weight_RL=weight)
 
 
@@ -47,7 +49,10 @@ def naive_mask(length: int, block_size: int) -> Tensor:
     """Block diffusion's mask over [xt; x0], bool [1, 1, 2L, 2L]."""
     block = (torch.arange(length) // block_size).repeat(2)
     is_noisy = torch.arange(2 * length) < length
-    q, k, noisy_q, noisy_k = block[:, None], block[None], is_noisy[:, None], is_noisy[None]
+    q = block[:, None]
+    k = block[None]
+    noisy_q = is_noisy[:, None]
+    noisy_k = is_noisy[None]
     same = noisy_q & noisy_k & (q == k)
     return (same | (noisy_q & ~noisy_k & (k < q)) | (~noisy_q & ~noisy_k & (k <= q)))[None, None]
 
@@ -75,14 +80,13 @@ def naive_loss(
     picked = batch.is_masked_RL
     if masked_logits:
         hidden = model.model(**inputs).last_hidden_state[:, :length]
-        logits, labels, weight = (
-            model.lm_head(hidden[picked]),
-            batch.ids_RL[picked],
-            batch.weight_RL[picked],
-        )
+        logits = model.lm_head(hidden[picked])
+        labels = batch.ids_RL[picked]
+        weight = batch.weight_RL[picked]
     else:
         logits = model(**inputs).logits[:, :length].flatten(0, 1)
-        labels, weight = batch.ids_RL.flatten(), batch.weight_RL.flatten()
+        labels = batch.ids_RL.flatten()
+        weight = batch.weight_RL.flatten()
     return (cross_entropy(logits.float(), labels, reduction="none") * weight).sum()
 
 

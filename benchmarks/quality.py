@@ -120,7 +120,8 @@ class _Contenders:
     """The three ways to answer."""
 
     def __init__(self, lm: LanguageModel, ar: Any) -> None:
-        self.lm, self.ar = lm, ar
+        self.lm = lm
+        self.ar = ar
         self.params: SamplingParams = sampling_params()
         options = EngineOptions(prefix_cache=False)
         self.engine = lm.make_engine(options)
@@ -162,8 +163,10 @@ def _compare(
     name: str, contenders: _Contenders, num_tasks: int, facts: dict[str, Any]
 ) -> Iterator[Case]:
     ours: dict[float, Score] = {threshold: Score() for threshold in THRESHOLDS}
-    ar, single = Score(), Score()
-    tokenizer, eos = contenders.lm.tokenizer, contenders.lm.eos_token_ids
+    ar = Score()
+    single = Score()
+    tokenizer = contenders.lm.tokenizer
+    eos = contenders.lm.eos_token_ids
     for index, task in enumerate(held_out_tasks(name, num_tasks + 1)):
         *asked, expected = task["messages"]
         prompt = contenders.lm.encode(asked)

@@ -50,7 +50,8 @@ def overload(config: BenchmarkConfig) -> Case:
     request that needs no model (``GET /v1/models``) amid the same load: what HTTP and Ray Serve
     take by themselves.
     """
-    capacity, seconds = _RUNNING + _QUEUED, 6.0 if config.quick else 15.0
+    capacity = _RUNNING + _QUEUED
+    seconds = 6.0 if config.quick else 15.0
     limits = {"max_ongoing_requests": _RUNNING, "max_queued_requests": _QUEUED}
     with serving_on_ray(config, **limits) as url:
         calm = asyncio.run(_Flood(url, config).run(capacity, seconds))
@@ -177,7 +178,8 @@ class _Flood:
         return self
 
     async def _client(self, http: httpx.AsyncClient, number: int) -> None:
-        rng, is_first = random.Random(number), True
+        rng = random.Random(number)
+        is_first = True
         while True:
             asked = time.perf_counter()
             try:

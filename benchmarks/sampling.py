@@ -75,10 +75,13 @@ def against_naive(
 ) -> Case:
     """CPU seconds per token, block 32. In float32 both must give the same tokens."""
     num_new = 64 if config.quick else 128
-    params, prompt = step_params(num_new, tokens_per_forward), make_prompt(num_prompt, config.seed)
+    params = step_params(num_new, tokens_per_forward)
+    prompt = make_prompt(num_prompt, config.seed)
     model = make_model("llama", torch.bfloat16, config.seed)
-    engine, naive = make_engine(model, 32), NaiveSampler(model, mask_id=mask_id(), block_size=32)
-    ours, theirs = answer(engine, [prompt], params)[0], naive.sample(prompt, params)
+    engine = make_engine(model, 32)
+    naive = NaiveSampler(model, mask_id=mask_id(), block_size=32)
+    ours = answer(engine, [prompt], params)[0]
+    theirs = naive.sample(prompt, params)
     num_forwards = naive.num_forwards
     timing = measure(
         {
@@ -164,7 +167,8 @@ def prefix_hit(config: BenchmarkConfig) -> Case:
     """Time to the first token of a prompt of 512 tokens: stored before against new."""
     model = make_model("llama", torch.bfloat16, config.seed)
     engine = make_engine(model, 32, prefix_cache=True)
-    params, prompts = step_params(32, 1), [make_prompt(512, config.seed + i) for i in range(9)]
+    params = step_params(32, 1)
+    prompts = [make_prompt(512, config.seed + i) for i in range(9)]
 
     def to_first_commit(prompt: list[int]) -> None:
         engine.add_request(Request(request_id="0", prompt=[prompt], params=params))
@@ -192,7 +196,8 @@ def prefix_hit(config: BenchmarkConfig) -> Case:
 def ar_transformers(config: BenchmarkConfig) -> Case:
     """Block diffusion at 4 tokens per forward against the AR original, `generate` with cache."""
     num_new = 32 if config.quick else 128
-    params, prompt = step_params(num_new, 4), make_prompt(64, config.seed)
+    params = step_params(num_new, 4)
+    prompt = make_prompt(64, config.seed)
     engine = make_engine(make_model("llama", torch.bfloat16, config.seed), 32)
     ar = make_model("llama", torch.bfloat16, config.seed, is_ar=True)
     ids = torch.tensor([prompt])
@@ -216,8 +221,10 @@ def ar_transformers(config: BenchmarkConfig) -> Case:
 def ar_engine(config: BenchmarkConfig) -> Case:
     """The same against one token after the other in our own engine (block size 1)."""
     num_new = 32 if config.quick else 128
-    model, prompt = make_model("llama", torch.bfloat16, config.seed), make_prompt(64, config.seed)
-    block, single = make_engine(model, 32), make_engine(model, 1)
+    model = make_model("llama", torch.bfloat16, config.seed)
+    prompt = make_prompt(64, config.seed)
+    block = make_engine(model, 32)
+    single = make_engine(model, 1)
     timing = measure(
         {
             "ours": partial(answer, block, [prompt], step_params(num_new, 4)),

@@ -96,7 +96,8 @@ def clients8(url: str, config: BenchmarkConfig) -> Case:
 def lock8(url: str, config: BenchmarkConfig) -> Case:
     """p95 time to the first text of eight clients: continuous batching against a lock."""
     bodies = [body(config, i) for i in range(8)]
-    ours, locked = [], []
+    ours = []
+    locked = []
     for _ in range(1 if config.quick else 2):
         ours.append(summary(asyncio.run(load(url, bodies))))
         locked.append(summary(asyncio.run(load(url, bodies, num_clients=1, is_queue=True))))
@@ -114,7 +115,9 @@ def lock8(url: str, config: BenchmarkConfig) -> Case:
 
 def turns(url: str, config: BenchmarkConfig) -> Case:
     """Time to the first text of a second turn whose 512 tokens are stored, against a new prompt."""
-    new_s, stored_s, cached = [], [], []
+    new_s = []
+    stored_s = []
+    cached = []
     for i in range(2 if config.quick else 5):
         prompt = make_prompt(512, config.seed + 1000 + i)
         options = {"max_tokens": _BLOCK_SIZE}

@@ -32,7 +32,9 @@ from benchmarks.naive_training import (
 )
 from benchmarks.ray_overhead import ray_train
 
-BLOCK_SIZE, MASK_ID, EOS_ID = 32, 49152, 2
+BLOCK_SIZE = 32
+MASK_ID = 49152
+EOS_ID = 2
 SIZES = replace(models.SIZES, vocab=49_216)  # with the mask token, a multiple of 64
 SPEC = LayoutSpec(objective="bd3lm", block_size=BLOCK_SIZE, eos_id=EOS_ID, pad_id=EOS_ID)
 LENGTHS = (1024, 512)
@@ -169,7 +171,8 @@ class _Bench:
 
     def _loss_difference(self, batch: PaddedBatch, rows: list[PackedRow]) -> float:
         """Relative difference of the two losses: rounding, since the draws are the same."""
-        naive, ours = self._naive(batch), self._ours(rows, views=1)
+        naive = self._naive(batch)
+        ours = self._ours(rows, views=1)
         return round(abs(naive - ours) / naive, 6)
 
     def _flop_shares(self, rows: list[PackedRow], batch: PaddedBatch) -> dict[str, float]:

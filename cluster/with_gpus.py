@@ -21,7 +21,8 @@ def main() -> int:
     if len(sys.argv) < 3 or not sys.argv[1].isdigit():
         print("usage: python cluster/with_gpus.py NUM_GPUS COMMAND ...", file=sys.stderr)
         return 2
-    num_gpus, command = int(sys.argv[1]), sys.argv[2:]
+    num_gpus = int(sys.argv[1])
+    command = sys.argv[2:]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `ray job stop`
     ray.init()
     try:

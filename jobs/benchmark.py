@@ -1,6 +1,7 @@
 """Measure a suite: python jobs/benchmark.py SUITE [--quick] [key=value ...]"""
 
 import sys
+from pathlib import Path
 
 from a2d_ray.cli import ConfigError, load_config, run
 from a2d_ray.config import BenchmarkConfig
@@ -8,6 +9,9 @@ from a2d_ray.config import BenchmarkConfig
 
 def main() -> None:
     config = load_config(BenchmarkConfig, "benchmark", [_argument(arg) for arg in sys.argv[1:]])
+    sys.path.insert(
+        0, str(Path(__file__).resolve().parents[1])
+    )  # benchmarks/ is not in the package
     from benchmarks.harness import SUITES, run_suite
 
     if config.suite not in SUITES:

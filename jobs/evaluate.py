@@ -12,7 +12,8 @@ from a2d_ray.config import EvaluateConfig, FrontierConfig
 
 
 def main() -> None:
-    command, args = (sys.argv[1:2] or [""])[0], sys.argv[2:]
+    command = (sys.argv[1:2] or [""])[0]
+    args = sys.argv[2:]
     if command == "compare":
         if len(args) != 2:
             raise ConfigError("the form is python jobs/evaluate.py compare A.json B.json")

@@ -6,7 +6,7 @@ from a2d_ray.config import MergeConfig
 
 def main() -> None:
     config = load_config(MergeConfig, "merge_lora")
-    from a2d_ray.models.adapters import merge_adapters
+    from a2d_ray.models.adapter_checkpoint import merge_adapters
     from a2d_ray.models.conversion import describe
 
     values = config.model_dump()

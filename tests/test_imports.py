@@ -4,74 +4,112 @@ import ast
 import subprocess
 import sys
 import time
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "a2d_ray"
+HEAVY = {"torch", "transformers", "ray", "deepspeed", "fastapi", "lm_eval"}
+SOURCES = sorted(path for top in (PACKAGE, ROOT / "benchmarks") for path in top.rglob("*.py"))
 
-# What each part may import from the rest of the package; itself is always allowed.
-LIGHT = {"config", "cli", "text"}
-ALLOWED = {
-    "config": set(),
-    "cli": set(),
-    "text": set(),
-    "http": {"config"},
-    "diffusion": set(),
-    "models": {"config", "diffusion"},
-    "data": {"config", "diffusion", "models"},
-    "generation": {"config", "diffusion", "models"},
-    "answers": LIGHT | {"generation"},
-    "api": LIGHT | {"answers"} | {"diffusion", "models", "data", "generation"},
-    "live_view": LIGHT | {"answers", "api", "generation"},
-    "chat": LIGHT | {"live_view"} | {"api", "answers", "models", "data", "generation"},
-    "training": LIGHT | {"diffusion", "models", "data", "generation"},
-    "serving": LIGHT | {"http", "answers", "api", "diffusion", "models", "data", "generation"},
-    "evaluation": LIGHT | {"http", "api", "diffusion", "models", "data", "generation"},
-    "benchmarks": LIGHT
-    | {"api", "diffusion", "models", "data", "generation", "training", "tuning", "serving"}
-    | {"evaluation", "quickstart"},
-    "tuning": LIGHT
-    | {"api", "diffusion", "models", "data", "generation", "training", "evaluation"},
-    "quickstart": LIGHT
-    | {"api", "models", "data", "generation", "training", "serving", "evaluation"},
+
+def rooms() -> dict[str, set[str]]:
+    """The table of docs/architecture.md: room -> what it may import."""
+    table = (ROOT / "docs" / "architecture.md").read_text().split("## Rooms")[1].split("\n## ")[0]
+    lines = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| `")]
+    return {
+        name.strip(" `"): {word.strip(" `") for word in allowed.split(",")} - {""}
+        for name, _, allowed in lines
+    }
+
+
+ROOMS = rooms()
+
+
+def place_of(path: Path) -> str:
+    """``serving/openai/tokens`` for its file, ``benchmarks/data`` for one beside the package."""
+    top = PACKAGE if path.is_relative_to(PACKAGE) else ROOT
+    return str(path.relative_to(top).with_suffix("")).removesuffix("/__init__")
+
+
+def is_in(place: str, room: str) -> bool:
+    return place == room or place.startswith(f"{room}/")
+
+
+def room_of(place: str) -> str:
+    return max((room for room in ROOMS if is_in(place, room)), key=len)
+
+
+def is_docstring_only(path: Path) -> bool:
+    return path.name == "__init__.py" and len(ast.parse(path.read_text()).body) <= 1
+
+
+PLACES = {
+    place_of(path): path
+    for path in SOURCES
+    if path != PACKAGE / "__init__.py" and not is_docstring_only(path)
 }
-RAY_PARTS = {"training", "serving", "evaluation", "tuning", "quickstart"}
 
 
 def imported_modules(path: Path) -> set[str]:
+    """Dotted names that a file imports: of ours the files, wherever the statement stands."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            of_ours = {name for name in submodules if place_of_module(name) in PLACES}
+            is_whole = len(of_ours) == len(node.names)
+            found |= of_ours if is_whole else of_ours | {node.module}
     return found
 
 
-def part_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def place_of_module(module: str) -> str:
+    return module.removeprefix("a2d_ray.").replace(".", "/")
 
 
-SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+@pytest.mark.parametrize("place", PLACES)
+def test_a_file_imports_what_its_room_may(place):
+    room = room_of(place)
+    for module in imported_modules(PLACES[place]):
+        top, target = module.split(".")[0], place_of_module(module)
+        assert top not in ("jobs", "tests"), module
+        if "everything" in ROOMS[room]:
+            continue
+        assert top not in HEAVY or top in ROOMS[room], f"{room} may not import {module}"
+        if top == "a2d_ray" and module != "a2d_ray":
+            may = any(is_in(target, other) for other in ROOMS[room] | {room})
+            assert may, f"{room} may not import {module}"
+        if room == "diffusion":
+            is_light = top in sys.stdlib_module_names or top in ("torch", "a2d_ray")
+            assert is_light, module
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_follow_the_direction(path):
-    part = part_of(path)
-    for module in imported_modules(path):
-        top = module.split(".")
-        if top[0] == "ray":
-            assert part in RAY_PARTS or path == PACKAGE / "data" / "pipeline.py", module
-        if top[0] == "deepspeed":
-            assert part == "training", module
-        if part == "diffusion":
-            is_own = module.startswith("a2d_ray.diffusion")
-            assert is_own or top[0] == "torch" or top[0] in sys.stdlib_module_names, module
-        if top[0] == "a2d_ray" and len(top) > 1:
-            assert top[1] in ALLOWED[part] | {part}, f"{part} may not import {module}"
-        assert top[0] not in ("jobs", "tests"), module
+def test_the_table_names_rooms_that_are_there():
+    assert all(any(is_in(place, room) for place in PLACES) for room in ROOMS)
+    assert {room_of(place) for place in PLACES} == ROOMS.keys()
+
+
+def test_no_two_files_import_each_other():
+    graph = {
+        place: {place_of_module(m) for m in imported_modules(path)} & PLACES.keys() - {place}
+        for place, path in PLACES.items()
+    }
+    TopologicalSorter(graph).prepare()  # CycleError names a cycle
+
+
+def test_serving_is_a_few_rooms_with_few_arrows():
+    arrows = {
+        (room_of(place), room_of(place_of_module(module)))
+        for place, path in PLACES.items()
+        for module in imported_modules(path)
+        if is_in(place, "serving") and is_in(place_of_module(module), "serving")
+    }
+    arrows = {(a, b) for a, b in arrows if a != b}
+    assert len({room for arrow in arrows for room in arrow}) <= 7 and len(arrows) <= 10
 
 
 def run_fresh(code: str) -> str:

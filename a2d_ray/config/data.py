@@ -83,14 +83,16 @@ def check_lengths(data: DataSection, objective: ObjectiveSection) -> None:
         ValueError: names the keys and the fix.
     """
     is_blockwise = objective.name == "bd3lm"
-    key, size = "objective.block_size", objective.largest_block
+    key = "objective.block_size"
+    size = objective.largest_block
     if is_blockwise and data.max_block_size is not None:
         if data.max_block_size % size:
             raise ValueError(
                 f"objective.block_size ({size}) must divide data.max_block_size "
                 f"({data.max_block_size})"
             )
-        key, size = "data.max_block_size", data.max_block_size
+        key = "data.max_block_size"
+        size = data.max_block_size
     if is_blockwise and data.max_length % size:
         raise ValueError(
             f"data.max_length ({data.max_length}) must be a multiple of {key} ({size})"

@@ -172,7 +172,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check_batch(self) -> Self:
-        size, micro = self.batch.size, self.batch.rows_per_device
+        size = self.batch.size
+        micro = self.batch.rows_per_device
         for workers in self.scaling.world_sizes:
             if size % workers:
                 raise ValueError(

@@ -42,11 +42,11 @@ from a2d_ray.data.packing.planning import Index, Limits, Plan, make_plan, read_r
 from a2d_ray.data.packing.statistics import Report
 from a2d_ray.data.packing.tokenizing import Recipe, tokenize_table
 from a2d_ray.data.packing.writing import write_part
-from a2d_ray.data.sources import SPLITS, Shape, Source, Split, resolve
 from a2d_ray.data.sources.adapters import adapter_source
 from a2d_ray.data.sources.decontamination import evaluation_ngrams
 from a2d_ray.data.sources.mixture import parse_spec
 from a2d_ray.data.sources.reading import Unit, read_unit, reading_units
+from a2d_ray.data.sources.shards import SPLITS, Shape, Source, Split, resolve
 from a2d_ray.models.tokenizers import load_tokenizer
 
 __all__ = ["PackedSet", "prepare", "to_packed_rows", "training_dataset"]

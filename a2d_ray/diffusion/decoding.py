@@ -13,7 +13,9 @@ from a2d_ray.diffusion.randomness import uniform
 from a2d_ray.diffusion.schedules import ScheduleName, alpha
 
 # Streams of random numbers apart from those of training noise.
-CHOICE, ORDER, COUNT = 8, 9, 10
+CHOICE = 8
+ORDER = 9
+COUNT = 10
 
 
 def position_uniform(
@@ -157,7 +159,8 @@ def commit_counts(
     """
     times = torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
     masked_share = 1 - alpha(schedule, times.float())
-    counts, left = [], num_masks
+    counts = []
+    left = num_masks
     for step, ratio in enumerate((1 - masked_share[1:] / masked_share[:-1]).tolist()):
         if u_SN is None:
             count = min(round(left * ratio), left)

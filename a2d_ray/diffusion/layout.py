@@ -210,19 +210,23 @@ def _flatten(rows: Sequence[PackedRow]) -> tuple[_Tokens, Tensor]:
 
 def _place_in_blocks(tokens: _Tokens, run_C: Tensor, size_C: Tensor, spec: LayoutSpec) -> _Tokens:
     """Adds `block` (counted over the batch) and `offset` (within the block)."""
-    doc, position = tokens["doc"], tokens["position"]
+    doc = tokens["doc"]
+    position = tokens["position"]
     if spec.objective == "mdlm":
         return {**tokens, "block": doc, "offset": position}
     if spec.block_grid == "segment":
-        unit, grid = run_C, index_in_run(run_C)
+        unit = run_C
+        grid = index_in_run(run_C)
     elif spec.block_grid == "absolute":
-        unit, grid = doc, position
+        unit = doc
+        grid = position
     else:
         far = position.max() + 1
         num_docs = int(doc[-1]) + 1
         first = torch.where(tokens["is_target"], position, far)
         prompt_D = torch.full((num_docs,), int(far)).scatter_reduce(0, doc, first, "amin")
-        unit, grid = doc, position + -prompt_D[doc] % size_C
+        unit = doc
+        grid = position + -prompt_D[doc] % size_C
     block = run_index(unit, grid // size_C)
     return {**tokens, "block": block, "offset": grid % size_C}
 
@@ -236,7 +240,8 @@ def _fill_plan(
     spec: LayoutSpec,
 ) -> tuple[Tensor, Tensor]:
     """Indices of the tokens that EOS targets follow, and how many follow each."""
-    doc, is_target = tokens["doc"], tokens["is_target"]
+    doc = tokens["doc"]
+    is_target = tokens["is_target"]
     index = torch.arange(doc.numel())
     last_target_D = _last_target(tokens, is_complete_D.numel())
     is_last = torch.zeros_like(is_target)
@@ -272,7 +277,8 @@ def _pad(tokens: _Tokens, doc_id_D: Tensor, rows: Sequence[PackedRow], spec: Lay
     first_block_D = -_max_per_group(tokens["doc"], -tokens["block"], doc_id_D.numel())
     for key in ("offset", "block", "stream", "doc"):  # least significant first: a stable lexsort
         tokens = _pick(tokens, torch.argsort(tokens[key], stable=True))
-    row, doc = tokens["row"], tokens["doc"]
+    row = tokens["row"]
+    doc = tokens["doc"]
     column = index_in_run(row)
     first_doc_R = torch.tensor([0, *(r.doc_id_D.numel() for r in rows)]).cumsum(0)[:-1]
 

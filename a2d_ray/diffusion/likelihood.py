@@ -62,12 +62,14 @@ def nelbo_sums(
     picked_RT = noise.is_masked_RT
     ratio_N = masked_ratio(layout, noise)[picked_RT]
     weight_N = noise.weight_RT[picked_RT].double()
-    layout, noise = layout.to(device), noise.to(device)
+    layout = layout.to(device)
+    noise = noise.to(device)
     hidden_RTH = backbone(noised_ids(layout, noise, mask_id), layout)
     picked = noise.is_masked_RT
     read_NH = hidden_RTH[predictors(layout, picked) if spec.right_shift else picked]
     loss_N, is_right_N = token_scores(read_NH, head_VH, layout.ids_RT[picked], mask_id)
-    loss_N, is_right_N = loss_N.double().cpu(), is_right_N.double().cpu()
+    loss_N = loss_N.double().cpu()
+    is_right_N = is_right_N.double().cpu()
     bins = ((ratio_N * NUM_BINS).ceil().long() - 1).clamp(0, NUM_BINS - 1)
     values_3N = torch.stack([torch.ones_like(loss_N), loss_N, is_right_N])
     return NelboSums(

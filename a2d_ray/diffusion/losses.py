@@ -26,7 +26,8 @@ def token_scores(
         excluded_id: id whose logit is -inf (the mask token).
         chunk_tokens: tokens per chunk of logits.
     """
-    losses, hits = [hidden_NH.new_zeros(0, dtype=torch.float32)], [labels_N.new_zeros(0).bool()]
+    losses = [hidden_NH.new_zeros(0, dtype=torch.float32)]
+    hits = [labels_N.new_zeros(0).bool()]
     for start in range(0, labels_N.numel(), chunk_tokens):
         part = slice(start, start + chunk_tokens)
         logits = linear(hidden_NH[part], head_VH).float()
@@ -83,7 +84,8 @@ def masked_cross_entropy(
             total = total + confidence_weight * _entropy(logits[is_right]).sum()
         return total, loss.detach()
 
-    sums, losses = [], []
+    sums = []
+    losses = []
     for start in range(0, labels_N.numel(), chunk_tokens):
         part = slice(start, start + chunk_tokens)
         args = hidden_NH[part], labels_N[part], weight_N[part]

@@ -22,13 +22,16 @@ def may_attend(
     is_causal_clean: bool = False,
 ) -> Tensor:
     """The predicate for (query, key) pairs of integer tensors that broadcast; returns bool."""
-    (doc_q, doc_k), (stream_q, stream_k) = doc, stream
-    (block_q, block_k), (position_q, position_k) = block, position
+    (doc_q, doc_k) = doc
+    (stream_q, stream_k) = stream
+    (block_q, block_k) = block
+    (position_q, position_k) = position
     if is_causal_clean:
         clean_sees_clean = position_k <= position_q
     else:
         clean_sees_clean = block_k <= block_q
-    is_clean_q, is_clean_k = stream_q == 0, stream_k == 0
+    is_clean_q = stream_q == 0
+    is_clean_k = stream_k == 0
     allowed = (
         (is_clean_q & is_clean_k & clean_sees_clean)
         | (~is_clean_q & (stream_q == stream_k) & (block_q == block_k))

@@ -125,10 +125,13 @@ class _Targets:
     def __init__(
         self, layout: Layout, picked: tuple[Tensor, ...], seed: int, epoch_R: Tensor
     ) -> None:
-        row, self.doc_N = picked[0], layout.doc_id_RT[picked]
-        self.stream_N, self.block_N = layout.stream_RT[picked], layout.block_RT[picked]
+        row = picked[0]
+        self.doc_N = layout.doc_id_RT[picked]
+        self.stream_N = layout.stream_RT[picked]
+        self.block_N = layout.block_RT[picked]
         self.num_views = int(layout.stream_RT.max())
-        self.seed, self.epoch_N = seed, epoch_R[row]
+        self.seed = seed
+        self.epoch_N = epoch_R[row]
         offset_N = layout.offset_RT[picked]
         self.u_N = uniform(_TOKEN, seed, self.epoch_N, self.doc_N, self.block_N, offset_N)
         self.copy_N = run_index(row, layout.doc_RT[picked], self.stream_N)  # one view of a document
@@ -140,7 +143,8 @@ class _Targets:
         """One uniform number per block, stratified over the blocks of its document, [N]."""
         first_G = first_of_run(self.group_N)
         copy_G = self.copy_N[first_G]
-        doc_G, block_G = self.doc_N[first_G], self.block_N[first_G]
+        doc_G = self.doc_N[first_G]
+        block_G = self.block_N[first_G]
         zero_G = torch.zeros_like(block_G)
         u_G = uniform(_BLOCK, self.seed, self.epoch_N[first_G], doc_G, block_G, zero_G)
         rank_G = _rank_in_group(copy_G, u_G)
@@ -160,7 +164,8 @@ class _Targets:
 
 
 def _draw_exact(targets: _Targets, spec: NoiseSpec, max_fraction: float) -> tuple[Tensor, Tensor]:
-    size, rank = targets.size_N, targets.rank_N
+    size = targets.size_N
+    rank = targets.rank_N
     count = (1 + (targets.block_level() * max_fraction * size).long()).clamp(max=size)
     limit = size if max_fraction >= 1 else 2 * count
     is_first = targets.stream_N == 1

@@ -7,8 +7,10 @@ change with rank, world size, micro-batch, packing or a restart, and there is no
 from torch import Tensor
 
 _MASK32 = 0xFFFFFFFF
-_ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57
-_WEYL_A, _WEYL_B = 0x9E3779B9, 0xBB67AE85
+_ROUND_A = 0xD2511F53
+_ROUND_B = 0xCD9E8D57
+_WEYL_A = 0x9E3779B9
+_WEYL_B = 0xBB67AE85
 
 
 def philox(
@@ -30,8 +32,12 @@ def philox(
     for _ in range(10):
         high_a, low_a = _multiply(c0, _ROUND_A)
         high_b, low_b = _multiply(c2, _ROUND_B)
-        c0, c1, c2, c3 = high_b ^ c1 ^ k0, low_b, high_a ^ c3 ^ k1, low_a
-        k0, k1 = (k0 + _WEYL_A) & _MASK32, (k1 + _WEYL_B) & _MASK32
+        c0 = high_b ^ c1 ^ k0
+        c1 = low_b
+        c2 = high_a ^ c3 ^ k1
+        c3 = low_a
+        k0 = (k0 + _WEYL_A) & _MASK32
+        k1 = (k1 + _WEYL_B) & _MASK32
     return [c0, c1, c2, c3]
 
 
@@ -56,7 +62,8 @@ def uniform(
     Returns:
         float64 of that shape.
     """
-    low, high = document & _MASK32, (document >> 32) & _MASK32
+    low = document & _MASK32
+    high = (document >> 32) & _MASK32
     words = philox((index, kind + (block << 4), low, high), (seed & _MASK32, epoch))
     return ((words[0] >> 5) * 67108864 + (words[1] >> 6)) / 9007199254740992.0
 

@@ -47,7 +47,8 @@ def _extend(row: PackedRow, *, id_: int, before: int = 0, after: int = 0) -> Pac
     """The row with more tokens of one id; those after it are targets. None is added later on."""
 
     def extended(values: Tensor, first: int, last: int) -> Tensor:
-        head, tail = values.new_full((before,), first), values.new_full((after,), last)
+        head = values.new_full((before,), first)
+        tail = values.new_full((after,), last)
         return torch.cat([head, values, tail])
 
     return replace(

@@ -8,9 +8,8 @@ announce models, so the models are registered here before its command line start
 """
 
 import sys
-from pathlib import Path
 
-TASKS = Path(__file__).parent / "tasks"
+from a2d_ray.evaluation.harness.tasks import TASKS_DIRECTORY
 
 
 def main() -> None:
@@ -21,7 +20,7 @@ def main() -> None:
 
     args = sys.argv[1:]
     if args and args[0] not in ("ls", "validate") and "--include_path" not in args:
-        sys.argv += ["--include_path", str(TASKS)]
+        sys.argv += ["--include_path", str(TASKS_DIRECTORY)]
     cli_evaluate()
 
 

@@ -154,14 +154,16 @@ class _Run:
 
     def is_complete(self) -> bool:
         """Whether the answer has ended or is full; what lies behind it stays masked."""
-        start, stop = self.canvas.start, self.canvas.start + self.canvas.num_answer
+        start = self.canvas.start
+        stop = self.canvas.start + self.canvas.num_answer
         return self.end() is not None or not bool(self.is_masked_T[start:stop].any())
 
     def end(self) -> int | None:
         """Where the first stop token lies within what is final; infill does not stop."""
         if self.canvas.is_infill:
             return None
-        start, stop = self.canvas.start, self.canvas.start + self.canvas.num_answer
+        start = self.canvas.start
+        stop = self.canvas.start + self.canvas.num_answer
         masked = self.is_masked_T[start:stop].nonzero()
         final = self.x_T[start : start + int(masked[0]) if len(masked) else stop].tolist()
         ends = [start + i for i, token in enumerate(final) if token in self.decoder.stop_ids]
@@ -169,7 +171,8 @@ class _Run:
 
     def result(self) -> Sample:
         """What the request came to."""
-        start, end = self.canvas.start, self.end()
+        start = self.canvas.start
+        end = self.end()
         stop = start + self.canvas.num_answer if end is None else end
         return Sample(
             token_ids=self.x_T[start:stop].tolist(),

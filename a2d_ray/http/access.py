@@ -133,7 +133,8 @@ class RateLimit:
         """
         if self.per_minute is None:
             return
-        now, rate = self.clock(), self.per_minute / 60
+        now = self.clock()
+        rate = self.per_minute / 60
         tokens, since = self._buckets.get(caller.name, (float(self.per_minute), now))
         tokens = min(float(self.per_minute), tokens + (now - since) * rate)
         if tokens < 1:
@@ -153,7 +154,9 @@ class Gate:
     """
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, rate: RateLimit) -> None:
-        self._app, self._keys, self._rate = app, keys, rate
+        self._app = app
+        self._keys = keys
+        self._rate = rate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets the request pass, or answers it."""

@@ -63,7 +63,9 @@ class BodyLimit:
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
-        self._app, self._max_bytes, self._timeout_s = app, max_bytes, timeout_s
+        self._app = app
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reads the body, then passes it on."""
@@ -87,7 +89,9 @@ class BodyLimit:
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdecimal() and int(announced) > self._max_bytes:
             raise self._too_large()
-        messages, size, more = [], 0, True
+        messages = []
+        size = 0
+        more = True
         while more:
             message = await receive()
             messages.append(message)

@@ -30,7 +30,10 @@ class RequestError(Exception):
         retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.message, self.status, self.param, self.code = message, status, param, code
+        self.message = message
+        self.status = status
+        self.param = param
+        self.code = code
         self.retry_after_s = retry_after_s
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from a2d_ray import __version__
 from a2d_ray.config import BlockGrid, Objective
 from a2d_ray.models import architectures
+from a2d_ray.models.adapters import with_adapters_merged
 from a2d_ray.models.architectures import Architecture, find_architecture
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.directories import check_weights, find_base, find_directory, read_json
@@ -153,8 +154,6 @@ def load_checkpoint(
 def _merged(base: str, directory: Path) -> Any:
     """A base with the adapters of a directory added, in fp32: bf16 sums would lose small ones."""
     import torch
-
-    from a2d_ray.models.adapters import with_adapters_merged
 
     model = load_checkpoint(base, dtype=torch.float32, device="cpu").model
     return with_adapters_merged(model, directory)

@@ -109,7 +109,8 @@ def _fetch(name: str, revision: str | None, weights: bool) -> Path:
     )
 
     patterns = _MODEL_FILES if weights else _SMALL_FILES
-    is_online, problem = True, ""
+    is_online = True
+    problem = ""
     try:
         url = hf_hub_url(name, "config.json", revision=revision)
         get_hf_file_metadata(url, timeout=_HUB_TIMEOUT_S)
@@ -123,7 +124,8 @@ def _fetch(name: str, revision: str | None, weights: bool) -> Path:
     except EntryNotFoundError:
         raise ValueError(f"Hub model {name} has no config.json") from None
     except (HTTPError, OSError) as error:
-        is_online, problem = False, str(error)
+        is_online = False
+        problem = str(error)
     try:
         return Path(
             snapshot_download(

@@ -21,7 +21,8 @@ class PartAnswerer:
     """
 
     def __init__(self, lm: LanguageModel, config: GenerateConfig) -> None:
-        self._lm, self._config = lm, config
+        self._lm = lm
+        self._config = config
         self._engine = lm.make_engine(EngineOptions(**config.engine.model_dump()))
 
     def answer(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -38,11 +39,13 @@ class PartAnswerer:
         answers: dict[tuple[int, int], dict[str, Any]] = {}
         writers: dict[str, tuple[int, int, AnswerWriter]] = {}
         for row in rows:
-            index, error = row["index"], row["error"]
+            index = row["index"]
+            error = row["error"]
             try:
                 requests = [] if error else self._queue(index, row["row"])
             except ValueError as refusal:
-                requests, error = [], str(refusal)
+                requests = []
+                error = str(refusal)
             if error:
                 answers[index, 0] = _row(index, 0, row["row"], error=error)
             for request in requests:
@@ -89,7 +92,8 @@ def row_prompt(row: dict[str, Any], config: GenerateConfig, tokenizer: Any) -> P
     column = config.column or ("messages" if "messages" in row else "prompt")
     if column not in row:
         raise ValueError(f"no column {column!r}: there are {sorted(row)}; set column")
-    value, system = row[column], config.system
+    value = row[column]
+    system = config.system
     if isinstance(value, str):
         is_chat = tokenizer and tokenizer.chat_template if config.chat == "auto" else config.chat
         if not is_chat:
@@ -126,7 +130,8 @@ def _complete(answer: dict[str, Any], writer: AnswerWriter, output: StepOutput) 
         "denoise_steps": output.num_denoise_steps,
         "cached_tokens": output.num_cached_tokens,
     }
-    answer["text"], answer["token_ids"] = result.text, result.token_ids
+    answer["text"] = result.text
+    answer["token_ids"] = result.token_ids
     answer["finish_reason"] = result.finish_reason
     if result.logprobs is not None:
         answer["logprobs"] = [entry.logprob for entry in result.logprobs]

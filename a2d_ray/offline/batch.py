@@ -66,7 +66,8 @@ def answer_parts(config: GenerateConfig, plan: BatchPlan) -> Iterator[dict[str, 
 
 def report_progress(config: GenerateConfig, plan: BatchPlan) -> str:
     """Answers the missing parts under a progress bar; returns a line on what it took."""
-    started, total = time.perf_counter(), Counter[str]()
+    started = time.perf_counter()
+    total = Counter[str]()
     num_missing = len(plan.missing) * config.rows_per_part
     with tqdm(total=plan.num_rows, unit="prompt", desc="generate") as bar:
         bar.update(max(0, plan.num_rows - num_missing))
@@ -116,7 +117,8 @@ class BatchReplica:
 
         from a2d_ray.text.language_model import load
 
-        self._config, self._folder = GenerateConfig.model_validate(config), BatchFolder(uri)
+        self._config = GenerateConfig.model_validate(config)
+        self._folder = BatchFolder(uri)
         torch.set_num_threads(self._config.cpus_per_replica)
         lm = load(**self._config.model.model_dump(exclude_none=True))
         record_model(self._folder, lm.fingerprint())

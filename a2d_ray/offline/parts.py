@@ -25,7 +25,8 @@ from a2d_ray.data.sources.storage import DataFile, list_files
 from a2d_ray.models.checkpoint import check_checkpoint
 from a2d_ray.models.directories import file_stamps
 
-PLAN_FILE, MODEL_FILE = "plan.json", "model.json"
+PLAN_FILE = "plan.json"
+MODEL_FILE = "model.json"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class BatchFolder:
             ValueError: the directory cannot be written.
         """
         filesystem, root = self._open()
-        path, draft = f"{root}/{name}", f"{root}/.{uuid.uuid4().hex}"
+        path = f"{root}/{name}"
+        draft = f"{root}/.{uuid.uuid4().hex}"
         try:
             filesystem.create_dir(str(Path(path).parent), recursive=True)
             with filesystem.open_output_stream(draft) as file:
@@ -119,7 +121,8 @@ def plan_batch(config: GenerateConfig) -> BatchPlan:
             that holds the answers to something else.
     """
     check_checkpoint(**_checked_model(config))
-    folder, files = BatchFolder.of(config.output), _input_files(config.input)
+    folder = BatchFolder.of(config.output)
+    files = _input_files(config.input)
     asked = _asked(config, files)
     content = folder.read(PLAN_FILE)
     if content is None:
@@ -216,11 +219,14 @@ def record_model(folder: BatchFolder, fingerprint: dict[str, Any]) -> None:
 
 def _cut(config: GenerateConfig, files: list[DataFile], folder: BatchFolder) -> tuple[int, int]:
     """Writes the prompts of every part; returns the numbers of rows and parts."""
-    rows, num_rows, num_parts = _rows(files), 0, 0
+    rows = _rows(files)
+    num_rows = 0
+    num_parts = 0
     while part := list(islice(rows, config.rows_per_part)):
         numbered = [{"index": num_rows + i, **row} for i, row in enumerate(part)]
         folder.write(_prompts(num_parts), _encode(numbered, "jsonl"))
-        num_rows, num_parts = num_rows + len(part), num_parts + 1
+        num_rows = num_rows + len(part)
+        num_parts = num_parts + 1
     if not num_rows:
         raise ValueError(f"input={config.input} holds no rows")
     return num_rows, num_parts

@@ -2,7 +2,20 @@
 
 from dataclasses import dataclass
 
-from a2d_ray.training.peaks import PEAK_TFLOPS
+# Dense bf16 TFLOP/s from the data sheets, by a part of the name that CUDA reports; the first that
+# fits counts, so a longer name stands before one that it contains.
+PEAK_TFLOPS = {
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "L40": 181,
+    "L4": 121,
+    "A10G": 70,
+    "A10": 125,
+}
 
 # List prices as remembered of that month; nobody has compared them with the vendors' pages.
 PRICES_OF = "2025-06"
@@ -78,3 +91,8 @@ def find_device(name: str) -> Device:
             "cluster.peak_tflops, cluster.memory_gib and cluster.price for another one"
         )
     return DEVICES[name]
+
+
+def peak_tflops(name: str) -> float | None:
+    """Dense bf16 TFLOP/s of a device by the name that CUDA reports, or None where not known."""
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)

@@ -86,8 +86,10 @@ def plan_run(config: PlanConfig) -> RunPlan:
     Raises:
         ValueError: an unknown model or device, or a packed set that is not there.
     """
-    train, cluster = config.train, config.cluster
-    sizes, device = find_sizes(train.model.path), _device(cluster)
+    train = config.train
+    cluster = config.cluster
+    sizes = find_sizes(train.model.path)
+    device = _device(cluster)
     load = _with_manifest(config.workload)
     cost = _mean_cost(load, train)
     row_documents = load.utilisation * train.data.tokens_per_row / cost.tokens

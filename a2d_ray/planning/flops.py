@@ -88,7 +88,8 @@ def train_flops(cost: LayoutCost, sizes: ModelSizes, model: ModelSection = WHOLE
         sizes: of the model.
         model: what of it is trained, and how.
     """
-    layer, head = _layer_flops(cost, sizes), _head_flops(cost, sizes)
+    layer = _layer_flops(cost, sizes)
+    head = _head_flops(cost, sizes)
     trained = model.trainable_layers or sizes.layers
     is_frozen = model.lora is not None
     is_head_trained = not is_frozen and model.trainable_layers is None

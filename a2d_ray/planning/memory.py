@@ -11,7 +11,8 @@ from a2d_ray.config import ModelSection
 from a2d_ray.planning.sizes import ModelSizes
 
 GIB = 2**30
-FP32, BF16 = 4, 2
+FP32 = 4
+BF16 = 2
 BUCKET_ELEMENTS = 5e8  # of gradients on their way, DeepSpeed's reduce_bucket_size
 CHUNK_TOKENS = 1024  # of logits, as `diffusion.losses` computes them (importing it takes torch)
 

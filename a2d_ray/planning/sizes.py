@@ -137,7 +137,8 @@ def sizes_of(config: dict[str, Any]) -> ModelSizes:
     if row is None:
         raise ValueError(f"model_type={config.get('model_type')!r}: plans know llama, qwen2, qwen3")
     try:
-        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+        hidden = int(config["hidden_size"])
+        heads = int(config["num_attention_heads"])
         return ModelSizes(
             hidden=hidden,
             intermediate=int(config["intermediate_size"]),

@@ -9,7 +9,8 @@ from a2d_ray.config import TrainConfig
 
 REPEATS = 1
 UNMEASURED = 1.45  # gradient reduction and all-gather, reading rows: not part of what is timed
-MIN_STEPS, MAX_STEPS = 20, 2000
+MIN_STEPS = 20
+MAX_STEPS = 2000
 
 
 def choose_steps(config: TrainConfig, packed_path: Path, minutes: float) -> dict[str, Any]:

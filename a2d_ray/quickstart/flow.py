@@ -119,7 +119,8 @@ class _Quickstart:
         """Exact match on held-out tasks."""
 
         def stage() -> dict[str, Any]:
-            load, params = recipe.load_section(checkpoint), recipe.sampling_params()
+            load = recipe.load_section(checkpoint)
+            params = recipe.sampling_params()
             num_tasks = self.config.eval_tasks
             return measure_checkpoint(load, recipe.TASKS, num_tasks, params, self.console)
 

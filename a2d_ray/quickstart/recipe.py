@@ -32,8 +32,10 @@ ROWS_PER_STEP = 6  # of two or three documents each: a pack is often of one kind
 TRAINABLE_LAYERS = 16  # of 30: on two cores, twice as many steps as with all
 STREAMS = 3  # the clean copy and two noisy views
 _MIXTURE = {"sums": 0.25, "sorting": 0.60, "spelling": 0.10, "chat": 0.05}
-_TRAIN_ROWS, _TEST_ROWS = 12_000, 320
-_SMOKE_TRAIN_ROWS, _SMOKE_TEST_ROWS = 400, 80
+_TRAIN_ROWS = 12_000
+_TEST_ROWS = 320
+_SMOKE_TRAIN_ROWS = 400
+_SMOKE_TEST_ROWS = 80
 
 
 def resolve(config: QuickstartConfig, environ: Mapping[str, str] = os.environ) -> QuickstartConfig:

@@ -30,8 +30,10 @@ def print_report(
 
 
 def _rows(records: Mapping[str, Record]) -> Iterator[tuple[str, str, str]]:
-    data, run = records["prepare"].result, records["train"].result
-    before, after = records["before"].result, records["after"].result
+    data = records["prepare"].result
+    run = records["train"].result
+    before = records["before"].result
+    after = records["after"].result
     yield (
         "held-out NELBO, nats per token",
         _number(run["nelbo_before"]),

@@ -11,7 +11,8 @@ import pyarrow.fs as pafs
 from a2d_ray.runs.storage import RunDirectory
 from a2d_ray.runs.stragglers import Straggler, find_straggler
 
-PLAN_FILE, METRICS_FILE = "plan.json", "metrics.jsonl"
+PLAN_FILE = "plan.json"
+METRICS_FILE = "metrics.jsonl"
 SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # what Ray Train has registered
 RECENT_STEPS = 50
 QUIET_S = 120.0

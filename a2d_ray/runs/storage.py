@@ -71,7 +71,8 @@ class RunDirectory:
 
     def move(self, source: str, target: str) -> None:
         """Renames a directory; object stores copy it, since they know no directories."""
-        source, target = f"{self.path}/{source}", f"{self.path}/{target}"
+        source = f"{self.path}/{source}"
+        target = f"{self.path}/{target}"
         if self.local_path is not None:
             self.filesystem.move(source, target)
             return

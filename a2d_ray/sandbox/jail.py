@@ -16,13 +16,26 @@ import struct
 import sys
 from collections import namedtuple
 
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
-CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT = 1, 2, 4, 32
-MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
-PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, PR_CAP_AMBIENT = 24, 38, 1, 47
-PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
+PR_CAPBSET_DROP = 24
+PR_SET_NO_NEW_PRIVS = 38
+PR_SET_PDEATHSIG = 1
+PR_CAP_AMBIENT = 47
+PR_SET_SECCOMP = 22
+SECCOMP_MODE_FILTER = 2
 LAST_CAPABILITY = 63
 MAX_FILES = 1024  # of the place to write; each takes kernel memory that its size does not show
 
@@ -83,7 +96,8 @@ def enter_namespaces():
     if os.geteuid() == 0:
         call("unshare", spaces)
         return
-    uid, gid = os.geteuid(), os.getegid()
+    uid = os.geteuid()
+    gid = os.getegid()
     call("unshare", spaces | CLONE_NEWUSER)
     maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
     for name, text in maps.items():
@@ -127,7 +141,8 @@ def drop_privileges(limits):
     LIBC.prctl(PR_CAP_AMBIENT, 4, 0, 0, 0)  # clear all
     for capability in range(LAST_CAPABILITY + 1):
         LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
-    memory, disk = limits["memory_mb"] << 20, limits["disk_mb"] << 20
+    memory = limits["memory_mb"] << 20
+    disk = limits["disk_mb"] << 20
     seconds = int(limits["seconds"]) + 1
     for kind, value in (
         (resource.RLIMIT_AS, memory),
@@ -157,8 +172,14 @@ def system_call_filter(machine):
     architecture, instruction pointer, and from byte 16 the arguments, of which the low half is
     first on both machines.
     """
-    load, equal, at_least, any_bit, leave = 0x20, 0x15, 0x35, 0x45, 0x06
-    kill, allow, error = 0x80000000, 0x7FFF0000, 0x00050000
+    load = 0x20
+    equal = 0x15
+    at_least = 0x35
+    any_bit = 0x45
+    leave = 0x06
+    kill = 0x80000000
+    allow = 0x7FFF0000
+    error = 0x00050000
     column = list(ARCHITECTURES).index(machine)
     audit, _, clone = ARCHITECTURES[machine]
     steps = [(load, 0, 0, 4), (equal, 1, 0, audit), (leave, 0, 0, kill), (load, 0, 0, 0)]

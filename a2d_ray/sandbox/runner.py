@@ -108,7 +108,8 @@ def _run(code: str, limits: Limits) -> Outcome:
                 return Outcome(is_ok=False, reason="timeout")
             finally:
                 _kill(process)
-            printed, error = _tail(out), _tail(err).strip()
+            printed = _tail(out)
+            error = _tail(err).strip()
     if process.returncode == 0 and printed.endswith(sign):
         return Outcome(is_ok=True, reason="ok")
     if process.returncode == TIMEOUT_CODE:

@@ -4,15 +4,16 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from a2d_ray.sweeps.points import TrialRow
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from a2d_ray.sweeps.results import TrialRow
+PARALLEL_FILE = "parallel.png"
+LR_FILE = "nelbo-lr.png"
 
-PARALLEL_FILE, LR_FILE = "parallel.png", "nelbo-lr.png"
 
-
-def write_plots(rows: "list[TrialRow]", metric: str, directory: Path) -> None:
+def write_plots(rows: list[TrialRow], metric: str, directory: Path) -> None:
     """Draws what the trials with a result allow; without any, nothing."""
     shown = [row for row in rows if _is_finite(getattr(row, metric))]
     if shown:
@@ -22,7 +23,7 @@ def write_plots(rows: "list[TrialRow]", metric: str, directory: Path) -> None:
         _figure(directory / LR_FILE, lambda axes: draw_nelbo_by_lr(axes, with_lr))
 
 
-def draw_parallel(axes: "Axes", rows: "list[TrialRow]", metric: str) -> None:
+def draw_parallel(axes: "Axes", rows: list[TrialRow], metric: str) -> None:
     """A line per trial through its values; the darker, the better (NELBO: of its block size)."""
     import matplotlib
 
@@ -45,7 +46,7 @@ def draw_parallel(axes: "Axes", rows: "list[TrialRow]", metric: str) -> None:
     axes.set_title(f"{len(rows)} trials; dark: better {metric}{peers}")
 
 
-def draw_nelbo_by_lr(axes: "Axes", rows: "list[TrialRow]") -> None:
+def draw_nelbo_by_lr(axes: "Axes", rows: list[TrialRow]) -> None:
     """Held-out NELBO over the learning rate, a colour per block size."""
     for size in sorted({row.block_size for row in rows}):
         mine = sorted((r for r in rows if r.block_size == size), key=lambda r: r.point["optim.lr"])
@@ -71,7 +72,7 @@ def draw_nelbo_by_lr(axes: "Axes", rows: "list[TrialRow]") -> None:
     axes.legend()
 
 
-def _goodness(rows: "list[TrialRow]", metric: str) -> list[float]:
+def _goodness(rows: list[TrialRow], metric: str) -> list[float]:
     """0 for the worst to 1 for the best, within a block size where only that compares."""
     groups = [row.block_size if metric == "nelbo" else 0 for row in rows]
     sign = -1 if metric == "nelbo" else 1
@@ -99,7 +100,8 @@ def _scale(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
         kinds = sorted(set(map(str, values)))
         heights = {kind: i / max(1, len(kinds) - 1) for i, kind in enumerate(kinds)}
         return [heights[str(v)] for v in values], [(h, kind) for kind, h in heights.items()]
-    low, high = min(values), max(values)
+    low = min(values)
+    high = max(values)
     is_log = low > 0 and high / low > 5
     a, b = (math.log(low), math.log(high)) if is_log else (low, high)
     span = (b - a) or 1.0

@@ -1,10 +1,37 @@
 """Where a trial's run lies, and the point of the search space that it trains. No Ray here."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TRIALS_DIRECTORY, POINT_FILE = "trials", "point.json"
+TRIALS_DIRECTORY = "trials"
+POINT_FILE = "point.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """One trial.
+
+    Attributes:
+        trial: its id; its run is trials/trial-ID.
+        status: ``finished``, ``stopped`` (early, by the scheduler or the budget) or ``failed``.
+        percent: how far it got.
+        nelbo: last held-out NELBO, nats per token; None: it never got there.
+        exact_match: share of right answers; None: not measured.
+        point: value of each searched key.
+        block_size: blocks whose NELBO this is; 0: mdlm.
+        error: first line of what went wrong.
+    """
+
+    trial: str
+    status: str
+    percent: float
+    nelbo: float | None
+    exact_match: float | None
+    point: dict[str, Any]
+    block_size: int
+    error: str = ""
 
 
 def run_name(trial_id: str) -> str:

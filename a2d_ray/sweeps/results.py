@@ -9,35 +9,12 @@ from typing import Any
 
 from a2d_ray.cli import to_yaml
 from a2d_ray.config import SweepConfig
-from a2d_ray.sweeps.points import TRIALS_DIRECTORY, read_point, run_name
+from a2d_ray.sweeps.plots import write_plots
+from a2d_ray.sweeps.points import TRIALS_DIRECTORY, TrialRow, read_point, run_name
 from a2d_ray.sweeps.space import trial_config, varies_blocks
 
-CSV_FILE, BEST_FILE = "results.csv", "best.yaml"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialRow:
-    """One trial.
-
-    Attributes:
-        trial: its id; its run is trials/trial-ID.
-        status: ``finished``, ``stopped`` (early, by the scheduler or the budget) or ``failed``.
-        percent: how far it got.
-        nelbo: last held-out NELBO, nats per token; None: it never got there.
-        exact_match: share of right answers; None: not measured.
-        point: value of each searched key.
-        block_size: blocks whose NELBO this is; 0: mdlm.
-        error: first line of what went wrong.
-    """
-
-    trial: str
-    status: str
-    percent: float
-    nelbo: float | None
-    exact_match: float | None
-    point: dict[str, Any]
-    block_size: int
-    error: str = ""
+CSV_FILE = "results.csv"
+BEST_FILE = "best.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +38,6 @@ def write_results(results: Any, config: SweepConfig, directory: Path) -> SweepRe
     rows = sort_rows([_row(result, config, directory) for result in results], config)
     _write_csv(rows, directory / CSV_FILE)
     best = _write_best(rows, config, directory)
-    from a2d_ray.sweeps.plots import write_plots
-
     write_plots(rows, config.sweep.metric, directory)
     return SweepResults(rows=rows, best=best, directory=directory)
 
@@ -123,7 +98,8 @@ def _row(result: Any, config: SweepConfig, directory: Path) -> TrialRow:
     status = "finished" if percent >= 100 else "stopped"
     error = ""
     if result.error is not None:
-        status, error = "failed", _first_line(result.error)
+        status = "failed"
+        error = _first_line(result.error)
     return TrialRow(
         trial=trial,
         status=status,

@@ -23,7 +23,8 @@ from a2d_ray.training.preflight import check_run, check_writable
 
 log = logging.getLogger(__name__)
 
-CONFIG_FILE, TUNE_DIRECTORY = "sweep.yaml", "tune"
+CONFIG_FILE = "sweep.yaml"
+TUNE_DIRECTORY = "tune"
 DRIVER_CPUS = 0.5
 
 
@@ -151,7 +152,8 @@ def _check_base(base: TrainConfig, storage_path: str) -> None:
 
 def _settle(config: SweepConfig, directory: Path) -> None:
     """Writes down what the sweep is; refuses a used name or another sweep."""
-    sweep, file = config.sweep, directory / CONFIG_FILE
+    sweep = config.sweep
+    file = directory / CONFIG_FILE
     if not file.exists():
         directory.mkdir(exist_ok=True)
         file.write_text(to_yaml(config))
@@ -161,7 +163,8 @@ def _settle(config: SweepConfig, directory: Path) -> None:
             f"sweep.name={sweep.name} is in use: {directory} exists. Set sweep.resume=true to "
             "continue that sweep, or choose another sweep.name"
         )
-    ours, theirs = config.model_dump(mode="json"), yaml.safe_load(file.read_text())
+    ours = config.model_dump(mode="json")
+    theirs = yaml.safe_load(file.read_text())
     free = ("resume", "time_budget", "max_concurrent")
     for values in (ours, theirs):
         values["sweep"] = {k: v for k, v in values["sweep"].items() if k not in free}

@@ -77,6 +77,7 @@ def _exact_match(checkpoint: Path, config: TrainConfig, num_tasks: int) -> float
 
     names = [spec.name.removeprefix("embedded/") for spec in parse_spec(config.data.spec)]
     kinds = [name for name in names if name in EMBEDDED_TASKS]
-    lm, params = load(checkpoint), SamplingParams(max_new_tokens=MAX_ANSWER_TOKENS)
+    lm = load(checkpoint)
+    params = SamplingParams(max_new_tokens=MAX_ANSWER_TOKENS)
     scores = [exact_match(lm, held_out_tasks(kind, num_tasks), params).accuracy for kind in kinds]
     return sum(scores) / len(scores)

@@ -82,7 +82,8 @@ class AnswerWriter:
         self._token_ids += output.token_ids
         if self._logprobs is not None:
             self._logprobs += output.logprobs or ()
-        self._num_forwards, self._finish_reason = output.num_forwards, output.finish_reason
+        self._num_forwards = output.num_forwards
+        self._finish_reason = output.finish_reason
         piece = ""
         if self._text is not None:
             piece = self._text.push(output.token_ids)

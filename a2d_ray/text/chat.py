@@ -79,7 +79,8 @@ class TerminalChat:
     """
 
     def __init__(self, lm: LanguageModel, config: ChatConfig, console: Console) -> None:
-        self._lm, self._console = lm, console
+        self._lm = lm
+        self._console = console
         self._is_chat = is_chat(lm, config.chat)
         self._engine = lm.make_engine()  # one for all turns: it reads only what is new
         self._params = _one_answer(SamplingParams(**config.sampling.model_dump()))
@@ -176,7 +177,8 @@ def show_samples(lm: LanguageModel, config: SampleConfig, console: Console) -> N
     Raises:
         ValueError: the model has no tokenizer, or see `LanguageModel.generate`.
     """
-    chat, params = is_chat(lm, config.chat), SamplingParams(**config.sampling.model_dump())
+    chat = is_chat(lm, config.chat)
+    params = SamplingParams(**config.sampling.model_dump())
     for text in config.prompts:
         prompt = first_turn(text, config.system) if chat else text
         console.print(Text(f"> {text}"), soft_wrap=True)

@@ -221,7 +221,8 @@ class LanguageModel:
         params = params or SamplingParams()
         if params.n > 1:
             raise ValueError(f"n ({params.n}): only one answer is streamed; use generate")
-        engine, writer = engine or self.make_engine(), AnswerWriter(self.tokenizer, params)
+        engine = engine or self.make_engine()
+        writer = AnswerWriter(self.tokenizer, params)
         engine.add_request(Request(request_id="0", prompt=self.encode(prompt), params=params))
         try:
             for output in _run(engine):

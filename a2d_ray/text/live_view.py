@@ -20,7 +20,8 @@ from a2d_ray.text.language_model import LanguageModel, Prompt
 from a2d_ray.text.stream import decode
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_UNSURE, _SURE = (210, 110, 60), (70, 190, 130)  # colours of confidence 0 and 1
+_UNSURE = (210, 110, 60)  # colours of confidence 0 and 1
+_SURE = (70, 190, 130)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,9 @@ def show_answer(
     Raises:
         ValueError: see `LanguageModel.stream`.
     """
-    text, num_tokens, num_forwards = "", 0, 0
+    text = ""
+    num_tokens = 0
+    num_forwards = 0
     started = time.perf_counter()
     with (
         Live(console=console, transient=True, auto_refresh=False) as live,
@@ -120,7 +123,8 @@ def _interrupts() -> Iterator[threading.Event]:
 
 def canvas_text(text: str, chunk: Chunk, tokenizer: object) -> Text:
     """Final text, then what the active block holds behind it: shaded tokens, and masks."""
-    view, canvas = Text(visible(text)), chunk.canvas
+    view = Text(visible(text))
+    canvas = chunk.canvas
     first = canvas.index(None) if None in canvas else len(canvas)
     for token, confidence in list(zip(canvas, chunk.canvas_confidence, strict=True))[first:]:
         if token is None:

@@ -48,7 +48,8 @@ class TextStream:
         if "" in stop:
             raise ValueError("stop must hold texts that are not empty")
         self._tokenizer = tokenizer
-        self._stop, self._keeps_stop = tuple(stop), keeps_stop
+        self._stop = tuple(stop)
+        self._keeps_stop = keeps_stop
         self._special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self._ids: list[int] = []
         # ids[anchor:] is decoded at each push; its first `_num_read` characters were read before.
@@ -113,7 +114,8 @@ class TextStream:
         """Forgets the oldest context, so that a push costs the same in a long answer."""
         context = decode(self._tokenizer, self._ids[self._boundary : end])
         if context:
-            self._anchor, self._num_read = self._boundary, len(context)
+            self._anchor = self._boundary
+            self._num_read = len(context)
             self._boundary = end
 
     def _num_surely_no_stop(self) -> int:
@@ -128,9 +130,11 @@ class TextStream:
         """Returns the held text up to `end`, or up to a stop string that begins before."""
         start, found = _first_stop(self._held, self._stop)
         if found and start <= end:
-            end, self.stop_text = start + len(found) * self._keeps_stop, found
+            end = start + len(found) * self._keeps_stop
+            self.stop_text = found
             self._stopped_at = self._num_tokens_for(self._num_given + end)
-        given, self._held = self._held[:end], self._held[end:]
+        given = self._held[:end]
+        self._held = self._held[end:]
         self._num_given += end
         return given
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from a2d_ray.cli import to_yaml
-from a2d_ray.models.adapters import save_adapters
+from a2d_ray.models.adapter_checkpoint import save_adapters
 from a2d_ray.models.checkpoint import save_checkpoint
 from a2d_ray.models.contract import Contract
 from a2d_ray.runs.storage import RunDirectory
@@ -22,7 +22,9 @@ from a2d_ray.training.plan import Plan
 from a2d_ray.training.ranks import Ranks
 from a2d_ray.training.state import STATE_DIRECTORY, Progress, save_state
 
-FINAL_NAME, BEST_NAME, BEST_FILE = "checkpoint-final", "checkpoint-best", "best.json"
+FINAL_NAME = "checkpoint-final"
+BEST_NAME = "checkpoint-best"
+BEST_FILE = "best.json"
 
 
 class CheckpointWriter:
@@ -47,8 +49,11 @@ class CheckpointWriter:
         adapted: Any,
     ) -> None:
         self._adapted = adapted
-        self._plan, self._ranks, self._directory = plan, ranks, directory
-        self._contract, self._tokenizer = contract, tokenizer
+        self._plan = plan
+        self._ranks = ranks
+        self._directory = directory
+        self._contract = contract
+        self._tokenizer = tokenizer
 
     def save(self, engine: Any, step: int, nelbo: float | None) -> str | None:
         """Saves and waits until it can be resumed from. Collective.
@@ -106,7 +111,8 @@ class CheckpointWriter:
             return f"{path}: {error}"
 
     def _write_model(self, engine: Any, path: Path, weights: dict[str, Tensor]) -> None:
-        tokenizer, contract = self._tokenizer, self._contract
+        tokenizer = self._tokenizer
+        contract = self._contract
         if self._adapted is not None:
             save_adapters(path, self._adapted, tokenizer=tokenizer, contract=contract)
             return

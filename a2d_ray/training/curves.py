@@ -6,7 +6,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-_INK, _SOFT = "#1f4e79", "#9db8d2"
+_INK = "#1f4e79"
+_SOFT = "#9db8d2"
 _ACCENT = "#c8553d"
 Lines = list[dict[str, Any]]
 
@@ -65,7 +66,8 @@ def _curve(
 ) -> None:
     """One figure of the steps, and its running mean where it is noisy."""
     steps = [line for line in steps if key in line]
-    x, values = [line["step"] for line in steps], [line[key] for line in steps]
+    x = [line["step"] for line in steps]
+    values = [line[key] for line in steps]
     window = max(1, len(values) // 40) if is_noisy else 1
     if window > 1:
         axes.plot(x, values, color=_SOFT, linewidth=0.7)

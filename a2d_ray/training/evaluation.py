@@ -67,7 +67,8 @@ class Evaluator:
 
     def _totals(self, engine: Any, spec: LayoutSpec) -> torch.Tensor:
         """Sums over the held-out rows, draws and ranks."""
-        module, world = engine.module, self.ranks.world
+        module = engine.module
+        world = self.ranks.world
         module.eval()
         totals = torch.zeros(2 + 3 * NUM_BINS, dtype=torch.float64)
         # Every rank makes as many forwards: under ZeRO-3 each of them gathers weights.

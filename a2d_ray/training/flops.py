@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from a2d_ray.diffusion.layout import PAD_DOC, Layout
-from a2d_ray.training.peaks import peak_tflops
+from a2d_ray.planning.devices import peak_tflops
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -62,8 +62,10 @@ def attended_pairs(layout: Layout) -> Tensor:
     """Pairs (query, key) of real tokens that may attend (`masks.may_attend`), int64 scalar."""
     is_real = layout.doc_RT != PAD_DOC
     row_RT = torch.arange(len(layout.ids_RT))[:, None].expand_as(layout.ids_RT)
-    doc, row = layout.doc_RT[is_real], row_RT[is_real]
-    stream, block = layout.stream_RT[is_real], layout.block_RT[is_real]
+    doc = layout.doc_RT[is_real]
+    row = row_RT[is_real]
+    stream = layout.stream_RT[is_real]
+    block = layout.block_RT[is_real]
     if not doc.numel():
         return torch.zeros((), dtype=torch.int64)
     sizes = torch.zeros(

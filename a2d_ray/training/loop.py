@@ -55,7 +55,8 @@ class _Worker:
     """One rank: model, engine, data and reporting."""
 
     def __init__(self, plan: Plan, resumed: Path | None) -> None:
-        self.plan, self.config = plan, plan.config
+        self.plan = plan
+        self.config = plan.config
         context = ray.train.get_context()
         self.ranks = Ranks(
             context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
@@ -97,7 +98,8 @@ class _Worker:
             prefetch_batches=2,
             drop_last=True,
         )
-        schedule, num_steps = self.config.schedule, self.plan.num_steps
+        schedule = self.config.schedule
+        num_steps = self.plan.num_steps
         started = time.perf_counter()
         for batch in batches:
             step_s = self._train_step(batch, started)
@@ -114,7 +116,8 @@ class _Worker:
 
     def _load(self, resumed: Path | None) -> None:
         """Model, layout and engine; weights and moments from `resumed` if given."""
-        config, ranks = self.config, self.ranks
+        config = self.config
+        ranks = self.ranks
         lora = config.model.lora
         loaded = load_checkpoint(
             config.model.path if resumed is None or lora is not None else resumed,
@@ -157,7 +160,8 @@ class _Worker:
 
     def _train_step(self, batch: pa.Table, started: float) -> float:
         """One optimizer step; returns its seconds."""
-        config, num_steps = self.config, self.plan.num_steps
+        config = self.config
+        num_steps = self.plan.num_steps
         limit = corruption_limit(self.step, num_steps, config.objective.corruption_warmup)
         times = StepTimes(started, self.ranks.device)
         objective = config.objective

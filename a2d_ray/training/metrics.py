@@ -26,7 +26,8 @@ class StepTimes:
     """
 
     def __init__(self, started: float, device: torch.device) -> None:
-        self._started, self._device = started, device
+        self._started = started
+        self._device = device
         self.data_s = time.perf_counter() - started
         self.compute_s = self.step_s = self._own_s = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
@@ -123,7 +124,8 @@ class StepCounter:
 
     def figures(self, counts: dict[str, float], times: StepTimes) -> dict[str, float]:
         """What is reported of a step besides loss, gradient norm and learning rate."""
-        data, seconds = self.config.data, times.step_s
+        data = self.config.data
+        seconds = times.step_s
         room = counts["places"]
         if data.packing:
             room = self.config.batch.size * data.tokens_per_row

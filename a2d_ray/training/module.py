@@ -26,7 +26,8 @@ class DiffusionModule(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.loss, self.is_causal_clean = loss, is_causal_clean
+        self.loss = loss
+        self.is_causal_clean = is_causal_clean
         self.compute_dtype = compute_dtype
         set_layout_attention(model, self.head.device)
 

@@ -80,7 +80,8 @@ def _check_model(path: str) -> Contract:
 
 
 def _check_objective(config: TrainConfig, contract: Contract) -> None:
-    trained, wanted = contract.objective, config.objective.name
+    trained = contract.objective
+    wanted = config.objective.name
     if trained not in (None, wanted) and not config.model.change_objective:
         raise ValueError(
             f"model.path={config.model.path} was trained with objective {trained}, this job trains "

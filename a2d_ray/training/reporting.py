@@ -12,7 +12,9 @@ from a2d_ray.training.curves import draw_curves
 from a2d_ray.training.gauges import RunGauges
 from a2d_ray.training.samples import Sample
 
-METRICS_FILE, SAMPLES_FILE, PLOT_FILE = "metrics.jsonl", "samples.jsonl", "loss.png"
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+PLOT_FILE = "loss.png"
 log = logging.getLogger(__name__)
 
 
@@ -28,7 +30,8 @@ class MetricsLog:
     def __init__(
         self, directory: RunDirectory, start_step: int, file_name: str = METRICS_FILE
     ) -> None:
-        self.directory, self._file_name = directory, file_name
+        self.directory = directory
+        self._file_name = file_name
         text = (directory.read(file_name) or b"").decode()
         whole = text[: text.rfind("\n") + 1]  # a killed run may leave half a line
         lines = [json.loads(line) for line in whole.splitlines()]
@@ -59,7 +62,9 @@ class RunReporter:
     """What rank 0 reports of its run: JSONL lines, curves, gauges, and W&B where configured."""
 
     def __init__(self, config: TrainConfig, metrics: MetricsLog, gauges: RunGauges) -> None:
-        self._log, self._gauges, self._run = metrics, gauges, None
+        self._log = metrics
+        self._gauges = gauges
+        self._run = None
         start = max((line["step"] for line in metrics.lines), default=-1)
         self._samples = MetricsLog(metrics.directory, start, SAMPLES_FILE)
         if config.wandb.mode != "disabled":

@@ -79,7 +79,8 @@ def generate_samples(
 def split_last_answer(row: PackedRow) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
     """Prompt segments and last answer of a row's first document; plain text is cut."""
     is_first = row.doc_C == 0
-    ids, segment = row.ids_C[is_first], row.segment_C[is_first]
+    ids = row.ids_C[is_first]
+    segment = row.segment_C[is_first]
     answer = int(segment[row.is_target_C[is_first]].max())
     if answer == 0:
         cut = min(NUM_PROMPT_TOKENS, len(ids) // 2)

@@ -47,8 +47,10 @@ class StopWatch:
     """
 
     def __init__(self, directory: RunDirectory, deadline: float | None) -> None:
-        self._directory, self._deadline = directory, deadline
-        self._looked_at, self._is_asked = 0.0, False
+        self._directory = directory
+        self._deadline = deadline
+        self._looked_at = 0.0
+        self._is_asked = False
         self.save_s = 0.0  # how long the last checkpoint took
 
     def is_over(self, step_s: float) -> bool:

@@ -37,7 +37,8 @@ from a2d_ray.training.stopping import STOP_FILE, stop_on_sigterm
 
 log = logging.getLogger(__name__)
 
-CONFIG_FILE, PLAN_FILE = "config.yaml", "plan.json"
+CONFIG_FILE = "config.yaml"
+PLAN_FILE = "plan.json"
 _FREE_TO_CHANGE = ("run", "scaling", "wandb")  # a resumed run may differ in these, but the seed
 
 
@@ -140,7 +141,8 @@ def build_trainer(
         ),
         datasets={"train": partial(_remaining_rows, plan.to_dict(), storage_path)},
     )
-    trainer.plan, trainer.run_directory = plan, directory
+    trainer.plan = plan
+    trainer.run_directory = directory
     return trainer
 
 
@@ -181,7 +183,8 @@ def _remaining_rows(plan: dict[str, Any], storage_path: str) -> Dataset:
 
 def _worker_range(scaling: ScalingSection) -> int | tuple[int, int]:
     """The number of workers in Ray Train's form."""
-    low, high = scaling.world_sizes[0], scaling.world_sizes[-1]
+    low = scaling.world_sizes[0]
+    high = scaling.world_sizes[-1]
     return low if low == high else (low, high)
 
 
@@ -198,7 +201,8 @@ def _check_resumed(config: TrainConfig, directory: RunDirectory) -> None:
     stored = directory.read(CONFIG_FILE)
     if stored is None:
         return
-    ours, theirs = config.model_dump(mode="json"), yaml.safe_load(stored)
+    ours = config.model_dump(mode="json")
+    theirs = yaml.safe_load(stored)
     for values in (ours, theirs):
         values["schedule"].pop("max_duration", None)  # of one command, no part of what a run is
         seed = values["run"]["seed"]

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2d_ray.data.sources import Shape
 from a2d_ray.data.sources.adapters import Example
 from a2d_ray.data.sources.decontamination import evaluation_ngrams, overlaps
 from a2d_ray.data.sources.embedded import embedded_rows
+from a2d_ray.data.sources.shards import Shape
 
 # The shape of GSM8K; the first two are of the kind that gsm_symbolic's templates come from.
 EVALUATION = [

@@ -73,7 +73,8 @@ def test_what_is_not_there_is_refused_before_anything_is_opened(tmp_path, spec, 
 
 def test_checking_loads_neither_ray_nor_torch():
     code = (
-        "import sys; from a2d_ray.data.sources.mixture import check_spec; check_spec('embedded/sums');"
+        "import sys; from a2d_ray.data.sources.mixture import check_spec;"
+        "check_spec('embedded/sums');"
         "assert not {'ray', 'torch', 'pyarrow', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

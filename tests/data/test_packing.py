@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2d_ray.data.packing import WINDOW_DOCUMENTS, pack, utilisation
+from a2d_ray.data.packing.best_fit import WINDOW_DOCUMENTS, pack, utilisation
 
 
 @given(st.lists(st.integers(1, 50), max_size=200))

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from a2d_ray.data.sources import Shape, read_shard, resolve
 from a2d_ray.data.sources.adapters import Example
 from a2d_ray.data.sources.mixture import check_spec, parse_spec
+from a2d_ray.data.sources.shards import Shape, read_shard, resolve
 
 PAIR = (("user", "What is 2 + 2?"), ("assistant", "4"))
 TOOLS = "tool messages are not supported"

@@ -5,13 +5,8 @@ import torch
 
 from a2d_ray import convert
 from a2d_ray.config import LoraSection, OptimSection
-from a2d_ray.models.adapters import (
-    add_adapters,
-    merge_adapters,
-    merged_copy,
-    restore_adapters,
-    save_adapters,
-)
+from a2d_ray.models.adapter_checkpoint import merge_adapters, save_adapters
+from a2d_ray.models.adapters import add_adapters, merged_copy, restore_adapters
 from a2d_ray.models.checkpoint import check_checkpoint, load_checkpoint
 from a2d_ray.training.optim import make_optimizer
 from tests.tiny import save_tiny_ar

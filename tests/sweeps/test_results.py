@@ -12,8 +12,8 @@ from ray.tune import Result
 from a2d_ray.cli import parse_config
 from a2d_ray.config import SweepConfig, TrainConfig
 from a2d_ray.sweeps.plots import draw_nelbo_by_lr, draw_parallel, write_plots
-from a2d_ray.sweeps.points import read_point, write_point
-from a2d_ray.sweeps.results import SweepResults, TrialRow, format_results, sort_rows
+from a2d_ray.sweeps.points import TrialRow, read_point, write_point
+from a2d_ray.sweeps.results import SweepResults, format_results, sort_rows
 from a2d_ray.sweeps.results import _row as row_of
 from a2d_ray.sweeps.results import _write_best as write_best
 from a2d_ray.sweeps.results import _write_csv as write_csv

@@ -24,7 +24,7 @@ from a2d_ray.text.chat import is_chat, run_chat
 from a2d_ray.text.live_view import canvas_text, confidence_style, show_answer, visible
 from tests.tiny import save_tiny_ar
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SAMPLING = {"max_new_tokens": 8, "temperature": 0.7}
 PARAMS = SamplingParams(**SAMPLING)
 

@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from a2d_ray.diffusion.layout import PAD_DOC, build_layout
 from a2d_ray.diffusion.masks import dense_mask
 from a2d_ray.models.architectures import ARCHITECTURES
+from a2d_ray.planning.devices import PEAK_TFLOPS, peak_tflops
 from a2d_ray.training.flops import StepFlops, attended_pairs
-from a2d_ray.training.peaks import PEAK_TFLOPS, peak_tflops
 from tests.diffusion.test_objectives import CASES
 from tests.rows import packed_row
 from tests.tiny import tiny_a2d_model

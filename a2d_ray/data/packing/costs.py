@@ -71,7 +71,8 @@ class Streams:
         total = document.num_tokens
         if self.objective == "mdlm":
             return self.views * (total + self.eos_tail * document.is_complete)
-        size, last = self.block_size, len(document.segments[-1])
+        size = self.block_size
+        last = len(document.segments[-1])
         if self.block_grid == "absolute":
             noisy = self._filled(total, document.is_complete)
             noisy -= 0 if self.right_shift else (total - last) // size * size

@@ -68,7 +68,8 @@ def conversation_documents(
         learned = [answers[-1:]]
     else:
         learned = [[i] for i in answers] if cutting.is_split else [answers]
-    documents, reasons = [], []
+    documents = []
+    reasons = []
     for targets in learned:
         document = _document(segments, targets, answers, cutting)
         if isinstance(document, str):

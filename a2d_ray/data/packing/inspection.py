@@ -109,7 +109,8 @@ def print_examples(
 def print_lengths(counts: dict[str, Any], console: Console | None = None) -> None:
     """Prints the histogram of documents' lengths of a split of a manifest."""
     console = console or Console()
-    edges, found = counts["lengths"]["edges"], counts["lengths"]["counts"]
+    edges = counts["lengths"]["edges"]
+    found = counts["lengths"]["counts"]
     most = max([*found, 1])
     console.rule("tokens per document")
     for low, high, count in zip(edges, edges[1:], found, strict=False):

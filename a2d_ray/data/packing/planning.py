@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from a2d_ray.data.hashing import scramble
-from a2d_ray.data.packing import WINDOW_DOCUMENTS, pack
+from a2d_ray.data.packing.best_fit import WINDOW_DOCUMENTS, pack
 
 HELD_OUT = "equal to a held-out row"
 DUPLICATE = "duplicate of another row"
@@ -102,7 +102,8 @@ def select(index: Index, limits: Limits) -> tuple[Index, Index, Counter[tuple[in
     """
     dropped: Counter[tuple[int, str]] = Counter()
     is_test = index["is_test"]
-    train, test = index.take(~is_test), index.take(is_test)
+    train = index.take(~is_test)
+    test = index.take(is_test)
     train = _without(train, np.isin(train["content"], test["content"]), HELD_OUT, dropped)
     if limits.deduplicate:
         train = _without(train, _is_repeated(train), DUPLICATE, dropped)
@@ -154,7 +155,8 @@ def _is_repeated(index: Index) -> np.ndarray:
     """Documents of rows whose content an earlier row has: earlier in the mixture's order of
     sources, then by the rows' hashes."""
     order = np.lexsort((index["row"], index["source"], index["content"]))
-    content, row = index["content"][order], index["row"][order]
+    content = index["content"][order]
+    row = index["row"][order]
     starts = np.concatenate([[True], content[1:] != content[:-1]])[: order.size]
     first_row = row[np.maximum.accumulate(np.where(starts, np.arange(order.size), 0))]
     is_repeated = np.empty(order.size, dtype=bool)

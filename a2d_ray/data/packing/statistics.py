@@ -9,7 +9,7 @@ import numpy as np
 from a2d_ray.config import DataSection
 from a2d_ray.data.packing.planning import Index, Plan
 from a2d_ray.data.packing.tokenizing import MAX_OFFENDERS
-from a2d_ray.data.sources import SPLITS, Split
+from a2d_ray.data.sources.shards import SPLITS, Split
 
 HISTOGRAM_BINS = 32
 
@@ -50,7 +50,8 @@ class Report:
         Raises:
             ValueError: says the share, the limit and the first offenders.
         """
-        rows, malformed = self.count("rows"), self.count("malformed")
+        rows = self.count("rows")
+        malformed = self.count("malformed")
         if rows == 0:
             raise ValueError(f"data.spec: {data.spec!r} has no rows{self._languages()}")
         if malformed > data.max_bad_fraction * rows:

@@ -229,7 +229,8 @@ def _render(
             messages = [{"role": role, "content": content} for role, content in payload]
             results.append(renderer.render(literals.hide(messages)))
         except ValueError as error:
-            row["reason"], row["is_malformed"] = str(error), True
+            row["reason"] = str(error)
+            row["is_malformed"] = True
             results.append(str(error))
     return results
 

@@ -12,9 +12,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from a2d_ray.data.sources import Shape, read_shard, resolve
 from a2d_ray.data.sources.adapters import Example
 from a2d_ray.data.sources.mixture import parse_spec
+from a2d_ray.data.sources.shards import Shape, read_shard, resolve
 
 CONTAMINATED = "overlaps data.decontaminate"
 SHORTEST_WORDS = 4  # an evaluation row of fewer words says too little to look for it

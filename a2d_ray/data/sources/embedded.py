@@ -85,7 +85,8 @@ def _items(name: str, split: str) -> Iterator[_Item]:
 def _sums() -> Iterator[_Item]:
     options = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
     for number, task in enumerate(_reasoning_gym("chain_sum", 40_000, **options)):
-        expression, answer = task["metadata"]["expression"], task["answer"]
+        expression = task["metadata"]["expression"]
+        answer = task["answer"]
         key = " ".join(sorted(expression.split()))  # 3 + 5 and 5 + 3 are one question
         yield _item(key, _word("sums", number, expression), f"{expression} = {answer}")
 

@@ -143,7 +143,8 @@ def _parse_part(part: str) -> SourceSpec:
     match = re.fullmatch(r"([^\[\]]+)(?:\[([^\[\]]*)\])?", text)
     if match is None:
         raise ValueError(f"data.spec: cannot read {text!r}; write name[key:value,...]")
-    name, options = match[1].strip(), match[2]
+    name = match[1].strip()
+    options = match[2]
     return SourceSpec(name=name, **(_parse_options(text, options) if options is not None else {}))
 
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from a2d_ray.config import DataSection
 from a2d_ray.data.hashing import stable_id, uniform
-from a2d_ray.data.sources import SPLITS, ReadRow, Shape, Shard, Source, Split, read_shard
 from a2d_ray.data.sources.adapters import Example
 from a2d_ray.data.sources.decontamination import CONTAMINATED, overlaps
+from a2d_ray.data.sources.shards import SPLITS, ReadRow, Shape, Shard, Source, Split, read_shard
 
 ROWS_SCHEMA = pa.schema(
     [
@@ -100,7 +100,8 @@ def read_unit(unit: Unit) -> Iterator[pa.Table]:
                 size += len(entry["payload"])
             if len(rows) >= _ROWS_PER_TABLE or size >= _BYTES_PER_TABLE:
                 yield pa.Table.from_pylist(rows, schema=ROWS_SCHEMA)
-                rows, size = [], 0
+                rows = []
+                size = 0
             if reader.is_full:
                 break
         if reader.is_full:

@@ -104,7 +104,8 @@ def _hub_files(name: str) -> list[DataFile]:
     from huggingface_hub import HfFileSystem
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    filesystem, root = HfFileSystem(), f"datasets/{name}"
+    filesystem = HfFileSystem()
+    root = f"datasets/{name}"
     try:
         found: dict[str, Any] = dict(filesystem.find(root, detail=True))  # type: ignore[arg-type]
     except FileNotFoundError:

@@ -55,7 +55,8 @@ class EndpointBackend:
         self._client = openai.OpenAI(
             base_url=base_url, api_key=key, max_retries=MAX_RETRIES, timeout=600
         )
-        self._base_url, self._concurrency = base_url, concurrency
+        self._base_url = base_url
+        self._concurrency = concurrency
         self._card = self._read_card(model)
         self._model: str = self._card["id"]
 
@@ -96,7 +97,8 @@ class EndpointBackend:
 
     def _check_model(self) -> None:
         """Refuses answers of two models as those of one."""
-        before, now = _fingerprint(self._card), _fingerprint(self._read_card(self._model))
+        before = _fingerprint(self._card)
+        now = _fingerprint(self._read_card(self._model))
         if now != before:
             raise ValueError(
                 f"{self._base_url} serves another {self._model} than at the start "
@@ -128,7 +130,8 @@ class EndpointBackend:
                 except KeyboardInterrupt as interrupt:
                     if failure is not None:
                         raise
-                    failure, done = interrupt, set()
+                    failure = interrupt
+                    done = set()
                 for future in done:
                     index = running.pop(future)
                     if (error := future.exception()) is None:
@@ -215,7 +218,8 @@ def request_body(params: SamplingParams, card: dict[str, Any] | None) -> dict[st
     Raises:
         ValueError: an option that the API does not have and that the server sets otherwise.
     """
-    values, defaults = dict(vars(params)), vars(SamplingParams())
+    values = dict(vars(params))
+    defaults = vars(SamplingParams())
     body: dict[str, Any] = {name: values.pop(key) for key, name in OPENAI_NAMES.items()}
     stop = list(values.pop("stop"))
     body["stop"] = stop if len(stop) <= MAX_STOP else []
@@ -235,7 +239,8 @@ def _all_diffusion_options(params: SamplingParams, card: dict[str, Any]) -> dict
     means the server's default."""
     theirs = SamplingParams(**card.get("defaults") or {})
     for name in FIXED:
-        wanted, found = getattr(params, name), getattr(theirs, name)
+        wanted = getattr(params, name)
+        found = getattr(theirs, name)
         if wanted != found:
             raise ValueError(
                 f"{name}={wanted}: this endpoint samples with {found}, and requests cannot change "

@@ -59,7 +59,9 @@ class Likelihood:
             )
         if contract.right_shift_logits:
             raise ValueError("right_shift_logits=true: likelihoods of such models are not computed")
-        self._model, self._contract, self._max_length = model, contract, max_length
+        self._model = model
+        self._contract = contract
+        self._max_length = max_length
         self._mask_id = contract.mask_token_id
         self._spec = LayoutSpec(
             objective=contract.objective,
@@ -109,7 +111,8 @@ class Likelihood:
         one = self._mdlm_pass if self._spec.objective == "mdlm" else self._bd3lm_pass
         plan = one(row, draws)
         head_VH = self._model.lm_head.weight
-        layout, noise = plan.layout.to(head_VH.device), plan.noise.to(head_VH.device)
+        layout = plan.layout.to(head_VH.device)
+        noise = plan.noise.to(head_VH.device)
         ids_RT = noised_ids(layout, noise, self._mask_id)
         hidden_RTH = layout_hidden(self._model, ids_RT, layout, self._spec.causal_clean)
         picked = noise.is_masked_RT
@@ -121,7 +124,8 @@ class Likelihood:
             self._mask_id,
         )
         weighted_N = (loss_N.double() * noise.weight_RT[picked].double()).cpu()
-        picked, num_docs = picked.cpu(), row.doc_id_D.numel()
+        picked = picked.cpu()
+        num_docs = row.doc_id_D.numel()
         place_N = plan.draw_RT[picked] * num_docs + plan.layout.doc_RT[picked]
         total = torch.zeros(len(draws) * num_docs, dtype=torch.float64)
         return total.index_add(0, place_N, weighted_N).view(len(draws), num_docs) / 2
@@ -143,7 +147,8 @@ class Likelihood:
         for index, draw in enumerate(draws):
             drawn = draw_noise(pair, NoiseSpec(), seed=DRAW_SEED, epoch_R=torch.full((1,), draw))
             for view in (1, 2):
-                mine, theirs = layout.stream_RT == 2 * index + view, pair.stream_RT == view
+                mine = layout.stream_RT == 2 * index + view
+                theirs = pair.stream_RT == view
                 is_masked_RT[mine] = drawn.is_masked_RT[theirs]
                 weight_RT[mine] = drawn.weight_RT[theirs]
         noise = Noise(is_masked_RT=is_masked_RT, weight_RT=weight_RT)

@@ -68,7 +68,8 @@ class LocalBackend:
     """
 
     def __init__(self, lm: LanguageModel, *, batch_size: int = 32) -> None:
-        self._lm, self._options = lm, EngineOptions(max_running=batch_size)
+        self._lm = lm
+        self._options = EngineOptions(max_running=batch_size)
 
     def describe(self) -> Description:
         """The model, with a hash over every weight."""

@@ -106,9 +106,12 @@ class Responder:
         contract: Contract | None = None,
         is_quiet: bool = False,
     ) -> None:
-        self._backend, self._cache, self._is_quiet = backend, cache, is_quiet
+        self._backend = backend
+        self._cache = cache
+        self._is_quiet = is_quiet
         self._contract = contract
-        self.speed, self.num_cut = Speed(), 0
+        self.speed = Speed()
+        self.num_cut = 0
         self.observe: Callable[[int, int], None] = lambda num_done, num_asked: None
 
     def forget(self) -> None:

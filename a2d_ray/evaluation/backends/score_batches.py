@@ -50,7 +50,8 @@ def plan_batches(
         is_alike = bool(batch) and draws[index] == draws[batch[0]]
         if batch and not (is_alike and (used + cost).tokens(draws[index]) <= max_tokens):
             yield batch
-            batch, used = [], Cost(0, 0)
+            batch = []
+            used = Cost(0, 0)
         batch.append(index)
         used += cost
     if batch:

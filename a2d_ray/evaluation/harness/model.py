@@ -89,7 +89,8 @@ class A2DHarnessModel(LM):
             from a2d_ray.evaluation.backends.endpoint import EndpointBackend
 
             return EndpointBackend(others["base_url"], others["served_model"])
-        batch_size, num_workers = int(others["batch_size"]), int(others["num_workers"])
+        batch_size = int(others["batch_size"])
+        num_workers = int(others["num_workers"])
         if num_workers:
             from a2d_ray.evaluation.backends.actors import RayBackend
 

@@ -82,7 +82,9 @@ def read_options(options: dict[str, Any]) -> Options:
     """
     fields = set(vars(SamplingParams())) - set(FROM_TASK)
     known = fields | LOADING.keys() | OTHERS.keys()
-    sampling, loading, others = {}, dict(LOADING), dict(OTHERS)
+    sampling = {}
+    loading = dict(LOADING)
+    others = dict(OTHERS)
     for key, value in options.items():
         if key in fields:
             sampling[key] = value

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from a2d_ray.config import EvaluateConfig, EvaluatedTask
-from a2d_ray.evaluation.__main__ import TASKS
+from a2d_ray.evaluation.harness.tasks import TASKS_DIRECTORY
 from a2d_ray.evaluation.report.provenance import code_state, data_fingerprint, model_state, versions
 from a2d_ray.evaluation.report.statistics import monte_carlo_stderr, root_of_squares
 from a2d_ray.sandbox.runner import check_isolation
@@ -103,9 +103,9 @@ def _task_manager(config: EvaluateConfig) -> Any:
     """Our tasks, and the harness's thousands only where one of them is wanted."""
     from lm_eval.tasks import TaskManager
 
-    ours = {path.stem for path in TASKS.glob("*.yaml")}
+    ours = {path.stem for path in TASKS_DIRECTORY.glob("*.yaml")}
     wanted = {task.task for task in config.tasks}
-    manager = TaskManager(include_path=str(TASKS), include_defaults=not wanted <= ours)
+    manager = TaskManager(include_path=str(TASKS_DIRECTORY), include_defaults=not wanted <= ours)
     unknown = sorted(wanted - set(manager.all_tasks))
     if unknown:
         raise ValueError(f"tasks: {unknown[0]} is no task of the harness or of ours {sorted(ours)}")
@@ -145,7 +145,7 @@ def _check_code(config: EvaluateConfig, task: EvaluatedTask) -> None:
             f"{task.task} runs code that the model wrote: allow it with run_code=true "
             "(it runs in a sandbox)"
         )
-    if not (TASKS / f"{task.task}.yaml").exists():
+    if not (TASKS_DIRECTORY / f"{task.task}.yaml").exists():
         raise ValueError(
             f"{task.task} would run the model's code in this process: use one of our tasks, "
             "a2d_humaneval_instruct or a2d_mbpp_instruct"

@@ -13,7 +13,7 @@ import torch
 from a2d_ray.config import EvaluateConfig
 
 PACKAGES = ("a2d-ray", "lm-eval", "torch", "transformers", "datasets", "ray", "reasoning-gym")
-PACKAGE = Path(__file__).parent.parent
+PACKAGE = Path(__file__).parents[2]
 
 
 def code_state(package: Path = PACKAGE) -> dict[str, Any]:

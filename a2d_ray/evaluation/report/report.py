@@ -62,7 +62,8 @@ def markdown(report: dict[str, Any]) -> str:
 def speed(task: dict[str, Any]) -> tuple[float | None, float | None]:
     """Tokens per forward and per second of the answers that were not read from the cache."""
     used = task.get("speed") or {}
-    forwards, seconds = used.get("num_forwards"), used.get("seconds")
+    forwards = used.get("num_forwards")
+    seconds = used.get("seconds")
     tokens = used.get("num_tokens", 0)
     return (
         tokens / forwards if forwards else None,
@@ -78,10 +79,12 @@ def compare_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, 
     """
     found = {}
     for name in first["tasks"].keys() & second["tasks"].keys():
-        one, other = first["tasks"][name], second["tasks"][name]
+        one = first["tasks"][name]
+        other = second["tasks"][name]
         if one["metric"] != other["metric"]:
             continue
-        left, right = _by_document(one), _by_document(other)
+        left = _by_document(one)
+        right = _by_document(other)
         shared = sorted(left.keys() & right.keys())
         if shared:
             found[name] = compare([left[key] for key in shared], [right[key] for key in shared])
@@ -97,12 +100,14 @@ def differing_conditions(
     prompts, versions and examples of the tasks that they share."""
     found = []
     for name in tasks:
-        one, other = first["tasks"][name], second["tasks"][name]
+        one = first["tasks"][name]
+        other = second["tasks"][name]
         for key, word in (("versions", "version"), ("num_fewshot", "num_fewshot")):
             if key in one and key in other and one[key] != other[key]:
                 left, right = (_condition(task[key], name) for task in (one, other))
                 found.append(f"{name}: {word} {left} and {right}")
-        left, right = _by_document(one, "prompt_hash"), _by_document(other, "prompt_hash")
+        left = _by_document(one, "prompt_hash")
+        right = _by_document(other, "prompt_hash")
         shared = left.keys() & right.keys()
         num_other = sum(left[key] != right[key] for key in shared)
         if num_other:

@@ -139,7 +139,8 @@ def compare(first: Sequence[Value], second: Sequence[Value]) -> Comparison:
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} documents cannot be paired")
-    one, other = estimate(first), estimate(second)
+    one = estimate(first)
+    other = estimate(second)
     deviations = [b - a for a, b in zip(_linearised(first)[1], _linearised(second)[1], strict=True)]
     mean = other.value - one.value
     is_binary = all(value in (0.0, 1.0) for value in [*first, *second])
@@ -161,9 +162,12 @@ def _newcombe(first: Sequence[Value], second: Sequence[Value]) -> Estimate:
     """
     n = len(first)
     cells = Counter(zip(first, second, strict=True))
-    both, neither = cells[1.0, 1.0], cells[0.0, 0.0]
-    gained, lost = cells[0.0, 1.0], cells[1.0, 0.0]
-    one, other = _wilson((both + lost) / n, n), _wilson((both + gained) / n, n)
+    both = cells[1.0, 1.0]
+    neither = cells[0.0, 0.0]
+    gained = cells[0.0, 1.0]
+    lost = cells[1.0, 0.0]
+    one = _wilson((both + lost) / n, n)
+    other = _wilson((both + gained) / n, n)
     margins = (both + lost) * (gained + neither) * (both + gained) * (lost + neither)
     shared = both * neither - gained * lost
     corrected = max(shared - n / 2, 0.0) if shared > 0 else shared
@@ -184,7 +188,8 @@ def _mcnemar(first: Sequence[Value], second: Sequence[Value]) -> float:
     """Exact two-sided binomial test of the documents that only one of both got right."""
     gained = sum(1 for a, b in zip(first, second, strict=True) if a == 0.0 and b == 1.0)
     lost = sum(1 for a, b in zip(first, second, strict=True) if a == 1.0 and b == 0.0)
-    n, k = gained + lost, min(gained, lost)
+    n = gained + lost
+    k = min(gained, lost)
     tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
     return min(1.0, 2 * tail)
 

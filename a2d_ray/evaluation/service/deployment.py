@@ -79,7 +79,8 @@ class Evaluations:
     def __init__(
         self, config: dict[str, Any], suites: dict[str, dict[str, Any]], keys: ApiKeys
     ) -> None:
-        self._config, self._keys = EvaluationServiceConfig.model_validate(config), keys
+        self._config = EvaluationServiceConfig.model_validate(config)
+        self._keys = keys
         self._suites = {name: EvaluateConfig.model_validate(each) for name, each in suites.items()}
         self._api_key = own_key(self._config, keys)
         self._runner = Runner(

@@ -49,7 +49,9 @@ class Runner:
         max_queued: int = 16,
         api_key: str | None = None,
     ) -> None:
-        self.store, self._serves, self._max_queued = store, serves, max_queued
+        self.store = store
+        self._serves = serves
+        self._max_queued = max_queued
         self._api_key = api_key
         self._changed = threading.Condition()  # guards states on disk and the three below
         self._pending: list[str] = []

@@ -10,7 +10,7 @@ import yaml
 
 from a2d_ray.cli import parse_config
 from a2d_ray.config import EvaluateConfig, EvaluatedTask, EvaluationServiceConfig
-from a2d_ray.evaluation.__main__ import TASKS
+from a2d_ray.evaluation.harness.tasks import TASKS_DIRECTORY
 from a2d_ray.http.errors import RequestError, not_found
 from a2d_ray.sandbox.runner import SandboxError, check_isolation
 
@@ -66,7 +66,7 @@ _Loader.add_constructor("!function", lambda loader, node: None)
 @cache
 def task_traits(task: str) -> TaskTraits:
     """What one of our tasks asks for."""
-    file = TASKS / f"{task}.yaml"
+    file = TASKS_DIRECTORY / f"{task}.yaml"
     if not file.is_file():
         return TaskTraits()
     values = yaml.load(file.read_text(), Loader=_Loader)

@@ -28,7 +28,9 @@ class Progress:
     """
 
     def __init__(self, path: Path, tasks: list[str]) -> None:
-        self._path, self._tasks, self._written = path, tasks, 0.0
+        self._path = path
+        self._tasks = tasks
+        self._written = 0.0
 
     def __call__(self, task: str, num_done: int, num_asked: int) -> None:
         """Takes what `run_suite` observes."""

@@ -81,10 +81,12 @@ def make_canvas(prompt: Segments, params: SamplingParams, contract: Contract) ->
     tokens = [token for segment in prompt for token in segment]
     if None in tokens:
         return _infill_canvas(prompt, tokens, block_size, contract)
-    start, end = len(tokens), len(tokens) + params.max_new_tokens
+    start = len(tokens)
+    end = len(tokens) + params.max_new_tokens
     if contract.objective == "mdlm":
         starts = range(start, end, block_size)
-        windows, blocks = [(i, min(i + block_size, end)) for i in starts], [0] * end
+        windows = [(i, min(i + block_size, end)) for i in starts]
+        blocks = [0] * end
     else:
         blocks, num_known = _known_blocks(prompt, block_size, contract)
         edges = [start, *range(start - num_known + block_size, end + block_size, block_size)]

@@ -57,7 +57,8 @@ def denoise(
     Raises:
         FloatingPointError: logits that are NaN or infinite.
     """
-    params, is_masked_N = decoder.params, active.is_masked_N
+    params = decoder.params
+    is_masked_N = active.is_masked_N
     logits_NV = logits_NV.float()
     _edit(logits_NV, active.position_N, decoder, state.answer_counts_V)
     chosen_N = _choose(logits_NV, active, decoder, state)
@@ -93,7 +94,8 @@ def _edit(
     logits_NV: Tensor, position_N: Tensor, decoder: Decoder, answer_counts_V: Tensor | None
 ) -> None:
     """Penalties and biases, and -inf for what may not be chosen; in place."""
-    params, canvas = decoder.params, decoder.canvas
+    params = decoder.params
+    canvas = decoder.canvas
     if has_penalties(params):
         penalize(logits_NV, params, canvas.known_ids, answer_counts_V)
     for token, bias in params.logit_bias.items():

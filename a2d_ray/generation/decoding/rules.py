@@ -19,7 +19,8 @@ def remember(logits_NV: Tensor, active: Active, decoder: Decoder, state: RuleSta
         return replace(state, counts=window_counts(active.position_N, decoder))
     if decoder.params.rule != "klass":
         return state
-    position_N, logp_NV = active.position_N, logits_NV.log_softmax(-1)
+    position_N = active.position_N
+    logp_NV = logits_NV.log_softmax(-1)
     num_stable_N = torch.zeros_like(position_N)
     if state.position_N is not None and state.logp_NV is not None:
         was_N = torch.isin(position_N, state.position_N)
@@ -38,7 +39,8 @@ def window_counts(position_N: Tensor, decoder: Decoder) -> tuple[int, ...]:
         position_N: the window's masked positions.
         decoder: the request.
     """
-    params, canvas = decoder.params, decoder.canvas
+    params = decoder.params
+    canvas = decoder.canvas
     num_steps = decoding.steps_per_block(params.steps, canvas.num_blocks, canvas.block_size)
     u_SN = None
     if params.stochastic_transfer:
@@ -56,14 +58,17 @@ def select(
     state: RuleState,
 ) -> Tensor:
     """Which masked positions the rule commits; bool [N]."""
-    params, rows_N = decoder.params, active.is_masked_N
-    confidence_M, position_M = confidence_N[rows_N], active.position_N[rows_N]
+    params = decoder.params
+    rows_N = active.is_masked_N
+    confidence_M = confidence_N[rows_N]
+    position_M = active.position_N[rows_N]
     match params.rule:
         case "threshold":
             chosen_M = decoding.select_threshold(confidence_M, params.threshold)
         case "steps":
             left = state.counts[state.step :]  # none when masks came back
-            score_M, count = _order(confidence_M, position_M, decoder, state.step), (*left, 1)[0]
+            score_M = _order(confidence_M, position_M, decoder, state.step)
+            count = (*left, 1)[0]
             if decoder.is_reference:
                 chosen_M = _topk_of_block(score_M, count, position_M, decoder.canvas)
             else:

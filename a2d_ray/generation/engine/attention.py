@@ -45,7 +45,8 @@ def make_tiles(num_visible: Sequence[int], device: torch.device) -> tuple[Tile, 
     tiles = []
     for first in range(0, len(num_visible), ROWS_PER_TILE):
         visible = num_visible[first : first + ROWS_PER_TILE]
-        common, most = visible[0], visible[-1]
+        common = visible[0]
+        most = visible[-1]
         hidden = None
         if common < most:
             hidden = torch.arange(common, most) >= torch.tensor(visible)[:, None]
@@ -119,7 +120,8 @@ def _attend_cpu(
     query_nHd: Tensor, key_KSd: Tensor, value_KSd: Tensor, tiles: Sequence[Tile], scale: float
 ) -> Tensor:
     """Two matrix products per tile; the G query heads of a key head are rows of one product."""
-    (n, num_heads, dim), num_key_heads = query_nHd.shape, key_KSd.shape[0]
+    (n, num_heads, dim) = query_nHd.shape
+    num_key_heads = key_KSd.shape[0]
     group = num_heads // num_key_heads
     grouped = query_nHd.view(n, num_key_heads, group, dim).transpose(0, 1)
     folded_KRd = torch.mul(grouped, scale, out=torch.empty_like(grouped, memory_format=_CONTIGUOUS))

@@ -59,7 +59,8 @@ class KVStore:
 
     def read(self, layer: int, runs: Runs) -> tuple[Tensor, Tensor]:
         """Keys and values [K, S, d] of the slots of `runs`: a view if it is a single run."""
-        keys, values = self._keys[layer], self._values[layer]
+        keys = self._keys[layer]
+        values = self._values[layer]
         if len(runs) == 1:
             start, stop = runs[0]
             return keys[:, start:stop], values[:, start:stop]

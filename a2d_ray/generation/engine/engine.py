@@ -49,9 +49,11 @@ class Engine:
     ) -> None:
         options = options or EngineOptions()
         self._eos_ids = frozenset(eos_ids)
-        self._contract, self._max_length = contract, max_length
+        self._contract = contract
+        self._max_length = max_length
         self._vocab_size = model.config.vocab_size
-        self._kv_tokens, self._table = None, None
+        self._kv_tokens = None
+        self._table = None
         if contract.objective != "mdlm":
             self._kv_tokens = options.kv_tokens or max(_KV_TOKENS, max_length)
             self._table = PageTable(self._kv_tokens, is_caching=options.prefix_cache)

@@ -24,8 +24,10 @@ class ModelRunner:
     """
 
     def __init__(self, model: Any, *, kv_tokens: int | None, is_shifted: bool) -> None:
-        self._twin, self._is_shifted = inference_twin(model), is_shifted
-        config, weight = model.config, model.lm_head.weight
+        self._twin = inference_twin(model)
+        self._is_shifted = is_shifted
+        config = model.config
+        weight = model.lm_head.weight
         self._device = weight.device
         self._store = None
         if kv_tokens is not None:
@@ -46,7 +48,8 @@ class ModelRunner:
         a round takes does not grow with the requests in it.
         """
         hidden_NH = self._hidden(works)
-        rows, start = [], 0
+        rows = []
+        start = 0
         for work in works:
             part = hidden_NH[start : start + work.num_tokens]
             start += work.num_tokens
@@ -107,7 +110,8 @@ def _groups(rows: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _page_stops(work: Work) -> list[tuple[Any, int]]:
-    stops, stop = [], work.chunk.start
+    stops = []
+    stop = work.chunk.start
     for page in work.chunk.pages:
         stop += page.num_tokens
         stops.append((page, stop))

@@ -55,8 +55,10 @@ class Scheduler:
         table: PageTable | None,
         options: EngineOptions,
     ) -> None:
-        self._contract, self._eos_ids = contract, eos_ids
-        self._table, self._options = table, options
+        self._contract = contract
+        self._eos_ids = eos_ids
+        self._table = table
+        self._options = options
         self.waiting: deque[Request] = deque()
         self.running: dict[str, Sequence] = {}
 

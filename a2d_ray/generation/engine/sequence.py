@@ -85,7 +85,8 @@ class Sequence:
         eos_ids: Collection[int],
         table: PageTable | None,
     ) -> None:
-        self.request, self._canvas = request, canvas
+        self.request = request
+        self._canvas = canvas
         self._stop_ids = (
             frozenset() if canvas.is_infill else stop_token_ids(request.params, eos_ids)
         )
@@ -134,7 +135,8 @@ class Sequence:
             in_flight: pages that other requests store in this round.
             is_fused: whether the active block may come with finished ones.
         """
-        chunks, coming = [], set(in_flight)
+        chunks = []
+        coming = set(in_flight)
         for branch in self._branches:
             chunk = Chunk(start=0, stop=0, pages=())
             if branch.storage is not None:
@@ -160,7 +162,8 @@ class Sequence:
         Args:
             logits: of each branch, [N, V].
         """
-        active, logits_NV = self._active(), logits[0]
+        active = self._active()
+        logits_NV = logits[0]
         if len(logits) == 2:
             logits_NV = guide(logits[0], logits[1], self.request.params.cfg_scale)
         commitment, self._state = denoise(logits_NV, active, self._decoder, self._state)
@@ -223,7 +226,8 @@ class Sequence:
         self._x_T[committed_M] = commitment.ids_N[commitment.is_committed_N]
         self._x_T[remasked_M] = self._decoder.mask_id
         self._confidence_T[committed_M] = commitment.confidence_N[commitment.is_committed_N]
-        self._is_masked_T[committed_M], self._is_masked_T[remasked_M] = False, True
+        self._is_masked_T[committed_M] = False
+        self._is_masked_T[remasked_M] = True
         if self.request.params.logprobs is not None:
             new = zip(committed_M.tolist(), commitment.token_logprobs(), strict=True)
             self._logprobs.update(new)

@@ -33,7 +33,8 @@ class SequenceStorage:
     """
 
     def __init__(self, table: PageTable, root: bytes) -> None:
-        self._table, self._key = table, root
+        self._table = table
+        self._key = root
         self._pages: list[Page] = []
         self._own_runs: list[tuple[int, int]] = []
         self._stored_runs: list[tuple[int, int]] = []
@@ -107,7 +108,8 @@ class SequenceStorage:
     def release(self) -> None:
         """Gives everything back."""
         self._table.release(self._pages, self._own_runs)
-        self._pages, self._own_runs = [], []
+        self._pages = []
+        self._own_runs = []
 
     def _append_page(self, num_tokens: int, key: bytes) -> None:
         runs, self._own_runs = split_runs(self._own_runs, num_tokens)

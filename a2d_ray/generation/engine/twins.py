@@ -123,7 +123,8 @@ class FusedRMSNorm(nn.Module):
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
-        self.weight, self.eps = norm.weight.detach(), norm.variance_epsilon
+        self.weight = norm.weight.detach()
+        self.eps = norm.variance_epsilon
 
     def forward(self, x: Tensor) -> Tensor:
         """As the module that it was made of."""
@@ -137,11 +138,9 @@ class FusedAttention(nn.Module):
         super().__init__()
         self.qkv = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
         self.out = PackedLinear(attention.o_proj)
-        self.dim, self.scale, self.layer = (
-            attention.head_dim,
-            attention.scaling,
-            attention.layer_idx,
-        )
+        self.dim = attention.head_dim
+        self.scale = attention.scaling
+        self.layer = attention.layer_idx
         self.num_heads = attention.q_proj.out_features // self.dim
         self.num_key_heads = attention.k_proj.out_features // self.dim
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]

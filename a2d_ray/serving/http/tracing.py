@@ -22,15 +22,18 @@ class RequestLog:
     """
 
     def __init__(self, app: ASGIApp, *, metrics: HttpMetrics) -> None:
-        self._app, self._metrics = app, metrics
+        self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers the request and logs it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id, started = plain_request_id(Headers(scope=scope)), time.perf_counter()
-        status, size = 499, 0  # 499: left without an answer
+        request_id = plain_request_id(Headers(scope=scope))
+        started = time.perf_counter()
+        status = 499  # 499: left without an answer
+        size = 0
 
         async def observed(message: Message) -> None:
             nonlocal status, size

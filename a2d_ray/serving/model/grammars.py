@@ -33,7 +33,9 @@ class GrammarCompiler:
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int, eos_ids: Collection[int]) -> None:
-        self._hf, self._vocab_size, self._eos_ids = tokenizer, vocab_size, sorted(eos_ids)
+        self._hf = tokenizer
+        self._vocab_size = vocab_size
+        self._eos_ids = sorted(eos_ids)
 
     def compile(self, source: str, field: str) -> "TokenGrammar":
         """The state at the beginning of an answer.
@@ -67,7 +69,8 @@ class TokenGrammar:
     """
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
-        self._matcher, self._vocab_size = matcher, vocab_size
+        self._matcher = matcher
+        self._vocab_size = vocab_size
 
     def allowed(self) -> Tensor:
         """bool [V]: the tokens that may come next; none when the text is complete."""

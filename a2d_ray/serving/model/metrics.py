@@ -123,14 +123,16 @@ class ChoiceWatch:
 
     def __init__(self, metrics: ModelMetrics, arrived: float) -> None:
         waited_s = max(0.0, time.time() - arrived)  # another node's clock may be ahead
-        self._metrics, self._arrived = metrics, time.perf_counter() - waited_s
+        self._metrics = metrics
+        self._arrived = time.perf_counter() - waited_s
         self._has_begun = self._has_token = self._has_block = False
         self._steps_before = 0
         self._last: tuple[float, Piece] | None = None
 
     def round(self, output: "StepOutput") -> None:
         """A round of the engine brought this."""
-        waited, metrics = time.perf_counter() - self._arrived, self._metrics
+        waited = time.perf_counter() - self._arrived
+        metrics = self._metrics
         if not self._has_begun:
             metrics.queue_time.observe(waited)
         if output.token_ids and not self._has_token:

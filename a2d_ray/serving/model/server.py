@@ -70,7 +70,8 @@ class ModelServer:
                 "a model that is converted but not trained cannot be served: train it, or set "
                 "load.objective to bd3lm (or mdlm)"
             )
-        self._lm, self._defaults = lm, defaults or SamplingSection()
+        self._lm = lm
+        self._defaults = defaults or SamplingSection()
         self._limits = limits or LimitsSection()
         options = EngineOptions(**(engine or EngineSection()).model_dump())
         core = lm.make_engine(options)
@@ -105,7 +106,8 @@ class ModelServer:
         arrived = time.time() if arrived is None else arrived
         try:
             params = request.params(self._defaults, self._seeds.getrandbits(31))
-            prompts, n = request.prompts(), request.num_choices(self._defaults)
+            prompts = request.prompts()
+            n = request.num_choices(self._defaults)
             self._check_num_choices(len(prompts), n)
             asked = _Asked(request, params, cache_salt, arrived)
             choices = [
@@ -256,7 +258,8 @@ class ModelServer:
         Raises:
             RequestError: 400.
         """
-        limits, asked = self._limits, request.max_new_tokens()
+        limits = self._limits
+        asked = request.max_new_tokens()
         if num_prompt_tokens > (limits.max_prompt_tokens or num_prompt_tokens):
             raise RequestError(
                 f"the prompt has {num_prompt_tokens} tokens; this server takes at most "

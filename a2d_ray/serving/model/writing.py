@@ -73,10 +73,15 @@ class ChoiceWriter:
         echo: str = "",
     ) -> None:
         self._text = TextStream(tokenizer, params.stop, keeps_stop=keeps_stop)
-        self._reader, self._stop_ids = reader, params.stop_token_ids
-        self._index, self._num_prompt_tokens, self._mode = index, num_prompt_tokens, mode
-        self._pending, self._infos = echo, list[TokenInfo]()
-        self._has_stop, self._num_told = bool(params.stop), 0
+        self._reader = reader
+        self._stop_ids = params.stop_token_ids
+        self._index = index
+        self._num_prompt_tokens = num_prompt_tokens
+        self._mode = mode
+        self._pending = echo
+        self._infos = list[TokenInfo]()
+        self._has_stop = bool(params.stop)
+        self._num_told = 0
 
     def push(self, output: StepOutput) -> Piece | None:
         """Takes a round's output; the piece that is due, its last one with a finish reason."""
@@ -87,7 +92,8 @@ class ChoiceWriter:
         reason = "stop" if self._text.is_stopped else output.finish_reason
         if reason is None and not self._is_due(output):
             return None
-        text, self._pending = self._pending, ""
+        text = self._pending
+        self._pending = ""
         return Piece(
             index=self._index,
             text=text,
@@ -109,7 +115,8 @@ class ChoiceWriter:
         if self._has_stop and not is_last:
             return ()
         end = min(self._text.num_tokens, len(self._infos))
-        due, self._num_told = self._infos[self._num_told : end], max(self._num_told, end)
+        due = self._infos[self._num_told : end]
+        self._num_told = max(self._num_told, end)
         return tuple(due)
 
     def _is_due(self, output: StepOutput) -> bool:
@@ -131,9 +138,11 @@ class InfillWriter:
     def __init__(
         self, tokenizer: Any, parts: Sequence[str | int], ids: Sequence[int | None]
     ) -> None:
-        self._tokenizer, self._parts = tokenizer, parts
+        self._tokenizer = tokenizer
+        self._parts = parts
         self._open = [index for index, token_id in enumerate(ids) if token_id is None]
-        self._num_given, self._ids = len(ids) - len(self._open), list[int]()
+        self._num_given = len(ids) - len(self._open)
+        self._ids = list[int]()
 
     def push(self, output: StepOutput) -> Piece | None:
         """Takes a round's output; the whole text when it is there."""
@@ -155,7 +164,8 @@ class InfillWriter:
         for size in (part for part in self._parts if isinstance(part, int)):
             start = self._open[num_read]
             is_inside = start > 0  # at the beginning a decoder drops its first space
-            ids, num_read = self._ids[start : start + size], num_read + size
+            ids = self._ids[start : start + size]
+            num_read = num_read + size
             yield _text_inside(self._tokenizer, ids) if is_inside else decode(self._tokenizer, ids)
 
 
@@ -173,5 +183,6 @@ def _text_inside(tokenizer: Any, token_ids: Sequence[int]) -> str:
     """What tokens add to a text. Some decoders drop the space that begins a text: of two copies
     the second one keeps its own.
     """
-    once, twice = decode(tokenizer, token_ids), decode(tokenizer, [*token_ids, *token_ids])
+    once = decode(tokenizer, token_ids)
+    twice = decode(tokenizer, [*token_ids, *token_ids])
     return f" {once}" if twice == f"{once} {once}" else once

@@ -54,7 +54,8 @@ class ChatFormat:
 
     def __init__(self, model: str, *, has_logprobs: bool = False, has_tools: bool = False) -> None:
         self._envelope = Envelope(id=f"chatcmpl-{uuid.uuid4().hex}", model=model).model_dump()
-        self._has_logprobs, self._has_tools = has_logprobs, has_tools
+        self._has_logprobs = has_logprobs
+        self._has_tools = has_tools
         self._held: dict[int, str] = {}  # text of a choice that may become a call
 
     def whole(self, choices: Sequence[Sequence[Piece]]) -> ChatCompletion:
@@ -88,7 +89,8 @@ class ChatFormat:
         return ChatCompletionChunk(**self._envelope, choices=[], usage=usage)
 
     def _choice(self, pieces: Sequence[Piece]) -> ChatChoice:
-        text, last = "".join(piece.text for piece in pieces), pieces[-1]
+        text = "".join(piece.text for piece in pieces)
+        last = pieces[-1]
         call = self._call(text) if last.finish_reason == "stop" else None
         infos = [info for piece in pieces for info in piece.logprobs]
         message = AssistantMessage(content=text)

@@ -1,7 +1,7 @@
 """Answers that obey a form: JSON schemas, grammars, calls of tools.
 
-The form becomes a grammar of llguidance (`a2d_ray.serving.model.grammars`); under rule ``prefix`` only
-what it accepts is committed.
+The form becomes a grammar of llguidance (`a2d_ray.serving.model.grammars`); under rule ``prefix``
+only what it accepts is committed.
 """
 
 import json
@@ -12,7 +12,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from a2d_ray.http.bodies import Plain, check_json
 
-OPENING, CLOSING = "<tool_call>\n", "\n</tool_call>"
+OPENING = "<tool_call>\n"
+CLOSING = "\n</tool_call>"
 
 
 class TextFormat(Plain):
@@ -208,7 +209,8 @@ def tool_grammar(tools: list[Tool], *, is_required: bool) -> str:
     rules = [f"call{i}: %json {json.dumps(schema)}" for i, schema in enumerate(calls)]
     choice = " | ".join(f"call{i}" for i in range(len(calls)))
     start = "start: call" if is_required else "start: call | TEXT"
-    opening, closing = json.dumps(OPENING), json.dumps(CLOSING)
+    opening = json.dumps(OPENING)
+    closing = json.dumps(CLOSING)
     return "\n".join(
         [start, f"call: {opening} ({choice}) {closing}", r"TEXT: /[^<](.|\n)*/", *rules]
     )

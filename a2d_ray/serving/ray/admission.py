@@ -20,8 +20,10 @@ class Admission:
     """
 
     def __init__(self, max_requests: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._max_requests, self._num_requests = max_requests, 0
-        self._clock, self._mean_s = clock, 0.0
+        self._max_requests = max_requests
+        self._num_requests = 0
+        self._clock = clock
+        self._mean_s = 0.0
 
     @property
     def num_requests(self) -> int:

@@ -73,7 +73,8 @@ class Ingress:
         self, replicas: Mapping[str, DeploymentHandle], config: dict[str, Any], keys: ApiKeys
     ) -> None:
         log_through_serve()
-        self._replicas, self._keys = replicas, keys
+        self._replicas = replicas
+        self._keys = keys
         self._config = ServeConfig.model_validate(config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -39,9 +39,12 @@ class DeploymentHealth:
         scales_to_zero: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ask, self._scales_to_zero, self._clock = ask, scales_to_zero, clock
+        self._ask = ask
+        self._scales_to_zero = scales_to_zero
+        self._clock = clock
         self._known: Mapping[str, DeploymentStatusOverview] = {}
-        self._known_until, self._lock = -1.0, asyncio.Lock()
+        self._known_until = -1.0
+        self._lock = asyncio.Lock()
 
     async def check(self, name: str) -> None:
         """Returns if a deployment has a running replica, or none because nobody asks for it.

@@ -49,7 +49,9 @@ class RemoteServer:
         health: DeploymentHealth,
         name: str,
     ) -> None:
-        self._handle, self._is_prefix_aware, self._health = handle, is_prefix_aware, health
+        self._handle = handle
+        self._is_prefix_aware = is_prefix_aware
+        self._health = health
         self._admission = Admission(max_requests)
         self._metrics = EndpointMetrics(name, lambda: self._admission.num_requests)
         self._facts: ModelFacts | None = None
@@ -145,7 +147,8 @@ class RemoteServer:
         except TimeoutError as error:
             raise not_ready("no replica of the model answered yet") from error
         if facts.fingerprint is not None:
-            self._facts, self._facts_until = facts, time.monotonic() + _FACTS_PERIOD_S
+            self._facts = facts
+            self._facts_until = time.monotonic() + _FACTS_PERIOD_S
         return facts
 
     async def _ask(self, method: str, *args: Any) -> Any:
@@ -157,7 +160,8 @@ class RemoteServer:
 
     async def metrics(self) -> list[str]:
         """What is counted here and in the replicas, if they answer within seconds."""
-        ours, response = self._metrics.text(), self._handle.broadcast("metrics")
+        ours = self._metrics.text()
+        response = self._handle.broadcast("metrics")
         try:
             theirs = await asyncio.to_thread(response.results, timeout_s=_METRICS_TIMEOUT_S)
             return [ours, *theirs]

@@ -32,7 +32,8 @@ class ModelReplica:
         from a2d_ray.text.language_model import load
 
         log_through_serve()
-        served, common = ServedModel.model_validate(model), ServeConfig.model_validate(config)
+        served = ServedModel.model_validate(model)
+        common = ServeConfig.model_validate(config)
         torch.set_num_threads(max(1, round(common.cpus_per_replica)))
         self._server = ModelServer(
             load(**served.load.model_dump(exclude_none=True)),

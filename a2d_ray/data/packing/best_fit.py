@@ -33,7 +33,8 @@ def pack(costs: Sequence[int], capacity: int) -> list[list[int]]:
             raise ValueError(f"document {index} takes {cost} tokens, a pack holds {capacity}")
         at = bisect_left(rooms, (cost, -1))
         if at == len(rooms):
-            room, chosen = capacity, len(packs)
+            room = capacity
+            chosen = len(packs)
             packs.append([])
         else:
             room, chosen = rooms.pop(at)

@@ -1,0 +1,71 @@
+"""Adapter checkpoints on disk: saved beside their base's name, or merged with it.
+
+An adapter checkpoint is a directory with config.json (and the contract), the tokenizer and peft's
+two files; `load_checkpoint` loads its base and merges them, so it is used like any other.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from a2d_ray.models.adapters import ADAPTER_WEIGHTS
+from a2d_ray.models.checkpoint import load_checkpoint, save_checkpoint, save_description
+from a2d_ray.models.contract import Contract
+from a2d_ray.models.directories import ADAPTER_CONFIG
+from a2d_ray.models.outputs import check_output, written_beside
+
+
+def save_adapters(directory: Path, adapted: Any, *, tokenizer: Any, contract: Contract) -> None:
+    """Writes an adapter checkpoint; the base's weights are not in it."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    save_description(
+        directory, model=adapted.get_base_model(), tokenizer=tokenizer, contract=contract
+    )
+    adapted.peft_config["default"].save_pretrained(directory)
+    weights = get_peft_model_state_dict(adapted)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
+        directory / ADAPTER_WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    (directory / ADAPTER_WEIGHTS).chmod(0o644)
+
+
+def merge_adapters(
+    source: str,
+    output: str | Path,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    overwrite: bool = False,
+) -> Path:
+    """Writes an adapter checkpoint and its base as one plain A2D checkpoint.
+
+    Args:
+        source: adapter checkpoint.
+        output: directory to write; it appears when complete.
+        dtype: stored precision.
+        overwrite: replace an `output` that is a model directory.
+
+    Returns:
+        `output`.
+
+    Raises:
+        ValueError: what is wrong and the fix.
+    """
+    import torch
+
+    output = Path(output).expanduser()
+    check_output(output, source, overwrite)
+    if not (Path(source).expanduser() / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"source {source} has no {ADAPTER_CONFIG}: it holds no adapters to merge")
+    loaded = load_checkpoint(source, dtype=torch.float32, device="cpu")
+    with written_beside(output) as directory:
+        save_checkpoint(
+            directory,
+            model=loaded.model,
+            tokenizer=loaded.tokenizer,
+            contract=loaded.contract,
+            dtype=getattr(torch, dtype),
+        )
+    return output
