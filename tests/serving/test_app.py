@@ -8,7 +8,7 @@ import time
 import pytest
 
 from a2d_ray import SamplingParams, __version__, load
-from a2d_ray.config import LimitsSection, SamplingSection
+from a2d_ray.config import RULES, LimitsSection, SamplingSection
 from a2d_ray.generation.engine.sequence import Sequence
 from a2d_ray.serving.http.app import create_app
 from a2d_ray.serving.model.server import ModelServer
@@ -224,6 +224,10 @@ def test_models_and_health(server):
     card = client.get("/v1/models/org/tiny").json()
     assert (card["object"], card["max_model_len"]) == ("model", 512)
     assert card["diffusion"]["objective"] == "bd3lm" and card["diffusion"]["block_size"] == 4
+    assert card["diffusion"]["rules"] == list(RULES)
+    steps = card["diffusion"]["options"]["steps"]
+    assert (steps["rules"], steps["default"]) == (["steps"], None)
+    assert {"type": "integer", "minimum": 1, "maximum": 65_536} in steps["anyOf"]
     assert client.get("/health").json() == client.get("/ping").json() == {"status": "ok"}
     assert client.get("/version").json() == {"version": __version__}
 

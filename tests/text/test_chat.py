@@ -104,8 +104,18 @@ def test_options_are_set_and_refused_while_talking(lm):
     shown = talk(lm, "/set rule=steps steps=2", "/set top_p=0", "/set nonsense=1", "/set x", "/set")
     assert "rule=steps, steps=2" in shown
     assert "error: top_p" in shown and "error: nonsense" in shown and "KEY=VALUE" in shown
-    assert "rule=steps" in shown[shown.rindex("max_new_tokens=8") :]
+    whole = shown[shown.rindex("rule=") :]
+    assert whole.startswith("rule=steps, steps=2, ") and "max_new_tokens=8" in whole
+    assert "threshold=0.9" not in whole  # of another rule
     assert "error: sampling.n (2)" in talk(lm, "/set n=2")
+
+
+def test_a_set_option_chooses_its_rule_and_stays_with_one_that_knows_it(lm):
+    lines = ("/set steps=2", "/set kl_threshold=0.1", "/set threshold=0.5")
+    shown = talk(lm, *lines, "/set rule=steps threshold=0.5")
+    assert "rule=steps, steps=2\n" in shown
+    assert "rule=klass, kl_threshold=0.1\nthreshold=0.5\n" in shown
+    assert "error: threshold=0.5 has no effect under rule steps: leave it out" in shown
 
 
 def test_a_set_option_decides_the_next_answer(lm):

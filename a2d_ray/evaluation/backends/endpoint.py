@@ -13,7 +13,7 @@ from typing import Any
 
 import openai
 
-from a2d_ray.config import RULES_OF
+from a2d_ray.config import RULES
 from a2d_ray.evaluation.backends.local import Description
 from a2d_ray.evaluation.backends.requests import (
     Answer,
@@ -246,7 +246,7 @@ def _all_diffusion_options(params: SamplingParams, card: dict[str, Any]) -> dict
                 f"{name}={wanted}: this endpoint samples with {found}, and requests cannot change "
                 "it: set the model's sampling there, or measure with model.path=CHECKPOINT"
             )
-    own = {key: getattr(params, key) for key, rules in RULES_OF.items() if params.rule in rules}
+    own = {key: getattr(params, key) for key in RULES[params.rule]}
     own |= {"rule": params.rule, "remask_threshold": params.remask_threshold}
     own["block_size"] = block_size = params.block_size or card.get("block_size")
     if params.rule == "steps" and params.steps is None and block_size:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from a2d_ray.config import EngineSection, LimitsSection, SamplingSection
+from a2d_ray.config.errors import OptionError
 from a2d_ray.generation.decoding.canvas import check_prompt, keep_last
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import EngineOptions, Request
@@ -337,7 +338,7 @@ _FIELD_OF_PARAM = {name: f"diffusion.{name}" for name in DiffusionOptions.model_
 def _refusal(error: ValueError, request: GenerationRequest) -> RequestError:
     """The engine's refusal in the request's own names; its messages begin with the field."""
     message = str(error).replace("max_new_tokens", request.length_field())
-    word = _first_word(message)
+    word = error.field if isinstance(error, OptionError) else _first_word(message)
     if word == "prompt":  # its length, or an id that is none
         code = "context_length_exceeded" if "exceed" in message else "invalid_value"
         return RequestError(message, param=request.prompt_field(), code=code)
