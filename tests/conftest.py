@@ -11,6 +11,7 @@ os.environ.update(
     RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60",
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="a2d_ray.http.request_ids:serve_middlewares",
     RAY_USAGE_STATS_ENABLED="0",
+    RAY_worker_niceness="0",  # at Ray's own 15, workers starve beside whatever else runs
     OMP_NUM_THREADS="1",
     OMP_WAIT_POLICY="PASSIVE",
     TOKENIZERS_PARALLELISM="false",
@@ -25,6 +26,18 @@ settings.register_profile(
     "a2d", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("a2d")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Under ``pytest -n``, tests of one file stay together, and all that start Ray share one."""
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        is_on_ray = item.get_closest_marker("cluster") is not None
+        group = "ray" if is_on_ray else item.nodeid.split("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    # What takes longest begins first.
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
