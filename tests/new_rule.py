@@ -52,8 +52,8 @@ def over_http(options):
 assert Path(a2d_ray.__file__).is_relative_to(Path.cwd()), a2d_ray.__file__
 assert "margin" in RULES
 assert SamplingParams(**OWN) == WANTED
-assert "has no effect under rule steps" in refusal_of(rule="steps", **OWN)
-assert "it should be less than or equal to 1" in refusal_of(margin_threshold=2)
+assert "has no effect with rule=steps" in refusal_of(rule="steps", **OWN)
+assert "should be less than or equal to 1" in refusal_of(margin_threshold=2)
 
 Path("job.yaml").write_text("model: {path: x}\nsampling: {margin_threshold: 0.3}\n")
 assert load_config(SampleConfig, "sample", ["job.yaml"]).sampling == SamplingSection(**OWN)

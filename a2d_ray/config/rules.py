@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from a2d_ray.config.base import Section
-from a2d_ray.config.errors import OptionError
+from a2d_ray.config.errors import NoEffectError
 
 RULES: dict[str, tuple[str, ...]] = {
     "threshold": ("threshold",),
@@ -119,12 +119,11 @@ def check_effect(rule: str, given: Mapping[str, Any]) -> None:
     """Refuses an option that the rule does not know.
 
     Raises:
-        OptionError: names it, and the rules that know it.
+        NoEffectError: names it, and the rules that know it.
     """
     for name, value in given.items():
         if name in OPTION_NAMES and name not in _known(rule):
-            fix = f"leave it out, or set rule={' or '.join(rules_of(name))}"
-            raise OptionError(name, value, f"has no effect under rule {rule}", fix)
+            raise NoEffectError(name, value, "rule", rule, " or ".join(rules_of(name)))
 
 
 def override(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def test_a_set_option_chooses_its_rule_and_stays_with_one_that_knows_it(lm):
     shown = talk(lm, *lines, "/set rule=steps threshold=0.5")
     assert "rule=steps, steps=2\n" in shown
     assert "rule=klass, kl_threshold=0.1\nthreshold=0.5\n" in shown
-    assert "error: threshold=0.5 has no effect under rule steps: leave it out" in shown
+    assert "error: threshold=0.5 has no effect with rule=steps: set rule=" in shown
 
 
 def test_a_set_option_decides_the_next_answer(lm):

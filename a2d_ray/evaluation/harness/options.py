@@ -1,9 +1,11 @@
 """`model_args`: the names that users of the public A2D recipe know, and ours."""
 
+import difflib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from a2d_ray.config.errors import OptionError, unknown_option
+from a2d_ray.config.errors import OptionError
 from a2d_ray.generation.decoding.params import SamplingParams
 
 LOADING: dict[str, Any] = {
@@ -97,7 +99,7 @@ def read_options(options: dict[str, Any]) -> Options:
                 fix = "name it cfg_scale" if key == "cfg" else "leave it out"
                 raise OptionError(key, value, "is not supported here", fix)
         elif key not in FROM_HARNESS:
-            raise unknown_option(key, value, known, "model argument")
+            raise _unknown(key, value, "model argument", known)
     SamplingParams(**sampling)  # a bad value fails before the model is loaded
     if not loading["pretrained"] and not others["base_url"]:
         raise ValueError("model_args need pretrained=CHECKPOINT, or base_url=ENDPOINT")
@@ -127,8 +129,14 @@ def read_task_options(options: dict[str, Any]) -> dict[str, Any]:
             if value != NEUTRAL_OF_TASKS[key]:
                 raise OptionError(key, value, "is not supported", "leave it out")
         elif key not in SamplingParams.model_fields:
-            known = SamplingParams.model_fields
-            raise unknown_option(key, value, known, "generation option (task or --gen_kwargs)")
+            kind = "generation option (task or --gen_kwargs)"
+            raise _unknown(key, value, kind, SamplingParams.model_fields)
         elif is_sampled or key not in ONLY_SAMPLED:
             values[key] = max(value, 0) if key == "top_k" else value
     return values
+
+
+def _unknown(key: str, value: Any, kind: str, known: Collection[str]) -> OptionError:
+    near = difflib.get_close_matches(key, known, n=1)
+    fix = f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(known))}"
+    return OptionError(key, value, f"is no {kind}", fix)
