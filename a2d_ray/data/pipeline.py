@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from a2d_ray.config import DataSection, ObjectiveSection
 from a2d_ray.data.chat import ChatRenderer
+from a2d_ray.data.hashing import code_hash
 from a2d_ray.data.packing.building import DOCUMENTS, built_beside, disk_error, explain_change
 from a2d_ray.data.packing.costs import Streams
 from a2d_ray.data.packing.packed import (
@@ -42,7 +43,7 @@ from a2d_ray.data.packing.planning import Index, Limits, Plan, make_plan, read_r
 from a2d_ray.data.packing.statistics import Report
 from a2d_ray.data.packing.tokenizing import Recipe, tokenize_table
 from a2d_ray.data.packing.writing import write_part
-from a2d_ray.data.sources.adapters import adapter_source
+from a2d_ray.data.sources import adapters, files
 from a2d_ray.data.sources.decontamination import evaluation_ngrams
 from a2d_ray.data.sources.mixture import parse_spec
 from a2d_ray.data.sources.reading import Unit, read_unit, reading_units
@@ -53,7 +54,7 @@ __all__ = ["PackedSet", "prepare", "to_packed_rows", "training_dataset"]
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 4  # raise it when the same options give other packs
+FORMAT_VERSION = 4  # raise it when the same documents give other packs; rows have `row_code`
 BLOCK_BYTES = 4 * 2**20  # of rows that one task tokenizes
 READER_CPUS = 0.5  # unlike the tokenizers' share, so that Ray Data keeps the two apart
 
@@ -313,7 +314,8 @@ def _options(
         "sources": [{**asdict(source.spec), "identity": source.identity} for source in sources],
         "recipe": asdict(recipe),
         **{name: getattr(data, name) for name in wanted},
-        "adapter": adapter_source(data.adapter),
+        "row_code": code_hash(adapters.__file__, files.__file__),
+        "adapter": adapters.adapter_source(data.adapter),
         "decontaminate": [source.identity for source in evaluation],
         "decontaminate_ngram": data.decontaminate_ngram if evaluation else None,
         "tokenizer": hashlib.sha256(text.encode()).hexdigest(),
