@@ -11,6 +11,7 @@ os.environ.update(
     RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60",
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="a2d_ray.http.request_ids:serve_middlewares",
     RAY_USAGE_STATS_ENABLED="0",
+    RAY_worker_niceness="0",
     OMP_NUM_THREADS="1",
     OMP_WAIT_POLICY="PASSIVE",
     TOKENIZERS_PARALLELISM="false",
@@ -58,9 +59,10 @@ def no_ray(monkeypatch):
 
 @pytest.fixture(scope="session")
 def ray_local():
-    """A Ray of eight logical CPUs without a dashboard."""
-    import ray
+    """A Ray of eight logical CPUs."""
+    from a2d_ray.runs.cluster import running_ray
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, object_store_memory=150 * 2**20)
-    yield ray
-    ray.shutdown()
+    with running_ray(8, object_store_bytes=150 * 2**20):
+        import ray
+
+        yield ray
