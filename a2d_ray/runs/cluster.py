@@ -87,8 +87,8 @@ def running_ray(
 def _workers_find_their_own_ray(port: int) -> Iterator[None]:
     """Processes that start in here ask the dashboard at `port`.
 
-    They would guess: with two Rays on a machine Ray Train's guard of a run does not know which to
-    ask, and beside one that `ray start` started it asks that, where no run is, and ends ours.
+    They would guess: where two Rays are on a machine, Ray Train's guard of a run fails, and beside
+    one that `ray start` started it asks that, takes our run for dead and leaves.
     """
     before = os.environ.get(_API_VARIABLE)
     os.environ[_API_VARIABLE] = f"http://127.0.0.1:{port}"
