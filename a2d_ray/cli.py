@@ -84,17 +84,6 @@ def to_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def first_difference(ours: Any, theirs: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """The first dotted key whose values differ, and both values; None: they are equal."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        for name in ours | theirs:
-            found = first_difference(ours.get(name), theirs.get(name), f"{key}.{name}".lstrip("."))
-            if found is not None:
-                return found
-        return None
-    return None if ours == theirs else (key, ours, theirs)
-
-
 def run(main: Callable[[], None]) -> None:
     """Runs a job; a user's mistake becomes one clear message and exit code 2."""
     try:

@@ -71,9 +71,10 @@ def no_ray(monkeypatch):
 
 @pytest.fixture(scope="session")
 def ray_local():
-    """A Ray of eight logical CPUs without a dashboard."""
-    import ray
+    """A Ray of eight logical CPUs."""
+    from a2d_ray.runs.cluster import running_ray
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, object_store_memory=150 * 2**20)
-    yield ray
-    ray.shutdown()
+    with running_ray(8, object_store_bytes=150 * 2**20):
+        import ray
+
+        yield ray

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from a2d_ray import config as configs
-from a2d_ray.cli import ConfigError, first_difference, load_config, parse_config, to_yaml
+from a2d_ray.cli import ConfigError, load_config, parse_config, to_yaml
 
 ROOT = Path(__file__).parent.parent
 JOBS = {
@@ -214,16 +214,6 @@ def test_jobs_answer_within_two_seconds(job, args, code, message):
     assert done.returncode == code and message in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert seconds < 2
-
-
-def test_the_first_difference_is_a_dotted_key():
-    ours = {"optim": {"lr": 1.0, "betas": [0.9, 0.98]}, "lora": {"r": 4}}
-    assert first_difference(ours, ours) is None
-    theirs = {"optim": {"lr": 1.0, "betas": [0.9, 0.95]}, "lora": None}
-    assert first_difference(ours, theirs) == ("optim.betas", [0.9, 0.98], [0.9, 0.95])
-    theirs["optim"] = ours["optim"]
-    assert first_difference(ours, theirs) == ("lora", {"r": 4}, None)
-    assert first_difference({}, {"new": 1}) == ("new", None, 1)
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
 import ray.data
 from ray.data import DataContext, Dataset
 from ray.exceptions import RayTaskError
@@ -49,6 +48,8 @@ from a2d_ray.data.sources.mixture import parse_spec
 from a2d_ray.data.sources.reading import Unit, read_unit, reading_units
 from a2d_ray.data.sources.shards import SPLITS, Shape, Source, Split, resolve
 from a2d_ray.models.tokenizers import load_tokenizer
+from a2d_ray.runs.cluster import start_ray
+from a2d_ray.runs.storage import absolute_if_local, absolute_path
 
 __all__ = ["PackedSet", "prepare", "to_packed_rows", "training_dataset"]
 
@@ -73,13 +74,13 @@ def prepare(data: DataSection, objective: ObjectiveSection, model_path: str) -> 
         ValueError: a source that cannot be read, too many malformed rows, nothing to learn from,
             a full disk.
     """
-    tokenizer = load_tokenizer(_absolute(model_path))
+    tokenizer = load_tokenizer(absolute_if_local(model_path))
     sources = [resolve(spec) for spec in parse_spec(data.spec)]
     recipe = make_recipe(data, objective, tokenizer)
     _check(sources, data, tokenizer)
     options = _options(sources, data, recipe, tokenizer)
     fingerprint = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
-    target = Path(data.packed_path).expanduser().absolute() / fingerprint
+    target = Path(absolute_path(data.packed_path)) / fingerprint
     if (target / MANIFEST).is_file():
         log.info("packed set %s is reused", target)
         return PackedSet.open(target)
@@ -87,10 +88,9 @@ def prepare(data: DataSection, objective: ObjectiveSection, model_path: str) -> 
     if change := explain_change(options, target.parent):
         log.info("the new set %s", change)
     started = time.perf_counter()
-    if not ray.is_initialized():
-        ray.init(address=os.environ.get("RAY_ADDRESS") or "local", include_dashboard=False)
+    start_ray()
     with built_beside(target) as directory, _task_errors(target.parent):
-        job = _Job(sources, data, recipe, _absolute(model_path), directory)
+        job = _Job(sources, data, recipe, absolute_if_local(model_path), directory)
         splits, languages = job.run()
         manifest = {
             "fingerprint": fingerprint,
@@ -360,9 +360,3 @@ def _ordered() -> Iterator[None]:
         yield
     finally:
         context.execution_options.preserve_order = before
-
-
-def _absolute(path: str) -> str:
-    """Tasks run in another working directory."""
-    local = Path(path).expanduser()
-    return str(local.absolute()) if local.exists() else path

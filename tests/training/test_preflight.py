@@ -95,9 +95,9 @@ def test_unwritable_output(make_config, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     config = make_config(run={"name": "x", "storage_path": str(file / "below")})
-    refused(config, f"run.storage_path={file / 'below'} is not", "Choose another run.storage_path")
+    refused(config, f"run.storage_path={file / 'below'} is not", "choose another run.storage_path")
     config = make_config(data={"packed_path": str(file)})
-    refused(config, f"data.packed_path={file} is not", "Choose another data.packed_path")
+    refused(config, f"data.packed_path={file} is not", "choose another data.packed_path")
 
 
 def test_used_run_name(make_config, workshop):
