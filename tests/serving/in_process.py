@@ -1,7 +1,8 @@
-"""A client that speaks to an application in this process."""
+"""A client that speaks to an application in this process, and rounds that wait for clients."""
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -40,3 +41,19 @@ class Client:
         *events, end, rest = response.text.split("\n\n")
         assert (end, rest) == ("data: [DONE]", "")
         return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+def wait_in_a_round(server: Any, num_requests: int) -> None:
+    """The engine's next round goes on when so many requests are there, its own ones included."""
+    loop = server._engine
+    step = loop._engine.step
+
+    def waiting_step() -> Any:
+        loop._engine.step = step
+        deadline = time.monotonic() + 60
+        while len(loop._listeners) + loop._commands.qsize() < num_requests:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        return step()
+
+    loop._engine.step = waiting_step

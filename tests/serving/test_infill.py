@@ -13,7 +13,7 @@ from a2d_ray.serving.http.app import create_app
 from a2d_ray.serving.model.server import ModelServer
 from a2d_ray.serving.model.writing import InfillWriter
 from a2d_ray.text.stream import decode
-from tests.serving.in_process import Client
+from tests.serving.in_process import Client, wait_in_a_round
 from tests.serving.test_operations import samples
 from tests.text.test_stream import byte_fallback, byte_level
 
@@ -129,6 +129,7 @@ def test_infill_and_other_answers_share_rounds(client, server):
         posts = [http.post(INFILL, json=fill), http.post("/v1/completions", json=text)]
         return [answer.json()["usage"] for answer in await asyncio.gather(*posts)]
 
+    wait_in_a_round(server, 2)
     usages = client.run(ask)
     assert core.num_rounds < sum(usage["diffusion"]["forwards"] for usage in usages)
 
