@@ -1,4 +1,4 @@
-"""Run by tests/test_rules.py where the package has one rule more, ``margin``, with an option."""
+"""Run by tests/test_rules.py where the package has one rule more, ``novel``, with an option."""
 
 import contextlib
 import io
@@ -19,8 +19,8 @@ from a2d_ray.models.contract import Contract
 from a2d_ray.serving.http.app import create_app
 from a2d_ray.serving.openai.protocol import CompletionRequest
 
-OWN = {"margin_threshold": 0.3}
-WANTED = SamplingParams(rule="margin", **OWN)
+OWN = {"novel_threshold": 0.3}
+WANTED = SamplingParams(rule="novel", **OWN)
 
 
 class Starting:
@@ -50,39 +50,39 @@ def over_http(options):
 
 
 assert Path(a2d_ray.__file__).is_relative_to(Path.cwd()), a2d_ray.__file__
-assert "margin" in RULES
+assert "novel" in RULES
 assert SamplingParams(**OWN) == WANTED
 assert "has no effect with rule=steps" in refusal_of(rule="steps", **OWN)
-assert "should be less than or equal to 1" in refusal_of(margin_threshold=2)
+assert "should be less than or equal to 1" in refusal_of(novel_threshold=2)
 
-Path("job.yaml").write_text("model: {path: x}\nsampling: {margin_threshold: 0.3}\n")
+Path("job.yaml").write_text("model: {path: x}\nsampling: {novel_threshold: 0.3}\n")
 assert load_config(SampleConfig, "sample", ["job.yaml"]).sampling == SamplingSection(**OWN)
 Path("empty.yaml").write_text("model: {path: x}\n")
-arguments = ["empty.yaml", "sampling.margin_threshold=0.3"]
+arguments = ["empty.yaml", "sampling.novel_threshold=0.3"]
 assert load_config(SampleConfig, "sample", arguments).sampling == SamplingSection(**OWN)
-assert "sampling.margin_threshold=float  (default: 0.2)" in help_text()
-assert "Least margin (rule margin)." in help_text()
+assert "sampling.novel_threshold=float  (default: 0.2)" in help_text()
+assert "Least novelty (rule novel)." in help_text()
 
 assert over_http(OWN) == WANTED
 assert over_http({"threshold": 0.5}).rule == "threshold"
 asked = request_body(WANTED, {"block_size": 4, "defaults": {}})["extra_body"]["diffusion"]
-assert asked["margin_threshold"] == 0.3
+assert asked["novel_threshold"] == 0.3
 assert over_http(asked) == WANTED.model_copy(update={"block_size": 4})
 card = TestClient(create_app({"m": Starting()})).get("/v1/models/m").json()["diffusion"]
-assert "margin" in card["rules"]
-option = card["options"]["margin_threshold"]
-assert (option["rules"], option["default"], option["maximum"]) == (["margin"], 0.2, 1)
+assert "novel" in card["rules"]
+option = card["options"]["novel_threshold"]
+assert (option["rules"], option["default"], option["maximum"]) == (["novel"], 0.2, 1)
 
 assert read_options({"pretrained": "x", **OWN}).sampling == OWN
-assert SamplingParams(**read_task_options(OWN)).rule == "margin"
-assert override(SamplingParams(steps=4).model_dump(), OWN)["rule"] == "margin"  # chat's /set
+assert SamplingParams(**read_task_options(OWN)).rule == "novel"
+assert override(SamplingParams(steps=4).model_dump(), OWN)["rule"] == "novel"  # chat's /set
 
 logits = torch.randn(12, 40, generator=torch.Generator().manual_seed(0))
 contract = Contract(objective="bd3lm", mask_token_id=39, block_size=4)
 answer = sample(
     lambda ids_T, mask_TT: logits[: len(ids_T)],
     [[1, 2]],
-    SamplingParams(margin_threshold=0.0, max_new_tokens=8, ignore_eos=True),
+    SamplingParams(novel_threshold=0.0, max_new_tokens=8, ignore_eos=True),
     contract,
 )
 assert answer.num_forwards == 2  # each block at once

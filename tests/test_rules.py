@@ -236,9 +236,9 @@ def test_a_rule_reads_its_own_options_and_commits_something(rule):
     assert chosen.dtype == torch.bool and chosen.shape == (6,) and chosen.any()
 
 
-ROW = '    "margin": ("margin_threshold",),\n'
-OPTION = '    margin_threshold: float = Field(0.2, ge=0, le=1, description="Least margin")\n\n'
-SELECTOR = '    "margin": lambda masked, options: masked.order_N > options.margin_threshold,\n'
+ROW = '    "novel": ("novel_threshold",),\n'
+OPTION = '    novel_threshold: float = Field(0.2, ge=0, le=1, description="Least novelty")\n\n'
+SELECTOR = '    "novel": lambda masked, options: masked.order_N > options.novel_threshold,\n'
 
 
 def insert(path: Path, line: str, before: str) -> None:
