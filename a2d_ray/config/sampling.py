@@ -1,6 +1,6 @@
 """Decoding options, and the commands that sample."""
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
     ConfigDict,
@@ -9,7 +9,8 @@ from pydantic import (
     model_validator,
 )
 
-from a2d_ray.config.base import Section
+from a2d_ray.config.base import Conditions, Section
+from a2d_ray.config.errors import OptionError
 from a2d_ray.config.models import LoadSection
 
 Rule = Literal[
@@ -143,19 +144,26 @@ class SamplingSection(Section):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.min_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"min_tokens ({self.min_tokens}) exceeds max_new_tokens ({self.max_new_tokens})"
+            raise OptionError(
+                "min_tokens",
+                self.min_tokens,
+                f"exceeds max_new_tokens={self.max_new_tokens}",
+                "lower it, or raise max_new_tokens",
             )
         if self.remask_threshold and self.rule == "prefix":
-            raise ValueError(
-                f"remask_threshold ({self.remask_threshold}) has nothing to mask under rule "
-                "prefix, which leaves no token behind a mask: set it to 0 or choose another rule"
+            raise OptionError(
+                "remask_threshold",
+                self.remask_threshold,
+                "has nothing to mask under rule prefix, which leaves no token behind a mask",
+                "set it to 0, or choose another rule",
             )
         return self
 
 
 class SampleConfig(Section):
     """Sample from a checkpoint, one prompt after the other."""
+
+    effective_if: ClassVar[Conditions] = {"system": {"chat": ("auto", True)}}
 
     model: LoadSection
     sampling: SamplingSection = SamplingSection()
@@ -165,18 +173,20 @@ class SampleConfig(Section):
     chat: bool | Literal["auto"] = Field(
         "auto", description="Render with the chat template; auto: if there is one."
     )
-    system: str | None = Field(None, description="System prompt (chat).")
+    system: str | None = Field(None, description="System prompt.")
 
 
 class ChatConfig(Section):
     """Talk to a checkpoint in the terminal."""
+
+    effective_if: ClassVar[Conditions] = {"system": {"chat": ("auto", True)}}
 
     model: LoadSection
     sampling: SamplingSection = SamplingSection()
     chat: bool | Literal["auto"] = Field(
         "auto", description="Render with the chat template; auto: if there is one."
     )
-    system: str | None = Field(None, description="System prompt (chat).")
+    system: str | None = Field(None, description="System prompt.")
     history: str | None = Field(
         "~/.a2d_ray_chat_history", description="File that keeps what was typed; null: none."
     )

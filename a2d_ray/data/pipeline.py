@@ -26,7 +26,7 @@ from ray.data import DataContext, Dataset
 from ray.exceptions import RayTaskError
 from transformers import PreTrainedTokenizerBase
 
-from a2d_ray.config import DataSection, ObjectiveSection
+from a2d_ray.config import DataSection, ObjectiveSection, OptionError
 from a2d_ray.data.chat import ChatRenderer
 from a2d_ray.data.packing.building import DOCUMENTS, built_beside, disk_error, explain_change
 from a2d_ray.data.packing.costs import Streams
@@ -53,7 +53,7 @@ __all__ = ["PackedSet", "prepare", "to_packed_rows", "training_dataset"]
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 4  # raise it when the same options give other packs
+FORMAT_VERSION = 5  # raise it when the same options give other packs
 BLOCK_BYTES = 4 * 2**20  # of rows that one task tokenizes
 READER_CPUS = 0.5  # unlike the tokenizers' share, so that Ray Data keeps the two apart
 
@@ -268,7 +268,12 @@ def make_recipe(
         ValueError: an option that the tokenizer cannot serve.
     """
     if data.insert_eos and tokenizer.eos_token_id is None:
-        raise ValueError("data.insert_eos: the tokenizer has no EOS token; set it to false")
+        raise OptionError(
+            "data.insert_eos",
+            True,
+            "needs an EOS token, which the tokenizer lacks",
+            "set it to false",
+        )
     streams = Streams.of(data, objective)
     return Recipe(
         cutting=streams.cutting(data),
@@ -332,7 +337,7 @@ def _task_errors(place: Path) -> Iterator[None]:
         if isinstance(cause, OSError):
             raise disk_error(cause, place) from error
         if isinstance(cause, ValueError):
-            raise ValueError(str(cause)) from error
+            raise cause from error
         raise
 
 

@@ -2,7 +2,7 @@
 
 import os
 
-from a2d_ray.config import ScalingSection
+from a2d_ray.config import OptionError, ScalingSection
 
 # Threads that spin while they wait starve the other worker when cores are shared; the Hub's
 # tokenizers fork; neither may be set after a process has started.
@@ -39,7 +39,7 @@ def check_resources(scaling: ScalingSection, *, use_gpu: bool) -> None:
     Looks at the cluster if Ray runs or RAY_ADDRESS names one, else at this machine.
 
     Raises:
-        ValueError: says how many there are.
+        OptionError: says how many there are.
     """
     place, cpus, gpus = _available()
     num_workers = scaling.world_sizes[0]
@@ -48,15 +48,19 @@ def check_resources(scaling: ScalingSection, *, use_gpu: bool) -> None:
     needed_cpus = num_workers * scaling.cpus_per_worker + spare
     if needed_cpus > cpus:
         extra, more = (" and one for Ray Data", ", or add nodes") if spare else ("", "")
-        raise ValueError(
-            f"scaling.num_workers ({num_workers}) x scaling.cpus_per_worker "
-            f"({scaling.cpus_per_worker}){extra} ask for {needed_cpus} CPUs, but {place} has "
-            f"{cpus}: lower scaling.num_workers or scaling.cpus_per_worker{more}"
+        raise OptionError(
+            "scaling.num_workers",
+            num_workers,
+            f"times scaling.cpus_per_worker={scaling.cpus_per_worker}{extra} asks for "
+            f"{needed_cpus} CPUs, but {place} has {cpus}",
+            f"lower scaling.num_workers or scaling.cpus_per_worker{more}",
         )
     if use_gpu and num_workers > gpus:
-        raise ValueError(
-            f"scaling.num_workers ({num_workers}) with scaling.use_gpu asks for as many "
-            f"GPUs, but {place} has {gpus}: lower scaling.num_workers or set scaling.use_gpu=false"
+        raise OptionError(
+            "scaling.num_workers",
+            num_workers,
+            f"with scaling.use_gpu asks for as many GPUs, but {place} has {gpus}",
+            "lower scaling.num_workers or set scaling.use_gpu=false",
         )
 
 

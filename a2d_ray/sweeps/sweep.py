@@ -12,7 +12,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from a2d_ray.cli import first_difference, to_yaml
-from a2d_ray.config import SweepConfig, TrainConfig
+from a2d_ray.config import OptionError, SweepConfig, TrainConfig
 from a2d_ray.data.pipeline import prepare
 from a2d_ray.sweeps.points import TRIALS_DIRECTORY
 from a2d_ray.sweeps.resources import concurrent_trials, start_ray
@@ -39,7 +39,7 @@ def run_sweep(config: SweepConfig) -> SweepResults:
         A row per trial.
 
     Raises:
-        ValueError: what is wrong, naming the key, the value and the fix, before Ray starts.
+        OptionError: what is wrong: the key, the value and the fix, before Ray starts.
     """
     dimensions = read_space(config)
     base = with_shared_data(_with_absolute_paths(config.train), dimensions)
@@ -146,8 +146,8 @@ def _check_base(base: TrainConfig, storage_path: str) -> None:
     """Checks the run that all trials share, before anything of the sweep is written."""
     try:
         check_run(trial_config(base, {}, name="check", storage_path=storage_path))
-    except ValueError as error:  # its message begins with the key
-        raise ValueError(f"train.{error}") from None
+    except OptionError as error:
+        raise error.under("train") from None
 
 
 def _settle(config: SweepConfig, directory: Path) -> None:
@@ -159,9 +159,11 @@ def _settle(config: SweepConfig, directory: Path) -> None:
         file.write_text(to_yaml(config))
         return
     if not sweep.resume:
-        raise ValueError(
-            f"sweep.name={sweep.name} is in use: {directory} exists. Set sweep.resume=true to "
-            "continue that sweep, or choose another sweep.name"
+        raise OptionError(
+            "sweep.name",
+            sweep.name,
+            f"is in use ({directory} exists)",
+            "set sweep.resume=true to continue that sweep, or choose another sweep.name",
         )
     ours = config.model_dump(mode="json")
     theirs = yaml.safe_load(file.read_text())
@@ -170,9 +172,11 @@ def _settle(config: SweepConfig, directory: Path) -> None:
         values["sweep"] = {k: v for k, v in values["sweep"].items() if k not in free}
     if (changed := first_difference(ours, theirs)) is not None:
         key, our_value, their_value = changed
-        raise ValueError(
-            f"sweep.name={sweep.name} was started with {key}={their_value}, not {our_value}: "
-            "resume it as it was, or choose another sweep.name"
+        raise OptionError(
+            "sweep.name",
+            sweep.name,
+            f"was started with {key}={their_value}, not {our_value}",
+            "resume it as it was, or choose another sweep.name",
         )
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from a2d_ray.generation.decoding.params import SamplingParams
-from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request, runner
+from a2d_ray.generation.engine import runner
+from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
 from a2d_ray.generation.reference import sample
 from a2d_ray.models.architectures import ARCHITECTURES
 from a2d_ray.models.contract import Contract
@@ -190,9 +191,9 @@ def test_mask_id_is_never_emitted():
 @pytest.mark.parametrize(
     ("prompt", "params", "message"),
     [
-        ([[5] * 500], {"max_new_tokens": 16}, r"prompt \(500 tokens\) \+ max_new_tokens \(16\)"),
+        ([[5] * 500], {"max_new_tokens": 16}, r"prompt=500 tokens and max_new_tokens=16"),
         ([[320]], {}, "token id 320"),
-        ([[5]], {"block_size": 8}, r"block_size \(8\) was not trained"),
+        ([[5]], {"block_size": 8}, r"block_size=8 was not trained"),
     ],
 )
 def test_refuses_what_does_not_fit(prompt, params, message):

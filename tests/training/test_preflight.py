@@ -25,12 +25,16 @@ def test_a_good_run_passes(make_config):
 
 
 def test_model_path_without_a_model(make_config, tmp_path):
-    refused(make_config(model={"path": str(tmp_path)}), f"model.path={tmp_path}: ", "config.json")
+    refused(
+        make_config(model={"path": str(tmp_path)}),
+        f"model.path={tmp_path} cannot be used",
+        "config.json",
+    )
     none = tmp_path / "none"
     refused(
         make_config(model={"path": str(none)}),
-        f"model.path={none}: model directory {none} does not exist. It takes an A2D checkpoint, as "
-        "jobs/convert.py",
+        f"model.path={none} cannot be used (model directory {none} does not exist): it takes an "
+        "A2D checkpoint, as jobs/convert.py",
     )
 
 
@@ -95,9 +99,9 @@ def test_unwritable_output(make_config, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     config = make_config(run={"name": "x", "storage_path": str(file / "below")})
-    refused(config, f"run.storage_path={file / 'below'} is not", "Choose another run.storage_path")
+    refused(config, f"run.storage_path={file / 'below'} is not", "choose another run.storage_path")
     config = make_config(data={"packed_path": str(file)})
-    refused(config, f"data.packed_path={file} is not", "Choose another data.packed_path")
+    refused(config, f"data.packed_path={file} is not", "choose another data.packed_path")
 
 
 def test_used_run_name(make_config, workshop):

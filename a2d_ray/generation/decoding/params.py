@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from a2d_ray.config import Remasking, Rule, SamplingSection
+from a2d_ray.config.errors import first_problem
 
 __all__ = ["Remasking", "Rule", "SamplingParams", "derive_seed"]
 
@@ -15,14 +16,14 @@ class SamplingParams(SamplingSection):
     """Options of one request: the fields of `a2d_ray.config.SamplingSection`, by keyword.
 
     Raises:
-        ValueError: an unknown option or a value outside its range, naming the field.
+        OptionError: an unknown option, or a value that cannot be used.
     """
 
     def __init__(self, **options: Any) -> None:
         try:
             super().__init__(**options)
         except ValidationError as error:
-            raise ValueError("; ".join(map(_explain, error.errors()))) from None
+            raise first_problem(type(self), error) from None
 
     @property
     def is_random(self) -> bool:
@@ -40,12 +41,3 @@ def derive_seed(seed: int, *names: Any) -> int:
     """
     text = json.dumps([seed, *names], sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
-
-
-def _explain(problem: Any) -> str:
-    """One line: field, what it must be, and the value."""
-    message = problem["msg"].removeprefix("Value error, ")
-    if not problem["loc"]:
-        return str(message)
-    name = ".".join(map(str, problem["loc"]))
-    return f"{name}: {message}, got {problem['input']!r:.100}"
