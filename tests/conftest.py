@@ -1,6 +1,7 @@
 """Settings that must be made before Ray or torch load, and one local Ray for the session."""
 
 import os
+import signal
 
 os.environ.update(
     RAY_AUTH_MODE="disabled",
@@ -54,6 +55,14 @@ def _denormals():
     import torch
 
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, also where pytest runs in the background; its handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def test_tokens_are_shaded_by_confidence(lm):
     assert confidence_style(0.0) != confidence_style(0.5) != confidence_style(1.0)
 
 
-def test_ctrl_c_inside_a_finalizer_stops_the_answer_too(lm):
+def test_ctrl_c_inside_a_finalizer_stops_the_answer_too(lm, interruptible):
     """Python ignores what a finalizer raises; the request to stop must not be lost with it."""
 
     class Finalized:
@@ -167,18 +167,19 @@ def test_ctrl_c_inside_a_finalizer_stops_the_answer_too(lm):
                     Finalized()
                 yield chunk
 
-    before = signal.getsignal(signal.SIGINT)
     params = SamplingParams(max_new_tokens=64, rule="steps", ignore_eos=True)
     console = Console(file=io.StringIO())
     shown = show_answer(Interrupted(), "ab", params, console)
     whole = show_answer(lm, "ab", params, console)
     assert not shown.is_whole and whole.is_whole
     assert len(shown.text) < len(whole.text)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is interruptible
 
 
 @pytest.mark.slow
-def test_in_a_real_terminal_ctrl_c_stops_the_answer_and_the_program_goes_on(tmp_path):
+def test_in_a_real_terminal_ctrl_c_stops_the_answer_and_the_program_goes_on(
+    tmp_path, interruptible
+):
     """A pseudo-terminal: the live view, Ctrl-C in the midst of an answer, then another one."""
     ar = save_tiny_ar(tmp_path / "ar", max_position_embeddings=16384)
     checkpoint = a2d_ray.convert(str(ar), tmp_path / "a2d")
