@@ -3,12 +3,16 @@
 PYTHON ?= python3
 SUITE ?= sampling
 ARGS ?=
+TEST_PROCESSES ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SKIPPED := $(if $(shell command -v nvidia-smi),,and not gpu) \
 	$(if $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),,and not browser)
+
+# Tests that start Ray share one process (tests/conftest.py); the others fill the second.
+PARALLEL := -n $(TEST_PROCESSES) --dist loadgroup
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -20,10 +24,10 @@ quickstart: $(INSTALLED) ## convert, train, measure, serve and ask, on this mach
 	$(BIN)/python jobs/quickstart.py $(ARGS)
 
 test: $(INSTALLED) ## the tests that take minutes
-	$(BIN)/python -m pytest -m "not slow and not gpu and not browser" $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu and not browser" $(ARGS)
 
 test-all: $(INSTALLED) ## every test that this machine can run
-	$(BIN)/python -m pytest -m "(slow or not slow) $(SKIPPED)" $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "(slow or not slow) $(SKIPPED)" $(ARGS)
 
 check: $(INSTALLED) ## lint, format, types, import rules
 	$(BIN)/ruff check .

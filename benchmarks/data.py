@@ -205,14 +205,14 @@ class _Usage:
 def _prepare(work: _Work, rows: int) -> _Usage:
     """Packs with Ray Data; the finished set is removed."""
     from a2d_ray.data.pipeline import prepare
-    from a2d_ray.runs.cluster import ensure_ray
+    from a2d_ray.runs.cluster import start_ray
 
     data, objective = work.sections(rows)
     model_path = work.model_path
     before = _cpu_seconds()
     started = time.perf_counter()
     with _peak_memory() as peak:
-        ensure_ray(os.cpu_count())
+        start_ray(os.cpu_count())
         packed = prepare(data, objective, model_path)
     wall = time.perf_counter() - started
     usage = _Usage(_cpu_seconds() - before, wall, peak())

@@ -20,7 +20,7 @@ import torch
 
 from a2d_ray.config import BenchmarkConfig, TrainConfig
 from a2d_ray.data.packing.packed import PackedSet
-from a2d_ray.quickstart.recipe import CHAT_TEMPLATE, SOURCE, data_spec
+from a2d_ray.quickstart.recipe import CHAT_TEMPLATE, SOURCE, data_spec, work_offline
 from benchmarks.bare_training import SCHEDULE_PLACES, BareLoop, within_budget
 from benchmarks.harness import Case
 
@@ -109,15 +109,15 @@ def prepare_runs(root: Path, names: list[str]) -> dict[str, tuple[dict[str, Any]
     """Per contender its run and its packed set."""
     from a2d_ray.data.pipeline import prepare
     from a2d_ray.models.conversion import convert
-    from a2d_ray.quickstart.local_ray import local_ray, set_environment
+    from a2d_ray.runs.cluster import running_ray
 
-    set_environment()
+    work_offline()
     for is_random in {VARIANTS[name][1] for name in names}:
         model = _model_path(root, is_random)
         convert(SOURCE, model, random_init=is_random)
         (model / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     runs = {}
-    with local_ray(1):
+    with running_ray(4, is_quiet=True):
         for name in names:
             run = run_config(root, name)
             packed = prepare(run.data, run.objective, run.model.path)

@@ -22,7 +22,7 @@ WARMUP = 2
 
 def ray_train(config: BenchmarkConfig) -> Case:
     """Median seconds per step."""
-    from a2d_ray.quickstart.local_ray import local_ray
+    from a2d_ray.runs.cluster import running_ray
     from a2d_ray.training.trainer import build_trainer
 
     steps = 6 if config.quick else 24
@@ -32,7 +32,7 @@ def ray_train(config: BenchmarkConfig) -> Case:
         scaling = {"num_workers": 1, "cpus_per_worker": config.threads, "use_gpu": False}
         run = TrainConfig.model_validate(values | {"schedule": schedule, "scaling": scaling})
         bare = _bare_steps(run, packed_path, steps)
-        with local_ray(1):
+        with running_ray(4, is_quiet=True):
             build_trainer(run).fit()
         log = Path(run.run.storage_path) / run.run.name / "metrics.jsonl"
         lines = [json.loads(line) for line in log.read_text().splitlines()]

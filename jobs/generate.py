@@ -7,17 +7,16 @@ from a2d_ray.config import GenerateConfig
 def main() -> None:
     config = load_config(GenerateConfig, "generate")
     from a2d_ray.offline.parts import plan_batch
+    from a2d_ray.runs.storage import absolute_path
 
     plan = plan_batch(config)  # bad input fails before Ray starts
     num_done = plan.num_parts - len(plan.missing)
     print(f"{plan.num_rows:,} prompts in {plan.num_parts:,} parts, {num_done:,} done before")
     if plan.missing:
         from a2d_ray.offline.batch import report_progress
-        from a2d_ray.runs.cluster import ensure_ray
 
-        ensure_ray(config.num_replicas * config.cpus_per_replica + 1)
         print(report_progress(config, plan))
-    print(f"answers: {plan.folder.uri}/answers")
+    print(f"answers: {absolute_path(config.output)}/answers")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ def main() -> None:
     from a2d_ray.data.packing.summary import print_summary
     from a2d_ray.data.pipeline import prepare
     from a2d_ray.models.tokenizers import load_tokenizer
-    from a2d_ray.runs.cluster import ensure_ray
+    from a2d_ray.runs.cluster import start_ray
     from a2d_ray.training.objective import layout_spec
 
-    ensure_ray(config.num_cpus)
+    start_ray(config.num_cpus)
     packed = prepare(config.data, config.objective, config.model.path)
     tokenizer = load_tokenizer(config.model.path)
     print_examples(

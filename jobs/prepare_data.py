@@ -12,9 +12,9 @@ def main() -> None:
 
     from a2d_ray.data.packing.summary import print_summary
     from a2d_ray.data.pipeline import prepare
-    from a2d_ray.runs.cluster import ensure_ray
+    from a2d_ray.runs.cluster import start_ray
 
-    ensure_ray(config.num_cpus)
+    start_ray(config.num_cpus)
     packed = prepare(config.data, config.objective, config.model.path)
     print_summary(packed.manifest, packed.path)
 

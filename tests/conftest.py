@@ -1,6 +1,7 @@
 """Settings that must be made before Ray or torch load, and one local Ray for the session."""
 
 import os
+import signal
 
 os.environ.update(
     RAY_AUTH_MODE="disabled",
@@ -11,6 +12,7 @@ os.environ.update(
     RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60",
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="a2d_ray.http.request_ids:serve_middlewares",
     RAY_USAGE_STATS_ENABLED="0",
+    RAY_worker_niceness="0",  # at Ray's own 15, workers starve beside whatever else runs
     OMP_NUM_THREADS="1",
     OMP_WAIT_POLICY="PASSIVE",
     TOKENIZERS_PARALLELISM="false",
@@ -25,6 +27,18 @@ settings.register_profile(
     "a2d", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("a2d")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Under ``pytest -n``, tests of one file stay together, and all that start Ray share one."""
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        is_on_ray = item.get_closest_marker("cluster") is not None
+        group = "ray" if is_on_ray else item.nodeid.split("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    # What takes longest begins first.
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,6 +58,14 @@ def _denormals():
 
 
 @pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, also where pytest runs in the background; its handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def no_ray(monkeypatch):
     """As if no Ray ran (another test's may), and none may be started."""
     import ray
@@ -58,9 +80,10 @@ def no_ray(monkeypatch):
 
 @pytest.fixture(scope="session")
 def ray_local():
-    """A Ray of eight logical CPUs without a dashboard."""
-    import ray
+    """A Ray of eight logical CPUs."""
+    from a2d_ray.runs.cluster import running_ray
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, object_store_memory=150 * 2**20)
-    yield ray
-    ray.shutdown()
+    with running_ray(8, object_store_bytes=150 * 2**20):
+        import ray
+
+        yield ray

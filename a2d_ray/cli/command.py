@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from a2d_ray.cli.help_text import help_text
-from a2d_ray.cli.values import to_yaml
 from a2d_ray.config.errors import ConfigError, OptionError, unknown_key
 from a2d_ray.config.keys import find_field
 from a2d_ray.config.layers import Config, Values, lay_over, set_value, to_earlier, validate
@@ -63,6 +62,11 @@ def parse_config(config_class: type[Config], job_name: str, args: Sequence[str])
         set_value(values, path, value)
         set_value(overrides, path, value)
     return validate(config_class, values, gives_way=to_earlier([shipped, own, overrides]))
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def run(main: Callable[[], None]) -> None:

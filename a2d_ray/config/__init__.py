@@ -42,11 +42,20 @@ from a2d_ray.config.objective import (
     ObjectiveSection,
 )
 from a2d_ray.config.quickstart import QuickstartConfig
-from a2d_ray.config.sampling import (
-    RULES_OF,
-    ChatConfig,
+from a2d_ray.config.rules import (
+    OPTION_NAMES,
+    RULES,
     Remasking,
     Rule,
+    RuleOptions,
+    check_effect,
+    option_schemas,
+    override,
+    rules_of,
+    with_rule,
+)
+from a2d_ray.config.sampling import (
+    ChatConfig,
     SampleConfig,
     SamplingSection,
 )
@@ -82,7 +91,8 @@ from a2d_ray.config.tuning import (
 __all__ = [
     "MAX_BLOCK_SIZE",
     "NORMS_OF_RECIPE",
-    "RULES_OF",
+    "OPTION_NAMES",
+    "RULES",
     "AutoscalingSection",
     "BatchSection",
     "BenchmarkConfig",
@@ -121,6 +131,7 @@ __all__ = [
     "QuickstartConfig",
     "Remasking",
     "Rule",
+    "RuleOptions",
     "RunSection",
     "SampleConfig",
     "SamplingSection",
@@ -137,7 +148,12 @@ __all__ = [
     "WandbSection",
     "WorkerRange",
     "WorkloadSection",
+    "check_effect",
     "check_lengths",
     "check_targets",
     "longest_eos_tail",
+    "option_schemas",
+    "override",
+    "rules_of",
+    "with_rule",
 ]

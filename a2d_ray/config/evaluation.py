@@ -10,7 +10,8 @@ from pydantic import (
 from a2d_ray.config.base import GIVEN, Conditions, Section
 from a2d_ray.config.errors import OptionError
 from a2d_ray.config.models import LoadSection
-from a2d_ray.config.sampling import SamplingSection
+from a2d_ray.config.rules import override
+from a2d_ray.config.sampling import check_sampling
 from a2d_ray.config.training import WandbSection
 
 
@@ -36,7 +37,7 @@ class EvaluatedTask(Section):
 
     @model_validator(mode="after")
     def _check_sampling(self) -> Self:
-        SamplingSection.model_validate(self.sampling)
+        check_sampling(self.sampling, "sampling")
         return self
 
 
@@ -113,8 +114,8 @@ class FrontierConfig(EvaluateConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for point in self.points:
-            SamplingSection.model_validate(point)
+        for index, point in enumerate(self.points):
+            check_sampling(override(self.tasks[0].sampling, point), f"points.{index}")
         names = [self.name, *(model.name for model in self.compare)]
         if len(set(names)) < len(names):
             raise OptionError(

@@ -3,44 +3,23 @@
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
-    ConfigDict,
     Field,
+    ValidationError,
     field_validator,
     model_validator,
 )
 
 from a2d_ray.config.base import Conditions, Section
-from a2d_ray.config.errors import OptionError
+from a2d_ray.config.errors import OptionError, first_problem
 from a2d_ray.config.models import LoadSection
-
-Rule = Literal[
-    "threshold", "steps", "factor", "frechet", "entropy_bound", "prefix", "klass", "entropy"
-]
-
-Remasking = Literal["low_confidence", "random", "leftmost"]
-
-RULES_OF: dict[str, tuple[Rule, ...]] = {
-    "threshold": ("threshold", "prefix", "klass"),
-    "steps": ("steps",),
-    "remasking": ("steps",),
-    "stochastic_transfer": ("steps",),
-    "factor": ("factor",),
-    "delta": ("frechet",),
-    "gamma": ("entropy_bound",),
-    "entropy_threshold": ("entropy",),
-    "entropy_slope": ("entropy",),
-    "kl_threshold": ("klass",),
-}
-"""The rules that know an option; the first of them is meant where none is named."""
+from a2d_ray.config.rules import RuleOptions
 
 
-class SamplingSection(Section):
+class SamplingSection(RuleOptions):
     """How answers are decoded; the one place of these defaults (`SamplingParams` has them too).
 
     Its bounds keep every logit finite: a logit that is not would fail its request.
     """
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     max_new_tokens: int = Field(128, ge=1, description="Longest answer in tokens.")
     min_tokens: int = Field(0, ge=0, description="No end-of-turn or stop id before so many tokens.")
@@ -48,44 +27,12 @@ class SamplingSection(Section):
         None, ge=1, description="Tokens per block; default: the checkpoint's own."
     )
     n: int = Field(1, ge=1, le=128, description="Answers per prompt, each with draws of its own.")
-    rule: Rule = Field(
-        "threshold", description="Decoding rule: which tokens a denoise step commits."
-    )
-    threshold: float = Field(
-        0.9, ge=0, le=1, description="Confidence bound (rules threshold, prefix, klass)."
-    )
-    factor: float = Field(
-        1.0, gt=0, description="Commit n while (n + 1)(1 - conf_n) < factor (rule factor)."
-    )
-    delta: float = Field(
-        0.25, ge=0, lt=1, description="Least joint-probability margin (rule frechet)."
-    )
-    gamma: float = Field(0.1, ge=0, description="Most summed entropy in nats (rule entropy_bound).")
-    entropy_threshold: float = Field(0.4, ge=0, description="Entropy bound, nats (rule entropy).")
-    entropy_slope: float = Field(
-        0.02, ge=0, description="Nats added per position behind the first mask (rule entropy)."
-    )
-    kl_threshold: float = Field(
-        0.01, gt=0, description="Largest change between steps, nats of KL (rule klass)."
-    )
     remask_threshold: float = Field(
         0.0,
         ge=0,
         lt=1,
         description="Mask a committed token again (at most 3 times, behind the first mask) when "
         "its probability falls below this; 0: never.",
-    )
-    steps: int | None = Field(
-        None,
-        ge=1,
-        le=65_536,
-        description="Denoise steps in total (rule steps); null: one token per step.",
-    )
-    remasking: Remasking = Field(
-        "low_confidence", description="Which tokens rule steps leaves for later."
-    )
-    stochastic_transfer: bool = Field(
-        False, description="Rule steps: draw the counts from their binomials."
     )
     temperature: float = Field(0.0, ge=0, le=100, description="0: greedy; else from 0.01 on.")
     top_k: int = Field(0, ge=0, description="Draw from the k most likely tokens; 0: all.")
@@ -158,6 +105,22 @@ class SamplingSection(Section):
                 "set it to 0, or choose another rule",
             )
         return self
+
+
+def check_sampling(values: dict[str, Any], key: str) -> None:
+    """Refuses what `SamplingSection` does not take.
+
+    Args:
+        values: its fields; others are left out.
+        key: where they stand, for the error.
+
+    Raises:
+        OptionError: the first that cannot be used.
+    """
+    try:
+        SamplingSection.model_validate(values)
+    except ValidationError as error:
+        raise first_problem(SamplingSection, error).under(key) from None
 
 
 class SampleConfig(Section):

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
 import ray.data
 from ray.data import DataContext, Dataset
 from ray.exceptions import RayTaskError
@@ -28,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from a2d_ray.config import DataSection, ObjectiveSection, OptionError
 from a2d_ray.data.chat import ChatRenderer
+from a2d_ray.data.hashing import code_hash
 from a2d_ray.data.packing.building import DOCUMENTS, built_beside, disk_error, explain_change
 from a2d_ray.data.packing.costs import Streams
 from a2d_ray.data.packing.packed import (
@@ -42,18 +42,20 @@ from a2d_ray.data.packing.planning import Index, Limits, Plan, make_plan, read_r
 from a2d_ray.data.packing.statistics import Report
 from a2d_ray.data.packing.tokenizing import Recipe, tokenize_table
 from a2d_ray.data.packing.writing import write_part
-from a2d_ray.data.sources.adapters import adapter_source
+from a2d_ray.data.sources import adapters, files
 from a2d_ray.data.sources.decontamination import evaluation_ngrams
 from a2d_ray.data.sources.mixture import parse_spec
 from a2d_ray.data.sources.reading import Unit, read_unit, reading_units
 from a2d_ray.data.sources.shards import SPLITS, Shape, Source, Split, resolve
 from a2d_ray.models.tokenizers import load_tokenizer
+from a2d_ray.runs.cluster import start_ray
+from a2d_ray.runs.storage import absolute_if_local, absolute_path
 
 __all__ = ["PackedSet", "prepare", "to_packed_rows", "training_dataset"]
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 5  # raise it when the same options give other packs
+FORMAT_VERSION = 4  # raise it when the same documents give other packs; rows have `row_code`
 BLOCK_BYTES = 4 * 2**20  # of rows that one task tokenizes
 READER_CPUS = 0.5  # unlike the tokenizers' share, so that Ray Data keeps the two apart
 
@@ -72,13 +74,13 @@ def prepare(data: DataSection, objective: ObjectiveSection, model_path: str) -> 
         ValueError: a source that cannot be read, too many malformed rows, nothing to learn from,
             a full disk.
     """
-    tokenizer = load_tokenizer(_absolute(model_path))
+    tokenizer = load_tokenizer(absolute_if_local(model_path))
     sources = [resolve(spec) for spec in parse_spec(data.spec)]
     recipe = make_recipe(data, objective, tokenizer)
     _check(sources, data, tokenizer)
     options = _options(sources, data, recipe, tokenizer)
     fingerprint = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
-    target = Path(data.packed_path).expanduser().absolute() / fingerprint
+    target = Path(absolute_path(data.packed_path)) / fingerprint
     if (target / MANIFEST).is_file():
         log.info("packed set %s is reused", target)
         return PackedSet.open(target)
@@ -86,10 +88,9 @@ def prepare(data: DataSection, objective: ObjectiveSection, model_path: str) -> 
     if change := explain_change(options, target.parent):
         log.info("the new set %s", change)
     started = time.perf_counter()
-    if not ray.is_initialized():
-        ray.init(address=os.environ.get("RAY_ADDRESS") or "local", include_dashboard=False)
+    start_ray()
     with built_beside(target) as directory, _task_errors(target.parent):
-        job = _Job(sources, data, recipe, _absolute(model_path), directory)
+        job = _Job(sources, data, recipe, absolute_if_local(model_path), directory)
         splits, languages = job.run()
         manifest = {
             "fingerprint": fingerprint,
@@ -318,7 +319,8 @@ def _options(
         "sources": [{**asdict(source.spec), "identity": source.identity} for source in sources],
         "recipe": asdict(recipe),
         **{name: getattr(data, name) for name in wanted},
-        "adapter": adapter_source(data.adapter),
+        "row_code": code_hash(adapters.__file__, files.__file__),
+        "adapter": adapters.adapter_source(data.adapter),
         "decontaminate": [source.identity for source in evaluation],
         "decontaminate_ngram": data.decontaminate_ngram if evaluation else None,
         "tokenizer": hashlib.sha256(text.encode()).hexdigest(),
@@ -363,9 +365,3 @@ def _ordered() -> Iterator[None]:
         yield
     finally:
         context.execution_options.preserve_order = before
-
-
-def _absolute(path: str) -> str:
-    """Tasks run in another working directory."""
-    local = Path(path).expanduser()
-    return str(local.absolute()) if local.exists() else path

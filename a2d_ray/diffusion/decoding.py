@@ -1,10 +1,14 @@
 """Decoding rules: logits of the masked positions of a window -> which tokens to commit.
 
 Pure functions. The mask token's logit is -inf before they are called. A rule selects at least one
-position; ties go to the lowest. N masked positions in ascending order, V vocabulary.
+position; ties go to the lowest. `SELECTORS` names them. N masked positions in ascending order, V
+vocabulary.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -294,3 +298,51 @@ def _largest(holds_N: Tensor) -> int:
 
 def _or_best(is_selected_N: Tensor, score_N: Tensor) -> Tensor:
     return is_selected_N | (select_top(score_N, 1) & ~is_selected_N.any())
+
+
+# The rules by name.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked:
+    """What a rule looks at: the masked positions of a window, ascending.
+
+    Attributes:
+        confidence_N: probability of the token that each would take, float32.
+        logits_NV: float32.
+        position_N: canvas positions, int64.
+        order_N: what rule ``steps`` sorts by, the highest first.
+        count: how many the schedule gives to this step (rule ``steps``).
+        num_stable_N: for how many steps the distributions hardly changed (rule ``klass``).
+    """
+
+    confidence_N: Tensor
+    logits_NV: Tensor
+    position_N: Tensor
+    order_N: Tensor
+    count: int
+    num_stable_N: Tensor | None
+
+
+SELECTORS: dict[str, Callable[[Masked, Any], Tensor]] = {
+    "threshold": lambda masked, options: select_threshold(masked.confidence_N, options.threshold),
+    "steps": lambda masked, options: select_top(masked.order_N, masked.count),
+    "factor": lambda masked, options: select_factor(masked.confidence_N, options.factor),
+    "frechet": lambda masked, options: select_frechet(masked.confidence_N, options.delta),
+    "entropy_bound": lambda masked, options: select_entropy_bound(
+        entropy(masked.logits_NV), options.gamma
+    ),
+    "prefix": lambda masked, options: select_prefix(masked.confidence_N, options.threshold),
+    "klass": lambda masked, options: select_klass(
+        masked.confidence_N,
+        masked.num_stable_N,  # type: ignore[arg-type]
+        threshold=options.threshold,
+    ),
+    "entropy": lambda masked, options: select_entropy(
+        entropy(masked.logits_NV),
+        masked.position_N,
+        threshold=options.entropy_threshold,
+        slope=options.entropy_slope,
+    ),
+}
+"""The rules of `a2d_ray.config.rules.RULES`; each reads the options that its row names there."""

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from a2d_ray.config.errors import OptionError
 from a2d_ray.http.bodies import Plain
 from a2d_ray.http.errors import RequestError, error_response, internal_error
 
@@ -32,6 +33,10 @@ def to_request_error(problems: Sequence[Any]) -> RequestError:
         return RequestError("the body is not valid JSON", code="invalid_json")
     is_unknown = problem["type"] == "extra_forbidden"
     param = _param(problem["loc"][1:], is_unknown=is_unknown)
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, OptionError):
+        cause = cause.under(param) if param else cause
+        return RequestError(str(cause), param=cause.field, code="invalid_value")
     if is_unknown:
         return RequestError(
             f"{param} is not a known parameter", param=param, code="unknown_parameter"

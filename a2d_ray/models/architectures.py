@@ -157,6 +157,9 @@ def _backbone_class(ar_class: Any, config: Any) -> Any:
                     "set use_sliding_window to false"
                 )
             super().__init__(config)
+            # transformers gives the row of `pad_token_id` no gradient. Nothing is padded here, and
+            # it often is the end of turn too, which must learn like any other token.
+            self.embed_tokens.padding_idx = None
 
         def forward(
             self,

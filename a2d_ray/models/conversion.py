@@ -188,15 +188,24 @@ def _a2d_config(source: Source) -> Any:
     values = ar_config.to_dict()
     for key in ("model_type", "architectures", "transformers_version", "auto_map", "dtype"):
         values.pop(key, None)
-    if "sliding_attention" in (values.get("layer_types") or ()):
+    window = _sliding_window(values)
+    if window is not None:
         _log.warning(
             "%s attends within a sliding window of %s tokens; the A2D model attends to everything",
             source.name,
-            values.get("sliding_window"),
+            window,
         )
+    whole = {"sliding_window": None, "use_sliding_window": False, "layer_types": None}
     if "sliding_window" in values:
-        values |= {"sliding_window": None, "use_sliding_window": False, "layer_types": None}
+        values |= {key: value for key, value in whole.items() if key in values}
     return source.architecture.config_class(**values)
+
+
+def _sliding_window(values: dict[str, Any]) -> int | None:
+    """The window in which some layers attend; without ``layer_types`` (Mistral) all of them do."""
+    layer_types = values.get("layer_types")
+    has_window = layer_types is None or "sliding_attention" in layer_types
+    return values.get("sliding_window") if has_window else None
 
 
 def _converted_model(source: Source, config: Any, dtype: str) -> Any:

@@ -16,19 +16,15 @@ from tqdm import tqdm
 from a2d_ray.config import GenerateConfig
 from a2d_ray.offline.answers import PartAnswerer
 from a2d_ray.offline.parts import (
-    BatchFolder,
     BatchPlan,
     read_prompts,
     record_model,
     write_answers,
 )
-
-# Threads that spin while they wait starve those beside them; the Hub's tokenizers fork.
-_WORKER_ENV = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+from a2d_ray.runs.cluster import start_ray
+from a2d_ray.runs.environment import worker_env
+from a2d_ray.runs.resources import Share, available_resources, check_room
+from a2d_ray.runs.storage import RunDirectory
 
 
 def answer_parts(config: GenerateConfig, plan: BatchPlan) -> Iterator[dict[str, int]]:
@@ -42,23 +38,24 @@ def answer_parts(config: GenerateConfig, plan: BatchPlan) -> Iterator[dict[str, 
         num_rows, num_errors, num_prompt_tokens, num_tokens, num_denoise_steps of a part.
 
     Raises:
-        ValueError: the cluster has too few CPUs or GPUs.
+        ValueError: there are too few CPUs or GPUs.
     """
     num_replicas = min(config.num_replicas, len(plan.missing))
     if not num_replicas:
         return
-    check_cluster(config)
+    _check_replicas(config, num_replicas)
+    start_ray(num_replicas * config.cpus_per_replica + 1)
     context = DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     items = [{"part": part} for part in plan.missing]
     answered = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         BatchReplica,
-        fn_constructor_args=(config.model_dump(), plan.folder.uri),
+        fn_constructor_args=(config.model_dump(), plan.folder),
         batch_size=1,
         compute=ActorPoolStrategy(size=num_replicas),
         num_cpus=config.cpus_per_replica,
         num_gpus=config.gpus_per_replica,
-        runtime_env={"env_vars": {**_WORKER_ENV, "OMP_NUM_THREADS": str(config.cpus_per_replica)}},
+        runtime_env={"env_vars": worker_env(config.cpus_per_replica)},
     )
     for row in answered.iter_rows():
         yield {key: int(value) for key, value in row.items()}
@@ -88,20 +85,14 @@ def _since(started: float) -> float:
     return max(time.perf_counter() - started, 1e-9)
 
 
-def check_cluster(config: GenerateConfig) -> None:
-    """Refuses more replicas than there are CPUs or GPUs, instead of waiting for ever.
-
-    Raises:
-        ValueError: says how many there are.
-    """
-    there = ray.cluster_resources()
-    for name, each in (("CPU", config.cpus_per_replica), ("GPU", config.gpus_per_replica)):
-        needed = config.num_replicas * each
-        if needed > there.get(name, 0):
-            raise ValueError(
-                f"num_replicas ({config.num_replicas}) x {name.lower()}s_per_replica ({each}) ask "
-                f"for {needed} {name}s, but Ray has {there.get(name, 0):g}: lower num_replicas"
-            )
+def _check_replicas(config: GenerateConfig, num_replicas: int) -> None:
+    check_room(
+        available_resources(),
+        "num_replicas",
+        num_replicas,
+        cpus=Share(config.cpus_per_replica, "cpus_per_replica"),
+        gpus=Share(config.gpus_per_replica, "gpus_per_replica"),
+    )
 
 
 class BatchReplica:
@@ -109,19 +100,19 @@ class BatchReplica:
 
     Args:
         config: the `GenerateConfig` as plain values.
-        uri: the output directory.
+        folder: the output directory.
     """
 
-    def __init__(self, config: dict[str, Any], uri: str) -> None:
+    def __init__(self, config: dict[str, Any], folder: RunDirectory) -> None:
         import torch
 
         from a2d_ray.text.language_model import load
 
         self._config = GenerateConfig.model_validate(config)
-        self._folder = BatchFolder(uri)
+        self._folder = folder
         torch.set_num_threads(self._config.cpus_per_replica)
         lm = load(**self._config.model.model_dump(exclude_none=True))
-        record_model(self._folder, lm.fingerprint())
+        record_model(self._config.output, folder, lm.fingerprint())
         self._answerer = PartAnswerer(lm, self._config)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:

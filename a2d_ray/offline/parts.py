@@ -6,7 +6,6 @@ answers of a part appear all at once, so a part either is done or is done again.
 """
 
 import json
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from a2d_ray import __version__
@@ -24,66 +22,10 @@ from a2d_ray.data.sources.files import file_format, read_file
 from a2d_ray.data.sources.storage import DataFile, list_files
 from a2d_ray.models.checkpoint import check_checkpoint
 from a2d_ray.models.directories import file_stamps
+from a2d_ray.runs.settings import check_same_settings
+from a2d_ray.runs.storage import PLAN_FILE, RunDirectory
 
-PLAN_FILE = "plan.json"
 MODEL_FILE = "model.json"
-
-
-@dataclass(frozen=True)
-class BatchFolder:
-    """The output directory, on a disk that all nodes share or in an object store.
-
-    Attributes:
-        uri: absolute path or URI.
-    """
-
-    uri: str
-
-    @classmethod
-    def of(cls, output: str) -> "BatchFolder":
-        """The folder that `output` names, relative to here."""
-        return cls(output if "://" in output else str(Path(output).expanduser().absolute()))
-
-    def read(self, name: str) -> bytes | None:
-        """The content of a file; None if there is none."""
-        filesystem, root = self._open()
-        try:
-            with filesystem.open_input_stream(f"{root}/{name}") as file:
-                return file.read()
-        except FileNotFoundError:
-            return None
-
-    def write(self, name: str, content: bytes) -> None:
-        """Writes a file that is there as a whole or not at all.
-
-        Raises:
-            ValueError: the directory cannot be written.
-        """
-        filesystem, root = self._open()
-        path = f"{root}/{name}"
-        draft = f"{root}/.{uuid.uuid4().hex}"
-        try:
-            filesystem.create_dir(str(Path(path).parent), recursive=True)
-            with filesystem.open_output_stream(draft) as file:
-                file.write(content)
-            filesystem.move(draft, path)
-        except OSError as error:
-            raise ValueError(f"output={self.uri} cannot be written: {error}") from None
-
-    def names(self, directory: str) -> set[str]:
-        """File names in a directory of the folder."""
-        filesystem, root = self._open()
-        selector = pafs.FileSelector(f"{root}/{directory}", allow_not_found=True)
-        return {info.base_name for info in filesystem.get_file_info(selector)}
-
-    def _open(self) -> tuple[pafs.FileSystem, str]:
-        if "://" not in self.uri:
-            return pafs.LocalFileSystem(), self.uri
-        try:
-            filesystem, root = pafs.FileSystem.from_uri(self.uri)
-        except ValueError as error:  # pyarrow's ArrowInvalid is one
-            raise ValueError(f"output={self.uri} cannot be opened: {error}") from None
-        return filesystem, root.rstrip("/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,18 +39,18 @@ class BatchPlan:
         missing: indices of the parts without answers.
     """
 
-    folder: BatchFolder
+    folder: RunDirectory
     num_rows: int
     num_parts: int
     missing: tuple[int, ...]
 
 
-def read_prompts(folder: BatchFolder, part: int) -> list[dict[str, Any]]:
+def read_prompts(folder: RunDirectory, part: int) -> list[dict[str, Any]]:
     """Rows of a part: ``index``, ``row``, and ``error``: what is wrong with it, or None."""
     return [json.loads(line) for line in (folder.read(_prompts(part)) or b"").splitlines()]
 
 
-def write_answers(folder: BatchFolder, part: int, format: str, rows: list[dict[str, Any]]) -> None:
+def write_answers(folder: RunDirectory, part: int, format: str, rows: list[dict[str, Any]]) -> None:
     """Keeps the answers of a part; from then on it is done."""
     folder.write(answers_file(part, format), _encode(rows, format))
 
@@ -121,17 +63,17 @@ def plan_batch(config: GenerateConfig) -> BatchPlan:
             that holds the answers to something else.
     """
     check_checkpoint(**_checked_model(config))
-    folder = BatchFolder.of(config.output)
+    folder = RunDirectory.of(config.output, field="output")
     files = _input_files(config.input)
     asked = _asked(config, files)
     content = folder.read(PLAN_FILE)
     if content is None:
-        num_rows, num_parts = _cut(config, files, folder)
-        plan: dict[str, Any] = {"num_rows": num_rows, "num_parts": num_parts, "asked": asked}
-        folder.write(PLAN_FILE, json.dumps(plan, indent=2).encode())
+        plan = _start(config, files, folder, asked)
     else:
         plan = json.loads(content)
-        _check_same(config.output, plan["asked"], json.loads(json.dumps(asked)))
+        check_same_settings(
+            asked, plan["asked"], field="output", value=config.output, fix="ask as before"
+        )
     done = folder.names("answers")
     parts = range(plan["num_parts"])
     missing = [p for p in parts if Path(answers_file(p, config.format)).name not in done]
@@ -141,6 +83,24 @@ def plan_batch(config: GenerateConfig) -> BatchPlan:
         num_parts=plan["num_parts"],
         missing=tuple(missing),
     )
+
+
+def _start(
+    config: GenerateConfig, files: list[DataFile], folder: RunDirectory, asked: dict[str, Any]
+) -> dict[str, Any]:
+    """Cuts the prompts and writes down what is to be done."""
+    num_rows, num_parts = _cut(config, files, folder)
+    plan = {"num_rows": num_rows, "num_parts": num_parts, "asked": asked}
+    _write(config, folder, PLAN_FILE, json.dumps(plan, indent=2).encode())
+    return plan
+
+
+def _write(config: GenerateConfig, folder: RunDirectory, name: str, content: bytes) -> None:
+    try:
+        folder.write(name, content)
+    except OSError as error:
+        fix = "make it writable, or choose another output"
+        raise OptionError("output", config.output, f"cannot be written ({error})", fix) from None
 
 
 def answers_file(part: int, format: str) -> str:
@@ -182,26 +142,11 @@ def _asked(config: GenerateConfig, files: list[DataFile]) -> dict[str, Any]:
     }
 
 
-def _check_same(output: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = _changed(before, now)
-    if "model.files" in changed:
-        files = _changed(before.get("model.files", {}), now["model.files"])
-        changed[changed.index("model.files")] = f"model.files: {', '.join(files)}"
-    if changed:
-        raise ValueError(
-            f"output={output} holds answers that were asked for differently ({', '.join(changed)}):"
-            " choose another output, or ask as before to go on"
-        )
-
-
-def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-
-
-def record_model(folder: BatchFolder, fingerprint: dict[str, Any]) -> None:
+def record_model(output: str, folder: RunDirectory, fingerprint: dict[str, Any]) -> None:
     """Notes which model answers; every replica calls it before it does.
 
     Args:
+        output: option that names the folder.
         folder: of the job.
         fingerprint: of the model that was loaded.
 
@@ -212,20 +157,22 @@ def record_model(folder: BatchFolder, fingerprint: dict[str, Any]) -> None:
     if known is None:
         folder.write(MODEL_FILE, json.dumps(fingerprint, indent=2).encode())
     elif json.loads(known)["weights"] != fingerprint["weights"]:
-        raise ValueError(
-            f"output={folder.uri} holds answers of other weights (see {MODEL_FILE}): the model was "
-            "replaced while the job ran; choose another output"
+        raise OptionError(
+            "output",
+            output,
+            f"holds answers of other weights (see {MODEL_FILE})",
+            "the model was replaced while the job ran: choose another output",
         )
 
 
-def _cut(config: GenerateConfig, files: list[DataFile], folder: BatchFolder) -> tuple[int, int]:
+def _cut(config: GenerateConfig, files: list[DataFile], folder: RunDirectory) -> tuple[int, int]:
     """Writes the prompts of every part; returns the numbers of rows and parts."""
     rows = _rows(files)
     num_rows = 0
     num_parts = 0
     while part := list(islice(rows, config.rows_per_part)):
         numbered = [{"index": num_rows + i, **row} for i, row in enumerate(part)]
-        folder.write(_prompts(num_parts), _encode(numbered, "jsonl"))
+        _write(config, folder, _prompts(num_parts), _encode(numbered, "jsonl"))
         num_rows = num_rows + len(part)
         num_parts = num_parts + 1
     if not num_rows:

@@ -91,7 +91,7 @@ def layer_activations(sizes: ModelSizes) -> float:
     # projection. Queries, keys, values, and the attention's result twice: as it is, and in the
     # order of the output projection. The MLP: gate, its SiLU, up, and their product.
     norms = 2 * 2 * FP32 * sizes.hidden + 5 * BF16 * sizes.hidden
-    if sizes.has_qk_norm:
+    if sizes.qk_norm_parameters:
         norms += (FP32 + BF16) * (sizes.query_width + sizes.kv_width)
     attention = BF16 * (3 * sizes.query_width + 2 * sizes.kv_width)
     return norms + attention + 4 * BF16 * sizes.intermediate

@@ -1,5 +1,7 @@
 """The order of the stages, what each depends on, and what it leaves."""
 
+import os
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,17 @@ from a2d_ray.config import QuickstartConfig, TrainConfig
 from a2d_ray.quickstart import recipe
 from a2d_ray.quickstart.ask import ask, free_port
 from a2d_ray.quickstart.calibration import choose_steps
-from a2d_ray.quickstart.local_ray import local_ray, set_environment
 from a2d_ray.quickstart.measure import measure_checkpoint, run_figures
 from a2d_ray.quickstart.report import print_report
 from a2d_ray.quickstart.stages import Record, Stages
+from a2d_ray.runs.cluster import running_ray
+from a2d_ray.runs.environment import set_environment
+from a2d_ray.runs.settings import check_same_settings
+from a2d_ray.runs.storage import absolute_path
 
 NUM_STAGES = 7
+MIN_CPUS = 4  # logical: the workers, Ray Data's tasks beside them, and Serve
+OBJECT_STORE_BYTES = 300 * 2**20  # rows of a few dozen tokens pass through it
 
 
 def run_quickstart(config: QuickstartConfig) -> None:
@@ -28,6 +35,7 @@ def run_quickstart(config: QuickstartConfig) -> None:
     Raises:
         ValueError: settings that do not fit what already lies in ``root``.
     """
+    recipe.work_offline()
     set_environment()
     with ExitStack() as started:
         _Quickstart(recipe.resolve(config), started).run()
@@ -38,7 +46,7 @@ class _Quickstart:
 
     def __init__(self, config: QuickstartConfig, started: ExitStack) -> None:
         self.config = config
-        self.root = Path(config.root).expanduser().absolute()
+        self.root = Path(absolute_path(config.root))
         self.model = self.root / "model"
         self.checkpoint = self.root / "train" / "checkpoint-final"
         self.console = Console(highlight=False)
@@ -109,11 +117,9 @@ class _Quickstart:
     def refuse_other_settings(self, inputs: dict[str, Any]) -> None:
         """A training run goes on only with the settings that it began with."""
         made = self.stages.find("plan")
-        if made and not made.has(inputs) and (self.root / "train").exists():
-            raise ValueError(
-                f"{self.root / 'train'} was trained with other settings: "
-                "choose another root=DIRECTORY, or delete this one"
-            )
+        if made and (self.root / "train").exists():
+            root = self.config.root
+            check_same_settings(inputs, made.inputs, field="root", value=root, fix="delete it")
 
     def measure(self, name: str, checkpoint: Path, made_by: str) -> Record:
         """Exact match on held-out tasks."""
@@ -173,8 +179,14 @@ class _Quickstart:
         """Ray, from the first stage that needs it to the end."""
         if not self.has_ray:
             self.console.print("  starting Ray")
-            self.started.enter_context(local_ray(self.config.num_workers))
+            num_cpus = max(MIN_CPUS, self.config.num_workers + 2, os.cpu_count() or 1)
+            ray = running_ray(num_cpus, object_store_bytes=OBJECT_STORE_BYTES, is_quiet=True)
+            self.started.enter_context(ray)
             self.has_ray = True
+            from ray.data import DataContext
+
+            # Without a terminal, Ray Data would log its bars.
+            DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
 
     def files(self) -> dict[str, Path]:
         run = self.root / "train"

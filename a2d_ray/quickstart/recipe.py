@@ -61,6 +61,12 @@ def resolve(config: QuickstartConfig, environ: Mapping[str, str] = os.environ) -
     return config.model_copy(update={"steps": steps, **changes})
 
 
+def work_offline() -> None:
+    """Keeps the Hub's clients from the network: model and data come from packages."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ.setdefault(name, "1")
+
+
 def is_smoke(steps: int | None) -> bool:
     """Whether this many steps make a smoke test."""
     return steps is not None and steps < SMOKE_STEPS

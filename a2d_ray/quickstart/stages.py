@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+
+from a2d_ray.runs.storage import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +96,7 @@ class Stages:
             return None  # a record of another version does not hold either
 
     def _write(self, name: str, record: Record) -> None:
-        """Whole or not at all, whenever the process dies."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{name}.json"
-        draft = path.with_suffix(".tmp")
-        draft.write_text(json.dumps(asdict(record), indent=1))
-        os.replace(draft, path)
+        write_whole(self.folder / f"{name}.json", json.dumps(asdict(record), indent=1))
 
 
 def _as_json(value: dict[str, Any]) -> dict[str, Any]:

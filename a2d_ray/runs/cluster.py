@@ -1,83 +1,106 @@
-"""Starts or joins Ray, and refuses what the machine or cluster does not have."""
+"""The one way to start or join Ray."""
 
+import logging
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from a2d_ray.config import OptionError, ScalingSection
+from a2d_ray.runs.environment import set_environment
 
-# Threads that spin while they wait starve the other worker when cores are shared; the Hub's
-# tokenizers fork; neither may be set after a process has started.
-WORKER_ENV = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+_API_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 
-CLUSTER = "the Ray cluster"
+def start_ray(
+    num_cpus: int | None = None,
+    *,
+    object_store_bytes: int | None = None,
+    is_quiet: bool = False,
+    shows_workers: bool = True,
+) -> bool:
+    """Joins the cluster that RAY_ADDRESS names, or starts a private Ray; does nothing if one runs.
 
-
-def ensure_ray(num_logical_cpus: int | None = None) -> None:
-    """Joins the cluster that RAY_ADDRESS names, or starts a local Ray; does nothing if it runs.
+    A private Ray ends with this process at the latest.
 
     Args:
-        num_logical_cpus: of a local Ray; None: as many as there are. Ray Data tasks and Train
-            workers share them, so a local Ray may be given more than the machine's cores.
+        num_cpus: logical ones of a private Ray; None: as many as the machine has. Ray Data's tasks
+            and the workers share them, so it may be given more.
+        object_store_bytes: of a private Ray; None: Ray's own choice, 30 % of the memory.
+        is_quiet: Ray says no more than warnings.
+        shows_workers: what workers print, this process prints too.
+
+    Returns:
+        Whether Ray runs for this process because of this call.
     """
+    set_environment()
     import ray
 
     if ray.is_initialized():
-        return
+        return False
+    level = logging.WARNING if is_quiet else logging.INFO
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True)
-        return
-    ray.init(address="local", num_cpus=num_logical_cpus, include_dashboard=False)
+        ray.init(logging_level=level, log_to_driver=shows_workers)
+        return True
+    port = _free_port()
+    with _workers_find_their_own_ray(port):
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            object_store_memory=object_store_bytes,
+            # Ray Train and Tune ask its API whether runs and trials still live: without it they
+            # warn once a second, and what a dead trial held stays taken.
+            include_dashboard=True,
+            dashboard_port=port,
+            logging_level=level,
+            log_to_driver=shows_workers,
+        )
+    return True
 
 
-def check_resources(scaling: ScalingSection, *, use_gpu: bool) -> None:
-    """Refuses more workers than there are CPUs or GPUs, instead of waiting for ever.
-
-    Looks at the cluster if Ray runs or RAY_ADDRESS names one, else at this machine.
-
-    Raises:
-        OptionError: says how many there are.
+@contextmanager
+def running_ray(
+    num_cpus: int | None = None,
+    *,
+    object_store_bytes: int | None = None,
+    is_quiet: bool = False,
+    shows_workers: bool = True,
+) -> Iterator[None]:
+    """Ray runs while the block does; see `start_ray`. What was started is stopped, a joined cluster
+    left, and a Ray that ran before goes on.
     """
-    place, cpus, gpus = _available()
-    num_workers = scaling.world_sizes[0]
-    # A cluster's CPUs are counted: one must be left for Ray Data. A Ray of our own gets more.
-    spare = 1 if place == CLUSTER else 0
-    needed_cpus = num_workers * scaling.cpus_per_worker + spare
-    if needed_cpus > cpus:
-        extra, more = (" and one for Ray Data", ", or add nodes") if spare else ("", "")
-        raise OptionError(
-            "scaling.num_workers",
-            num_workers,
-            f"times scaling.cpus_per_worker={scaling.cpus_per_worker}{extra} asks for "
-            f"{needed_cpus} CPUs, but {place} has {cpus}",
-            f"lower scaling.num_workers or scaling.cpus_per_worker{more}",
-        )
-    if use_gpu and num_workers > gpus:
-        raise OptionError(
-            "scaling.num_workers",
-            num_workers,
-            f"with scaling.use_gpu asks for as many GPUs, but {place} has {gpus}",
-            "lower scaling.num_workers or set scaling.use_gpu=false",
-        )
+    is_ours = start_ray(
+        num_cpus,
+        object_store_bytes=object_store_bytes,
+        is_quiet=is_quiet,
+        shows_workers=shows_workers,
+    )
+    try:
+        yield
+    finally:
+        if is_ours:
+            import ray
+
+            ray.shutdown()
 
 
-def wants_gpu(scaling: ScalingSection) -> bool:
-    """Whether workers get a GPU each: as configured, or because there are GPUs."""
-    return _available()[2] > 0 if scaling.use_gpu == "auto" else scaling.use_gpu
+@contextmanager
+def _workers_find_their_own_ray(port: int) -> Iterator[None]:
+    """Processes that start in here ask the dashboard at `port`.
+
+    They would guess: where two Rays are on a machine, Ray Train's guard of a run fails, and beside
+    one that `ray start` started it asks that, takes our run for dead and leaves.
+    """
+    before = os.environ.get(_API_VARIABLE)
+    os.environ[_API_VARIABLE] = f"http://127.0.0.1:{port}"
+    try:
+        yield
+    finally:
+        del os.environ[_API_VARIABLE]
+        if before is not None:
+            os.environ[_API_VARIABLE] = before
 
 
-def _available() -> tuple[str, int, int]:
-    """Where workers run, and its CPUs and GPUs."""
-    if os.environ.get("RAY_ADDRESS"):
-        ensure_ray()
-    import ray
-
-    if ray.is_initialized():
-        total = ray.cluster_resources()
-        return CLUSTER, int(total.get("CPU", 0)), int(total.get("GPU", 0))
-    import torch
-
-    return "this machine", len(os.sched_getaffinity(0)), torch.cuda.device_count()
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

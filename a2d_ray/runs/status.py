@@ -8,11 +8,9 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from a2d_ray.runs.storage import RunDirectory
+from a2d_ray.runs.storage import METRICS_FILE, PLAN_FILE, RunDirectory
 from a2d_ray.runs.stragglers import Straggler, find_straggler
 
-PLAN_FILE = "plan.json"
-METRICS_FILE = "metrics.jsonl"
 SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # what Ray Train has registered
 RECENT_STEPS = 50
 QUIET_S = 120.0
@@ -59,8 +57,8 @@ def list_runs(storage_path: str) -> list[str]:
     Raises:
         ValueError: no such directory.
     """
-    root = RunDirectory.of(storage_path, "")
-    path = root.path.rstrip("/")
+    root = RunDirectory.of(storage_path, field="storage_path")
+    path = root.path
     if root.filesystem.get_file_info(path).type != pafs.FileType.Directory:
         raise ValueError(f"storage_path={storage_path} is not a directory")
     entries = root.filesystem.get_file_info(pafs.FileSelector(path))
@@ -79,7 +77,7 @@ def run_status(storage_path: str, name: str, now: float | None = None) -> RunSta
     Raises:
         ValueError: no run of this name.
     """
-    directory = RunDirectory.of(storage_path, name)
+    directory = RunDirectory.of(storage_path, name, field="storage_path")
     num_steps = _num_steps(directory)
     if num_steps is None:
         raise ValueError(f"{storage_path} has no run {name}: {directory.path} has no {PLAN_FILE}")

@@ -11,21 +11,30 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from a2d_ray.cli import first_difference, to_yaml
-from a2d_ray.config import OptionError, SweepConfig, TrainConfig
+from a2d_ray.cli import to_yaml
+from a2d_ray.config import OptionError, ScalingSection, SweepConfig, TrainConfig
 from a2d_ray.data.pipeline import prepare
+from a2d_ray.runs.cluster import start_ray
+from a2d_ray.runs.resources import available_resources, num_cores, wants_gpu
+from a2d_ray.runs.settings import check_same_settings
+from a2d_ray.runs.storage import (
+    RunDirectory,
+    absolute_if_local,
+    absolute_path,
+    check_writable,
+)
 from a2d_ray.sweeps.points import TRIALS_DIRECTORY
-from a2d_ray.sweeps.resources import concurrent_trials, start_ray
 from a2d_ray.sweeps.results import SweepResults, write_results
 from a2d_ray.sweeps.space import Dimension, read_space, trial_config, with_shared_data
 from a2d_ray.sweeps.trial import run_trial
-from a2d_ray.training.preflight import check_run, check_writable
+from a2d_ray.training.preflight import check_run
 
 log = logging.getLogger(__name__)
 
-CONFIG_FILE = "sweep.yaml"
+SWEEP_FILE = "sweep.yaml"
 TUNE_DIRECTORY = "tune"
 DRIVER_CPUS = 0.5
+DATA_CPUS = 1  # of each trial, for Ray Data beside its workers
 
 
 def run_sweep(config: SweepConfig) -> SweepResults:
@@ -46,7 +55,7 @@ def run_sweep(config: SweepConfig) -> SweepResults:
     directory = _directory(config)
     _check_base(base, str(directory / TRIALS_DIRECTORY))
     _settle(config, directory)
-    start_ray(base.scaling)
+    start_ray(_cpus_of_own_ray(base.scaling))
     _prepare_data(base, dimensions)
     results = _tuner(config, base, dimensions, directory).fit()
     return write_results(results, config.model_copy(update={"train": base}), directory)
@@ -76,7 +85,7 @@ def _tuner(
             metric=sweep.metric,
             mode="min" if sweep.metric == "nelbo" else "max",
             num_samples=sweep.num_trials,
-            max_concurrent_trials=sweep.max_concurrent or concurrent_trials(base.scaling),
+            max_concurrent_trials=sweep.max_concurrent or _concurrent_trials(base.scaling),
             search_alg=_search(config),
             scheduler=_scheduler(config),
             time_budget_s=sweep.time_budget,
@@ -87,6 +96,26 @@ def _tuner(
             failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
         ),
     )
+
+
+def _trial_cpus(scaling: ScalingSection) -> float:
+    """CPUs that a trial takes: workers, its driver, Ray Data."""
+    return scaling.world_sizes[-1] * scaling.cpus_per_worker + DRIVER_CPUS + DATA_CPUS
+
+
+def _cpus_of_own_ray(scaling: ScalingSection) -> int:
+    """Logical CPUs for as many trials as have a core for each worker."""
+    trials = max(1, num_cores() // (scaling.world_sizes[-1] * scaling.cpus_per_worker))
+    return int(trials * _trial_cpus(scaling)) + 1 + DATA_CPUS
+
+
+def _concurrent_trials(scaling: ScalingSection) -> int:
+    """Trials that fit into the running Ray at a time, at least one."""
+    there = available_resources()
+    trials = int((there.cpus - DATA_CPUS) // _trial_cpus(scaling))
+    if wants_gpu(scaling):
+        trials = min(trials, int(there.gpus) // scaling.world_sizes[-1])
+    return max(1, trials)
 
 
 def _domain(dimension: Dimension) -> Any:
@@ -139,7 +168,7 @@ def _directory(config: SweepConfig) -> Path:
     """The sweep's directory, below a path that can be written."""
     sweep = config.sweep
     check_writable("sweep.storage_path", sweep.storage_path)
-    return Path(sweep.storage_path).expanduser().absolute() / sweep.name
+    return Path(absolute_path(sweep.storage_path)) / sweep.name
 
 
 def _check_base(base: TrainConfig, storage_path: str) -> None:
@@ -153,10 +182,10 @@ def _check_base(base: TrainConfig, storage_path: str) -> None:
 def _settle(config: SweepConfig, directory: Path) -> None:
     """Writes down what the sweep is; refuses a used name or another sweep."""
     sweep = config.sweep
-    file = directory / CONFIG_FILE
-    if not file.exists():
-        directory.mkdir(exist_ok=True)
-        file.write_text(to_yaml(config))
+    run = RunDirectory.of(str(directory))
+    stored = run.read(SWEEP_FILE)
+    if stored is None:
+        run.write(SWEEP_FILE, to_yaml(config).encode())
         return
     if not sweep.resume:
         raise OptionError(
@@ -166,27 +195,16 @@ def _settle(config: SweepConfig, directory: Path) -> None:
             "set sweep.resume=true to continue that sweep, or choose another sweep.name",
         )
     ours = config.model_dump(mode="json")
-    theirs = yaml.safe_load(file.read_text())
+    theirs = yaml.safe_load(stored)
     free = ("resume", "time_budget", "max_concurrent")
     for values in (ours, theirs):
         values["sweep"] = {k: v for k, v in values["sweep"].items() if k not in free}
-    if (changed := first_difference(ours, theirs)) is not None:
-        key, our_value, their_value = changed
-        raise OptionError(
-            "sweep.name",
-            sweep.name,
-            f"was started with {key}={their_value}, not {our_value}",
-            "resume it as it was, or choose another sweep.name",
-        )
+    check_same_settings(ours, theirs, field="sweep.name", value=sweep.name)
 
 
 def _with_absolute_paths(train: TrainConfig) -> TrainConfig:
     """Trials work in other directories."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # data.spec may name relative files
-    path = Path(train.model.path).expanduser()
-    model = train.model
-    if path.exists():
-        model = model.model_copy(update={"path": str(path.absolute())})
-    packed_path = str(Path(train.data.packed_path).expanduser().absolute())
-    data = train.data.model_copy(update={"packed_path": packed_path})
+    model = train.model.model_copy(update={"path": absolute_if_local(train.model.path)})
+    data = train.data.model_copy(update={"packed_path": absolute_path(train.data.packed_path)})
     return train.model_copy(update={"model": model, "data": data})

@@ -5,13 +5,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from rich.console import Console
 from rich.text import Text
 
-from a2d_ray.config import ChatConfig, SampleConfig
+from a2d_ray.config import ChatConfig, SampleConfig, override
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.text.language_model import LanguageModel, Prompt
 from a2d_ray.text.live_view import show_answer, speed_line, visible
@@ -120,15 +120,17 @@ class TerminalChat:
             self._say(f"{command} is not possible here: /help lists the commands")
 
     def _set(self, pairs: list[str]) -> None:
-        values = self._params.model_dump()
+        changes: dict[str, Any] = {}
         for pair in pairs:
             key, equals, value = pair.partition("=")
             if not equals:
                 raise ValueError(f"{pair}: the form is /set KEY=VALUE, e.g. /set rule=steps")
-            values[key] = yaml.safe_load(value)
+            changes[key] = yaml.safe_load(value)
+        before = self._params.model_dump()
+        values = override(before, changes)
         self._params = _one_answer(SamplingParams(**values))
-        keys = [pair.partition("=")[0] for pair in pairs] or values
-        self._say(", ".join(f"{key}={getattr(self._params, key)}" for key in keys))
+        shown = [k for k in values if not changes or k in changes or values[k] != before[k]]
+        self._say(", ".join(f"{key}={getattr(self._params, key)}" for key in shown))
 
     def _save(self, name: str) -> None:
         if not name:

@@ -1,11 +1,8 @@
 """An answer in the terminal while it is denoised: tokens appear by confidence, masks fill in."""
 
 import re
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -15,6 +12,7 @@ from rich.text import Text
 
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import Engine
+from a2d_ray.signals import Interrupt, noting_interrupts
 from a2d_ray.text.answers import Chunk
 from a2d_ray.text.language_model import LanguageModel, Prompt
 from a2d_ray.text.stream import decode
@@ -77,10 +75,11 @@ def show_answer(
     text = ""
     num_tokens = 0
     num_forwards = 0
+    interrupt = Interrupt()
     started = time.perf_counter()
     with (
         Live(console=console, transient=True, auto_refresh=False) as live,
-        _interrupts() as asked,
+        noting_interrupts(interrupt),
         closing(lm.stream(prompt, params, engine=engine)) as chunks,  # type: ignore[type-var]
     ):
         for chunk in chunks:
@@ -91,34 +90,11 @@ def show_answer(
                 speed = speed_line(num_tokens, num_forwards, time.perf_counter() - started)
                 view = canvas_text(prefix + text, chunk, lm.tokenizer)
                 live.update(_last_lines(view, speed, console), refresh=True)
-            if asked.is_set():
+            if interrupt.is_set:
                 break
     console.print(Text(visible(prefix + text)), soft_wrap=True)
     speed = speed_line(num_tokens, num_forwards, time.perf_counter() - started)
-    return Shown(text=text, is_whole=not asked.is_set(), speed=speed)
-
-
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Within it, the first Ctrl-C sets the event; a second one raises KeyboardInterrupt.
-
-    An exception alone could be lost: raised inside a finalizer, Python prints and ignores it.
-    """
-    asked = threading.Event()
-
-    def ask(*_: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread is interrupted
-        return
-    previous = signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    return Shown(text=text, is_whole=not interrupt.is_set, speed=speed)
 
 
 def canvas_text(text: str, chunk: Chunk, tokenizer: object) -> Text:

@@ -37,7 +37,7 @@ def prepare_layers(model: Any, section: ModelSection) -> None:
     if section.trainable_layers is not None:
         freeze_below(model, section.trainable_layers)
     if section.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     if section.compile:
         for layer in model.model.layers:
             layer.compile()

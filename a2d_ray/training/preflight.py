@@ -1,16 +1,13 @@
 """What can be known to fail before Ray starts."""
 
 import importlib.util
-import os
-import tempfile
-from pathlib import Path
 
-from a2d_ray.config import OptionError, RunSection, TrainConfig
+from a2d_ray.config import OptionError, RunSection, ScalingSection, TrainConfig
 from a2d_ray.data.sources.mixture import check_spec
 from a2d_ray.models.checkpoint import check_checkpoint
 from a2d_ray.models.contract import Contract
-from a2d_ray.runs.cluster import check_resources, wants_gpu
-from a2d_ray.runs.storage import RunDirectory
+from a2d_ray.runs.resources import Share, available_resources, check_room, wants_gpu
+from a2d_ray.runs.storage import RunDirectory, check_writable
 
 
 def check_run(config: TrainConfig) -> Contract:
@@ -34,7 +31,7 @@ def check_run(config: TrainConfig) -> Contract:
     check_spec(config.data.spec)
     check_storage(config.run)
     check_writable("data.packed_path", config.data.packed_path)
-    check_resources(config.scaling, use_gpu=wants_gpu(config.scaling))
+    _check_workers(config.scaling)
     return contract
 
 
@@ -53,26 +50,18 @@ def check_storage(run: RunSection) -> RunDirectory:
     return directory
 
 
-def check_writable(key: str, path: str) -> None:
-    """Makes the directory and writes into it.
-
-    Raises:
-        OptionError: names `key`.
-    """
-    if "://" in path:
-        raise OptionError(key, path, "is a URI", "name a directory on a local or shared disk")
-    directory = Path(path).expanduser()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise OptionError(
-            key,
-            path,
-            f"is not a writable directory ({os.strerror(error.errno or 0)})",
-            f"choose another {key}, or make that one writable",
-        ) from None
+def _check_workers(scaling: ScalingSection) -> None:
+    """Refuses the least number of workers if there is no room for it."""
+    there = available_resources()
+    check_room(
+        there,
+        "scaling.num_workers",
+        scaling.world_sizes[0],
+        cpus=Share(scaling.cpus_per_worker, "scaling.cpus_per_worker"),
+        gpus=Share(int(wants_gpu(scaling)), "set scaling.use_gpu=false"),
+        # Ray Data needs one. A Ray that we are going to start gets more than the machine has.
+        num_other_cpus=int(there.is_ray),
+    )
 
 
 def _check_model(path: str) -> Contract:

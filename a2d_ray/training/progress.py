@@ -9,8 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from a2d_ray.runs.storage import RunDirectory
-from a2d_ray.training.reporting import METRICS_FILE
+from a2d_ray.runs.storage import METRICS_FILE, RunDirectory
 
 POLL_S = 0.5
 

@@ -7,12 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from a2d_ray.config import TrainConfig
-from a2d_ray.runs.storage import RunDirectory
+from a2d_ray.runs.storage import METRICS_FILE, RunDirectory
 from a2d_ray.training.curves import draw_curves
 from a2d_ray.training.gauges import RunGauges
 from a2d_ray.training.samples import Sample
 
-METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 PLOT_FILE = "loss.png"
 log = logging.getLogger(__name__)

@@ -5,32 +5,20 @@ request to stop is a file in the run's directory: the driver writes it when it g
 else may (``touch runs/NAME/stop``), rank 0 looks for it, and all ranks agree on the step.
 """
 
-import contextlib
 import signal
-import threading
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from a2d_ray.runs.storage import RunDirectory
+from a2d_ray.signals import handling
 
 STOP_FILE = "stop"
 POLL_S = 1.0
 
 
-@contextlib.contextmanager
-def stop_on_sigterm(directory: RunDirectory) -> Iterator[None]:
-    """Within it, SIGTERM asks the run to save and stop, instead of ending this process.
-
-    Handlers exist in main threads only: elsewhere (a trial of Ray Tune) it changes nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: request_stop(directory))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def stop_on_sigterm(directory: RunDirectory) -> AbstractContextManager[None]:
+    """Within it, SIGTERM asks the run to save and stop, instead of ending this process."""
+    return handling(signal.SIGTERM, lambda: request_stop(directory))
 
 
 def request_stop(directory: RunDirectory) -> None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,12 +22,21 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from a2d_ray.cli import first_difference, to_yaml
+from a2d_ray.cli import to_yaml
 from a2d_ray.config import OptionError, ScalingSection, TrainConfig
 from a2d_ray.data.packing.packed import PackedSet
 from a2d_ray.data.pipeline import prepare, training_dataset
-from a2d_ray.runs.cluster import WORKER_ENV, ensure_ray, wants_gpu
-from a2d_ray.runs.storage import RunDirectory
+from a2d_ray.runs.cluster import start_ray
+from a2d_ray.runs.environment import worker_env
+from a2d_ray.runs.resources import wants_gpu
+from a2d_ray.runs.settings import check_same_settings
+from a2d_ray.runs.storage import (
+    CONFIG_FILE,
+    PLAN_FILE,
+    RunDirectory,
+    absolute_if_local,
+    absolute_path,
+)
 from a2d_ray.training.loop import train_loop
 from a2d_ray.training.plan import Plan
 from a2d_ray.training.preflight import check_run
@@ -37,8 +45,6 @@ from a2d_ray.training.stopping import STOP_FILE, stop_on_sigterm
 
 log = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.yaml"
-PLAN_FILE = "plan.json"
 _FREE_TO_CHANGE = ("run", "scaling", "wandb")  # a resumed run may differ in these, but the seed
 
 
@@ -107,11 +113,11 @@ def build_trainer(
     limit = config.schedule.max_duration
     deadline = None if limit is None else time.time() + limit
     check_run(config)
-    storage_path = _absolute(config.run.storage_path)
+    storage_path = absolute_path(config.run.storage_path)
     directory = RunDirectory.of(storage_path, config.run.name)
     _check_resumed(config, directory)
     scaling = config.scaling
-    ensure_ray(scaling.world_sizes[-1] * scaling.cpus_per_worker + 2)
+    start_ray(scaling.world_sizes[-1] * scaling.cpus_per_worker + 2)
     packed = prepare(config.data, config.objective, config.model.path)
     plan = Plan(_with_absolute_model(config), str(packed.path), num_steps(config, packed), deadline)
     _settle(config, plan, directory)
@@ -132,7 +138,7 @@ def build_trainer(
                 max_failures=scaling.max_failures, controller_failure_limit=3
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=config.schedule.keep_last),
-            worker_runtime_env={"env_vars": WORKER_ENV},
+            worker_runtime_env={"env_vars": worker_env()},
             callbacks=list(callbacks),  # type: ignore[arg-type]
         ),
         # Train gives datasets execution options of its own: without these, rows change places.
@@ -209,14 +215,7 @@ def _check_resumed(config: TrainConfig, directory: RunDirectory) -> None:
         for section in _FREE_TO_CHANGE:
             values.pop(section, None)
         values["run"] = {"seed": seed}
-    if (changed := first_difference(ours, theirs)) is not None:
-        key, our_value, their_value = changed
-        raise OptionError(
-            "run.name",
-            config.run.name,
-            f"was started with {key}={their_value}, not {our_value}",
-            "resume it as it was, or choose another run.name",
-        )
+    check_same_settings(ours, theirs, field="run.name", value=config.run.name)
 
 
 def _settle(config: TrainConfig, plan: Plan, directory: RunDirectory) -> None:
@@ -230,24 +229,16 @@ def _settle(config: TrainConfig, plan: Plan, directory: RunDirectory) -> None:
     if stored is None:
         directory.write(CONFIG_FILE, to_yaml(config).encode())
         directory.write(PLAN_FILE, json.dumps(settled).encode())
-    elif (theirs := json.loads(stored)) != settled:
-        raise OptionError(
-            "run.name",
-            config.run.name,
-            f"was started on {theirs}, but data.spec now gives {settled}",
-            "its files, tokenizer or packages have changed: bring them back, or choose another "
-            "run.name",
-        )
+        return
+    check_same_settings(
+        settled,
+        json.loads(stored),
+        field="run.name",
+        value=config.run.name,
+        fix="files of data.spec, tokenizer or packages have changed since: bring them back",
+    )
 
 
 def _with_absolute_model(config: TrainConfig) -> TrainConfig:
-    """Workers run in another directory."""
-    path = Path(config.model.path).expanduser()
-    if not path.exists():
-        return config
-    model = config.model.model_copy(update={"path": str(path.absolute())})
-    return config.model_copy(update={"model": model})
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+    path = absolute_if_local(config.model.path)
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": path})})

@@ -5,6 +5,7 @@ import json
 import threading
 from collections import Counter
 from itertools import chain
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from a2d_ray.config import DataSection, ObjectiveSection
 from a2d_ray.data.pipeline import PackedSet, prepare, to_packed_rows, training_dataset
+from a2d_ray.data.sources import adapters
 from tests.tiny import save_tiny_ar, tiny_tokenizer
 
 pytestmark = pytest.mark.cluster
@@ -254,6 +256,22 @@ def test_a_finished_set_is_reused_and_a_changed_option_makes_another(packed, mod
     assert other.fingerprint != packed.fingerprint and other.path.parent == packed.path.parent
     changes = "recipe.cutting.max_length: 128 -> 64; recipe.text_length: 100 -> 64"
     assert f"differs from {packed.fingerprint} in {changes}" in caplog.text
+
+
+def test_a_set_belongs_to_the_code_of_its_adapters(
+    packed, model_path, tmp_path, monkeypatch, caplog
+):
+    """Whoever changes what an adapter gives need not think of the sets that are there."""
+    root, source = packed.path.parents[1], spec_of(packed)
+    code = Path(adapters.__file__).read_text()
+    copy = tmp_path / "adapters.py"
+    monkeypatch.setattr(adapters, "__file__", str(copy))
+    copy.write_text(f'"""Other words."""\n# and a comment\n{code[code.index("import") :]}')
+    assert prepare(*sections(root, source), model_path).path == packed.path
+    copy.write_text(code.replace('"human": "user"', '"human": "system"'))
+    with caplog.at_level("INFO"):
+        assert prepare(*sections(root, source), model_path).path != packed.path
+    assert "row_code: " in caplog.text
 
 
 def test_limits_take_that_many_rows_and_never_overlap(ray_local, tmp_path, model_path):

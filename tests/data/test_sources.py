@@ -261,6 +261,7 @@ def test_a_directory_a_glob_and_a_uri_read_the_same_files(tmp_path, monkeypatch)
         ("ftp://host/x", "cannot be read by ftp://"),
         ("file://{root}/missing", "does not exist"),
         ("s3://a bucket/x", "cannot be listed"),
+        ("file://{root}/a**b", "cannot be listed: Invalid pattern"),
     ],
 )
 def test_what_is_not_there_is_an_error(tmp_path, name, message):

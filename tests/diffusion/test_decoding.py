@@ -82,7 +82,7 @@ def test_remask_takes_what_fell_and_may_still_come_back():
     assert picked(d.select_remask(confidence, times, threshold=0.3)) == [0]
 
 
-RULES = {  # name: (function of confidence and parameter, parameters from strict to generous)
+CASES = {  # name: (function of confidence and parameter, parameters from strict to generous)
     "steps": (lambda c, p: d.select_top(c, p), [1, 2, 4]),
     "threshold": (d.select_threshold, [0.99, 0.7, 0.3]),
     "factor": (d.select_factor, [0.1, 1.0, 3.0]),
@@ -98,13 +98,19 @@ RULES = {  # name: (function of confidence and parameter, parameters from strict
     ),
     "prefix": (d.select_prefix, [0.99, 0.7, 0.3]),
 }
+
+
+def test_every_rule_has_a_case():
+    assert CASES.keys() == d.SELECTORS.keys()
+
+
 confidences = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=12).map(torch.tensor)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", CASES)
 @given(confidence=confidences)
 def test_every_rule_commits_something_and_more_when_it_is_generous(name, confidence):
-    select, parameters = RULES[name]
+    select, parameters = CASES[name]
     before = torch.zeros(len(confidence), dtype=torch.bool)
     for parameter in parameters:
         chosen = select(confidence, parameter)
@@ -114,10 +120,10 @@ def test_every_rule_commits_something_and_more_when_it_is_generous(name, confide
         before = chosen
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", CASES)
 @given(value=st.floats(0.01, 1), num=st.integers(1, 9))
 def test_ties_go_to_the_lowest_position(name, value, num):
-    select, parameters = RULES[name]
+    select, parameters = CASES[name]
     for parameter in parameters:
         chosen = picked(select(torch.full((num,), value), parameter))
         if name == "klass" and len(chosen) > 1:

@@ -40,7 +40,7 @@ def test_sharded_over_actors_is_one_process(checkpoints, tmp_path, ray_local):
     alone = measure(checkpoints["bd3lm"], tmp_path / "alone", tasks)
     sharded = measure(checkpoints["bd3lm"], tmp_path / "sharded", tasks, num_workers=2)
     assert sharded == alone
-    with pytest.raises(ValueError, match=r"num_workers \(99\) ask for 99 CPUs, Ray has 8"):
+    with pytest.raises(ValueError, match=r"num_workers=99 asks for 99 CPUs .*Ray has 8"):
         measure(checkpoints["bd3lm"], tmp_path / "many", tasks, num_workers=99)
 
 

@@ -1,8 +1,8 @@
 """Answers over HTTP, from a real server: those of one process, whatever the server's defaults are
 and whatever fails."""
 
-import os
 import signal
+import threading
 
 import openai
 import pytest
@@ -12,12 +12,13 @@ from a2d_ray import SamplingParams, load
 from a2d_ray.config import LimitsSection, SamplingSection
 from a2d_ray.evaluation.backends.endpoint import EndpointBackend
 from a2d_ray.evaluation.backends.local import LocalBackend
-from a2d_ray.evaluation.backends.requests import GenerateRequest
+from a2d_ray.evaluation.backends.requests import Answer, GenerateRequest
 from a2d_ray.evaluation.backends.responses import Responder, ResponseCache
 from a2d_ray.evaluation.harness.model import A2DHarnessModel
 from a2d_ray.serving.http.app import create_app
 from a2d_ray.serving.model.server import ModelServer
 from benchmarks.http_load import listening
+from tests.test_signals import PLACES
 
 TEXTS = ["one", "another prompt", "x y", "42"]
 CHAT = [{"role": "user", "content": "What is 1 + 2?"}]
@@ -109,7 +110,7 @@ class Watched(ModelServer):
     def generate(self, request, cache_salt=""):
         self.num_asked += 1
         if self.interrupts and self.num_asked == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            interrupt_main_thread()
         return super().generate(request, cache_salt)
 
 
@@ -131,13 +132,83 @@ def test_after_a_refusal_nothing_is_asked_and_nothing_lost(models, serve):
     assert server.num_asked == len(kept) + 1 < 8
 
 
-def test_an_interrupt_asks_nothing_more_and_keeps_what_was_under_way(models, serve):
+def interrupt_main_thread():
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
+def test_an_interrupt_asks_nothing_more_and_keeps_what_was_under_way(models, serve, interruptible):
     server = Watched(models["bd3lm"])
     backend = serve(server, concurrency=2)
     server.interrupts = True
     asked = requests([f"prompt {i}" for i in range(30)])
     kept = until_it_fails(backend, asked, KeyboardInterrupt)
     assert server.num_asked == len(kept) < 8
+    assert signal.getsignal(signal.SIGINT) is interruptible
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_an_interrupt_between_two_answers_is_not_lost(models, serve, interruptible, place):
+    """Python swallows what finalizers and callbacks of the garbage collector raise."""
+    server = Watched(models["bd3lm"])
+    backend = serve(server, concurrency=2)
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        for index, _ in backend.generate(requests([f"prompt {i}" for i in range(30)])):
+            kept.append(index)
+            if len(kept) == 3:
+                place()
+    assert server.num_asked == len(kept) <= 3 + 2
+
+
+def test_a_second_interrupt_waits_for_nothing(models, serve, interruptible):
+    backend = serve(ModelServer(models["bd3lm"]), concurrency=2)
+    first, second = requests(TEXTS[:2])
+    was_noted, let_go = threading.Event(), threading.Event()
+
+    def ask(request):
+        if request is second:
+            was_noted.wait(60)
+            interrupt_main_thread()
+            let_go.wait(60)
+        return Answer(text="", num_tokens=0, num_forwards=0, finish_reason="stop")
+
+    backend._ask = ask
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        for index, _ in backend.generate([first, second]):
+            kept.append(index)
+            signal.raise_signal(signal.SIGINT)
+            was_noted.set()
+    assert kept == [0] and signal.getsignal(signal.SIGINT) is interruptible
+    let_go.set()
+
+
+def test_an_interrupt_goes_before_a_failure(models, serve, interruptible):
+    """Who tries again after a failure must not do so after Ctrl-C."""
+    backend = serve(ModelServer(models["bd3lm"]), concurrency=1)
+
+    def ask(request):
+        interrupt_main_thread()
+        raise ValueError("refused")
+
+    backend._ask = ask
+    with pytest.raises(KeyboardInterrupt):
+        list(backend.generate(requests(TEXTS)))
+
+
+def test_answers_that_nobody_wants_any_more_give_the_handler_back(models, serve, interruptible):
+    backend = serve(ModelServer(models["bd3lm"]))
+    found = backend.generate(requests(TEXTS))
+    next(found)
+    assert signal.getsignal(signal.SIGINT) is not interruptible
+    found.close()
+    assert signal.getsignal(signal.SIGINT) is interruptible
+    found = backend.generate(requests(TEXTS))
+    next(found)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        found.close()
+    assert signal.getsignal(signal.SIGINT) is interruptible
 
 
 BEGUN = [*CHAT, {"role": "assistant", "content": " It is"}]

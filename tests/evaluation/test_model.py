@@ -374,10 +374,15 @@ def test_a_block_size_that_was_not_trained_has_no_likelihood(lm):
 @pytest.mark.parametrize(
     ("objective", "options", "message"),
     [
-        ("bd3lm", {"max_new_token": 3}, "unknown model argument max_new_token=3: did you mean"),
+        (
+            "bd3lm",
+            {"max_new_token": 3},
+            "max_new_token=3 is no model argument: did you",
+        ),
         ("bd3lm", {"cfg": 1.5}, "cfg=1.5 is not supported"),
-        ("bd3lm", {"right_shift_logits": True}, "right_shift_logits=True is not supported"),
+        ("bd3lm", {"right_shift_logits": True}, "right_shift_logits=true is not supported"),
         ("bd3lm", {"temperature": -1}, "temperature"),
+        ("bd3lm", {"rule": "steps", "factor": 2.0}, "factor=2.0 has no effect with rule=steps"),
         ("bd3lm", {"pretrained": ""}, "pretrained=CHECKPOINT"),
         ("mdlm", {"pretrained": "bd3lm"}, "use --model a2d_bd3lm"),
     ],

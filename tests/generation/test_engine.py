@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from a2d_ray.config import RULES
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine import runner
 from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
@@ -60,6 +61,11 @@ PARAMS = [
     SamplingParams(
         max_new_tokens=16, rule="steps", steps=7, stochastic_transfer=True, temperature=2, min_p=0.1
     ),
+]
+PARAMS += [
+    SamplingParams(max_new_tokens=8, rule=rule)
+    for rule in RULES
+    if rule not in {params.rule for params in PARAMS}
 ]
 
 

@@ -54,13 +54,20 @@ def run(engine, requests, arrivals=None, aborts=()):
 
 
 segments = st.lists(st.lists(st.integers(8, 250), min_size=1, max_size=11), max_size=4)
+rules = st.one_of(
+    st.fixed_dictionaries({"threshold": st.sampled_from([0.02, 0.9])}),
+    st.fixed_dictionaries(
+        {
+            "rule": st.just("steps"),
+            "steps": st.sampled_from([None, 4]),
+            "remasking": st.sampled_from(["low_confidence", "random"]),
+        }
+    ),
+)
 params = st.builds(
-    SamplingParams,
+    lambda rule, **options: SamplingParams(**rule, **options),
+    rules,
     max_new_tokens=st.integers(1, 14),
-    rule=st.sampled_from(["threshold", "steps"]),
-    threshold=st.sampled_from([0.02, 0.9]),
-    steps=st.sampled_from([None, 4]),
-    remasking=st.sampled_from(["low_confidence", "random"]),
     temperature=st.sampled_from([0.0, 1.2]),
     seed=st.integers(0, 5),
     ignore_eos=st.booleans(),

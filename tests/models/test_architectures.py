@@ -55,3 +55,15 @@ def test_light_imports():
         "sys.exit(str(heavy) if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("row", ARCHITECTURES, ids=lambda row: row.ar_model_type)
+def test_the_end_of_turn_learns_where_it_is_the_padding_token_too(row):
+    model = tiny_a2d_model(row.ar_model_type, tie_word_embeddings=False)
+    end = model.config.pad_token_id
+    weight = model.get_input_embeddings().weight
+    ids = torch.tensor([[1, 5, end, 6, end, 7]])
+    model(input_ids=ids).logits.log_softmax(-1)[0, :, 7].sum().backward()
+    norms = weight.grad.norm(dim=1)
+    assert norms[end] > 0.1 * norms[5]
+    assert norms[9] == 0

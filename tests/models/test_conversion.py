@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from a2d_ray import __version__, convert
+from a2d_ray.models import architectures
 from a2d_ray.models.architectures import ARCHITECTURES
 from a2d_ray.models.checkpoint import load_checkpoint
 from a2d_ray.models.conversion import add_mask_token, describe
+from tests import tiny
 from tests.tiny import save_tiny_ar, tiny_ar_model, tiny_tokenizer
 
 NAMES = [row.ar_model_type for row in ARCHITECTURES]
@@ -174,6 +177,22 @@ def test_a_sliding_window_is_dropped_with_a_warning(tmp_path, caplog):
     with torch.no_grad():
         model = load(out).model
         assert not torch.allclose(model(ids).logits[:, 0], model(changed).logits[:, 0])
+
+
+@pytest.mark.parametrize("window", [4, None])
+def test_a_window_of_all_layers_is_dropped_with_a_warning_too(
+    tmp_path, caplog, monkeypatch, window
+):
+    """Mistral's configuration has a window and no layer_types; its row would be this one."""
+    mistral = architectures.Architecture("mistral", "Mistral")
+    monkeypatch.setattr(architectures, "ARCHITECTURES", (*architectures.ARCHITECTURES, mistral))
+    classes = (transformers.MistralConfig, transformers.MistralForCausalLM)
+    monkeypatch.setitem(tiny._CLASSES, "mistral", classes)
+    source = save_tiny_ar(tmp_path / "ar", "mistral", sliding_window=window)
+    out = convert(str(source), tmp_path / "a2d")
+    assert ("sliding window of 4" in caplog.text) == (window == 4)
+    assert config_of(out)["sliding_window"] is None
+    assert "use_sliding_window" not in config_of(out)
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])

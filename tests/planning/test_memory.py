@@ -1,11 +1,14 @@
 """Parameters and bytes against real models and what autograd really keeps."""
 
+import random
+
 import pytest
 import torch
 
 from a2d_ray.diffusion import losses
 from a2d_ray.diffusion.layout import LayoutSpec, build_layout
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
+from a2d_ray.models.architectures import ARCHITECTURES
 from a2d_ray.planning import memory
 from a2d_ray.planning.flops import WHOLE
 from a2d_ray.planning.memory import layer_activations, token_activations, worker_memory
@@ -19,14 +22,32 @@ WIDE = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 8}
 N = 304
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("is_tied", [True, False])
-def test_parameters_are_those_of_the_model(architecture, is_tied):
-    model = tiny_a2d_model(architecture, tie_word_embeddings=is_tied, **WIDE)
-    sizes = sizes_of(model.config.to_dict())
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("row", ARCHITECTURES, ids=lambda row: row.ar_model_type)
+def test_parameters_are_those_of_the_model(row, seed):
+    """Random options on torch's meta device; a new architecture is tested by its row."""
+    rng = random.Random(seed)
+    kv_heads, head_dim = rng.choice([1, 2, 3]), rng.choice([4, 6])
+    heads = kv_heads * rng.choice([1, 2, 4])
+    options = {
+        "hidden_size": heads * head_dim,
+        "intermediate_size": rng.randint(8, 64),
+        "vocab_size": rng.randint(40, 400),
+        "num_hidden_layers": rng.randint(1, 4),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "tie_word_embeddings": rng.random() < 0.5,
+    }
+    known = row.config_class().to_dict()
+    options |= {key: rng.random() < 0.5 for key in ("attention_bias", "mlp_bias") if key in known}
+    if "head_dim" in known:
+        options["head_dim"] = rng.choice([4, 6, 8])
+    config = row.config_class(pad_token_id=None, **options)
+    with torch.device("meta"):
+        model = row.model_class(config)
+    sizes = sizes_of(config.to_dict())
     assert sizes.parameters == sum(p.numel() for p in model.parameters())
-    layer = model.model.layers[0]
-    assert sizes.layer_parameters == sum(p.numel() for p in layer.parameters())
+    assert sizes.layer_parameters == sum(p.numel() for p in model.model.layers[0].parameters())
 
 
 @pytest.mark.parametrize(
@@ -86,7 +107,7 @@ def kept_bytes(architecture, num_layers):
     return sum(kept.values()), sizes_of(model.config.to_dict())
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2"])
 def test_activations_are_what_autograd_keeps(architecture):
     fewer, _ = kept_bytes(architecture, 2)
     more, sizes = kept_bytes(architecture, 4)

@@ -98,7 +98,7 @@ def test_times_count_from_the_arrival(lm, ahead_s, least_s):
     asyncio.run(answer())
     found = samples("".join(asyncio.run(server.metrics())))
     for name in ("request_queue_time", "time_to_first_token", "e2e_request_latency"):
-        assert least_s <= found[f"a2d:{name}_seconds_sum", "{}"] < least_s + 10
+        assert least_s <= found[f"a2d:{name}_seconds_sum", "{}"] < least_s + 60
     server.close()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from a2d_ray.config import SamplingSection
+from a2d_ray.config import OPTION_NAMES, RULES, SamplingSection
 from a2d_ray.http.access import ApiKeys
 from a2d_ray.serving.http.app import create_app
 from a2d_ray.serving.model.server import ModelServer
@@ -183,6 +183,32 @@ def test_settings_reach_the_request_and_stay(browser, url):
     browser.ask("x")
     browser.wait(lambda: browser.count(".failure"))
     assert "block_size" in browser.find(".turn .failure").text
+
+
+def test_the_fields_are_those_of_the_chosen_rule(browser, url):
+    browser.open(url)
+    browser.find("#settings-toggle").click()
+    for rule, options in RULES.items():
+        browser.set("rule", rule)
+        shown = [o for o in OPTION_NAMES if browser.find(f"[name={o}]").is_displayed()]
+        assert sorted(shown) == sorted(options)
+    assert "rule entropy" in browser.find("label:has([name=entropy_slope])").get_attribute("title")
+    browser.set("rule", "steps")
+    for name, value in {"remasking": "leftmost", "stochastic_transfer": "true"}.items():
+        browser.set(name, value)
+    browser.js(
+        "const send = window.fetch; window.fetch = (url, options) => {"
+        "  window.sent = JSON.parse(options.body); return send(url, options); };"
+    )
+    browser.ask("x")
+    browser.answered()
+    sent = browser.js("return sent.diffusion")
+    assert sent == {
+        "rule": "steps",
+        "remasking": "leftmost",
+        "stochastic_transfer": True,
+        "stream_mode": "denoise",
+    }
 
 
 def test_a_failure_leaves_no_empty_turn_in_the_conversation(browser, url):

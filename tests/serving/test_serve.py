@@ -20,8 +20,9 @@ from a2d_ray import SamplingParams
 from a2d_ray.cli import validate
 from a2d_ray.config import ServeConfig
 from a2d_ray.models.fingerprint import values_hash
+from a2d_ray.runs.resources import Resources
 from a2d_ray.serving.ray import launch
-from a2d_ray.serving.ray.launch import check_before_start, check_resources, running_server
+from a2d_ray.serving.ray.launch import check_before_start, check_replicas, running_server
 
 MESSAGES = [{"role": "user", "content": "2+2?"}]
 
@@ -263,8 +264,8 @@ def test_a_model_that_is_not_trained_is_refused_before_ray_starts(checkpoint):
 
 
 def test_more_cpus_than_there_are_is_an_error_that_says_how_many(checkpoint):
-    with pytest.raises(ValueError, match=r"num_replicas=9.*need 18 CPUs, but Ray has 8"):
-        check_resources(make_config(checkpoint, num_replicas=9), {"CPU": 8.0})
+    with pytest.raises(ValueError, match=r"num_replicas=9 asks for 18 CPUs .*but Ray has 8"):
+        check_replicas(make_config(checkpoint, num_replicas=9), Resources(8, 0, is_ray=True))
 
 
 def test_without_a_quickstart_a_converted_model_is_served_and_said_so(

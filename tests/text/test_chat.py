@@ -104,8 +104,18 @@ def test_options_are_set_and_refused_while_talking(lm):
     shown = talk(lm, "/set rule=steps steps=2", "/set top_p=0", "/set nonsense=1", "/set x", "/set")
     assert "rule=steps, steps=2" in shown
     assert "error: top_p" in shown and "error: nonsense" in shown and "KEY=VALUE" in shown
-    assert "rule=steps" in shown[shown.rindex("max_new_tokens=8") :]
+    whole = shown[shown.rindex("rule=") :]
+    assert whole.startswith("rule=steps, steps=2, ") and "max_new_tokens=8" in whole
+    assert "threshold=0.9" not in whole  # of another rule
     assert "error: sampling.n (2)" in talk(lm, "/set n=2")
+
+
+def test_a_set_option_chooses_its_rule_and_stays_with_one_that_knows_it(lm):
+    lines = ("/set steps=2", "/set kl_threshold=0.1", "/set threshold=0.5")
+    shown = talk(lm, *lines, "/set rule=steps threshold=0.5")
+    assert "rule=steps, steps=2\n" in shown
+    assert "rule=klass, kl_threshold=0.1\nthreshold=0.5\n" in shown
+    assert "error: threshold=0.5 has no effect with rule=steps: set rule=" in shown
 
 
 def test_a_set_option_decides_the_next_answer(lm):
@@ -141,7 +151,7 @@ def test_tokens_are_shaded_by_confidence(lm):
     assert confidence_style(0.0) != confidence_style(0.5) != confidence_style(1.0)
 
 
-def test_ctrl_c_inside_a_finalizer_stops_the_answer_too(lm):
+def test_ctrl_c_inside_a_finalizer_stops_the_answer_too(lm, interruptible):
     """Python ignores what a finalizer raises; the request to stop must not be lost with it."""
 
     class Finalized:
@@ -157,18 +167,19 @@ def test_ctrl_c_inside_a_finalizer_stops_the_answer_too(lm):
                     Finalized()
                 yield chunk
 
-    before = signal.getsignal(signal.SIGINT)
     params = SamplingParams(max_new_tokens=64, rule="steps", ignore_eos=True)
     console = Console(file=io.StringIO())
     shown = show_answer(Interrupted(), "ab", params, console)
     whole = show_answer(lm, "ab", params, console)
     assert not shown.is_whole and whole.is_whole
     assert len(shown.text) < len(whole.text)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is interruptible
 
 
 @pytest.mark.slow
-def test_in_a_real_terminal_ctrl_c_stops_the_answer_and_the_program_goes_on(tmp_path):
+def test_in_a_real_terminal_ctrl_c_stops_the_answer_and_the_program_goes_on(
+    tmp_path, interruptible
+):
     """A pseudo-terminal: the live view, Ctrl-C in the midst of an answer, then another one."""
     ar = save_tiny_ar(tmp_path / "ar", max_position_embeddings=16384)
     checkpoint = a2d_ray.convert(str(ar), tmp_path / "a2d")

@@ -50,7 +50,7 @@ def test_gradient_checkpointing_changes_nothing():
     for is_checkpointed in (False, True):
         model = tiny_a2d_model("llama").train()
         if is_checkpointed:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         module = DiffusionModule(
             model, LossSpec(mask_id=MASK), is_causal_clean=False, compute_dtype=torch.float32
         )

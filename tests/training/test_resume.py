@@ -15,7 +15,7 @@ import pytest
 from a2d_ray.cli import to_yaml
 from a2d_ray.runs.storage import RunDirectory
 from a2d_ray.training.stopping import request_stop
-from tests.training.runs import assert_same_losses, fit, metrics
+from tests.training.runs import assert_same_losses, fit, metrics, repeated_lines
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parent.parent.parent
@@ -33,7 +33,7 @@ def uninterrupted(ray_local, workshop, make_config):
 
 
 def start(config, file: Path, **environ) -> subprocess.Popen:
-    """The job, in a process group and with a Ray of its own."""
+    """The job, in a process group and with a Ray of its own; its stderr is a file."""
     file.write_text(to_yaml(config))
     clean = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     return subprocess.Popen(
@@ -42,7 +42,7 @@ def start(config, file: Path, **environ) -> subprocess.Popen:
         env=clean | environ,
         start_new_session=True,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=file.with_suffix(".err").open("w"),
         text=True,
     )
 
@@ -92,6 +92,7 @@ def test_sigterm_saves_and_the_run_goes_on_with_two_workers_and_then_one(
     assert process.returncode == 75 and "run.resume=true" in text
     first = num_steps_of(run)
     assert f"stopped at step {first} of 40" in text
+    assert repeated_lines(text + (tmp_path / "run.err").read_text()) == {}
     assert (run / f"checkpoint_{first:08d}" / "model.safetensors").exists()
 
     def stop_later():

@@ -1,7 +1,6 @@
 """Asking a run to stop; the best checkpoint; disks that are full."""
 
 import json
-import os
 import signal
 import time
 
@@ -9,6 +8,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from a2d_ray.runs.storage import RunDirectory
+from a2d_ray.training import stopping
 from a2d_ray.training.checkpoints import BEST_FILE, BEST_NAME, keep_best
 from a2d_ray.training.stopping import StopWatch, stop_on_sigterm
 
@@ -21,25 +21,27 @@ def run_directory(request, tmp_path):
     return RunDirectory(store, "run")
 
 
-def test_sigterm_asks_the_run_to_stop(run_directory):
+def test_sigterm_asks_the_run_to_stop(run_directory, monkeypatch):
+    monkeypatch.setattr(stopping, "POLL_S", 1000.0)
     before = signal.getsignal(signal.SIGTERM)
     watch = StopWatch(run_directory, None)
     assert not watch.is_over(0.1)
     with stop_on_sigterm(run_directory):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
-    assert not watch.is_over(0.1)  # looked a moment ago
+    assert not watch.is_over(0.1)  # looked less than POLL_S ago
     watch = StopWatch(run_directory, None)
     assert watch.is_over(0.1) and watch.is_over(0.1)
 
 
 def test_a_deadline_leaves_time_for_a_step_and_a_checkpoint(run_directory):
-    watch = StopWatch(run_directory, time.time() + 10)
+    deadline = time.time() + 10_000
+    watch = StopWatch(run_directory, deadline)
     assert not watch.is_over(1)
-    watch.save_s = 9
+    watch.save_s = 9_999
     assert watch.is_over(1)
-    assert not StopWatch(run_directory, time.time() + 10).is_over(4)
-    assert StopWatch(run_directory, time.time() + 10).is_over(6)
+    assert not StopWatch(run_directory, deadline).is_over(4_000)
+    assert StopWatch(run_directory, deadline).is_over(6_000)
 
 
 def test_the_best_checkpoint_is_kept_without_its_state(run_directory, tmp_path):

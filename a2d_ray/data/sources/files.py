@@ -110,20 +110,20 @@ def _parse_json(line: bytes) -> RawRow:
 def _read_csv(file: IO[bytes]) -> Iterator[NumberedRow]:
     """Invalid UTF-8 becomes lone surrogates, which adapters refuse as "invalid Unicode"."""
     csv.field_size_limit(LONGEST_CSV_FIELD)
-    lines = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-    rows = csv.DictReader(lines, strict=True)
-    _ = rows.fieldnames  # reads the header
-    while True:
-        start = rows.line_num + 1
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error:
-            yield start, MalformedRowError("invalid CSV")
-            continue
-        is_whole = None not in row and None not in row.values()
-        yield start, row if is_whole else MalformedRowError("other columns than the header")
+    with io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as lines:
+        rows = csv.DictReader(lines, strict=True)
+        _ = rows.fieldnames  # reads the header
+        while True:
+            start = rows.line_num + 1
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error:
+                yield start, MalformedRowError("invalid CSV")
+                continue
+            is_whole = None not in row and None not in row.values()
+            yield start, row if is_whole else MalformedRowError("other columns than the header")
 
 
 def _read_text(file: IO[bytes]) -> Iterator[NumberedRow]:

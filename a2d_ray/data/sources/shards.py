@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from a2d_ray.config import DataSection
+from a2d_ray.data.hashing import code_hash
 from a2d_ray.data.sources.adapters import (
     Adapter,
     Example,
@@ -267,5 +268,4 @@ def _embedded_identity(name: str) -> str:
         found = version(package)
     except PackageNotFoundError:
         raise SpecError(name, f"needs {package}", "pip install 'a2d-ray[quickstart]'") from None
-    code = Path(__file__).with_name("embedded.py").read_bytes()
-    return f"{package} {found} {hashlib.sha256(code).hexdigest()[:16]}"
+    return f"{package} {found} {code_hash(Path(__file__).with_name('embedded.py'))}"

@@ -79,12 +79,14 @@ def open_file(path: str) -> Iterator[IO[bytes]]:
 
 
 def _remote_files(uri: str) -> list[DataFile]:
+    from fsspec.utils import glob_translate
     from pyarrow.fs import FileSelector, FileSystem, FileType
 
     scheme = uri.partition("://")[0]
     base = _fixed_part(uri) if has_wildcard(uri) else uri
     try:
         filesystem, root = FileSystem.from_uri(base.rstrip("/"))
+        pattern = re.compile(glob_translate(uri.removeprefix(base).lstrip("/") or "**"))
         info = filesystem.get_file_info(root)
         if info.type == FileType.File:
             infos = [info]
@@ -94,11 +96,10 @@ def _remote_files(uri: str) -> list[DataFile]:
         raise SpecError(uri, "does not exist", "check its name") from None
     except (OSError, ValueError) as error:
         raise SpecError(uri, "cannot be listed", str(error)) from error
-    wanted = _glob_pattern(root + uri.removeprefix(base)) if base != uri else None
     found = []
     for info in infos:
-        if info.type == FileType.File and (wanted is None or wanted.fullmatch(info.path)):
-            name = info.path.removeprefix(root).lstrip("/") or PurePosixPath(info.path).name
+        name = info.path.removeprefix(root).lstrip("/") or PurePosixPath(info.path).name
+        if info.type == FileType.File and pattern.match(name):
             stamp = f"{info.size}-{info.mtime_ns}"
             found.append(DataFile(f"{scheme}://{info.path}", name, stamp))
     return found
@@ -138,13 +139,6 @@ def _fixed_part(pattern: str) -> str:
     """The folder in front of a glob's first wildcard."""
     fixed = re.split(r"[*?]", pattern, maxsplit=1)[0]
     return fixed.rpartition("/")[0] or "."
-
-
-def _glob_pattern(path: str) -> re.Pattern[str]:
-    """``*`` and ``?`` stay within a folder, ``**/`` is any number of folders."""
-    pieces = re.split(r"(\*\*/|\*|\?)", path)
-    wild = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    return re.compile("".join(wild.get(piece, re.escape(piece)) for piece in pieces))
 
 
 def _stamp(path: Path) -> str:

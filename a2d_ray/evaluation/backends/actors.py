@@ -1,6 +1,6 @@
 """Requests sharded over Ray actors, each with the model and an engine of its own."""
 
-import os
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +9,9 @@ from ray.util import ActorPool
 
 from a2d_ray.evaluation.backends.local import Description, load_backend
 from a2d_ray.evaluation.backends.requests import Answer, GenerateRequest, Score, ScoreRequest
+from a2d_ray.runs.cluster import start_ray
+from a2d_ray.runs.environment import worker_env
+from a2d_ray.runs.resources import Share, available_resources, check_room
 
 
 class Evaluator:
@@ -45,7 +48,7 @@ class RayBackend:
         cpus_per_worker, gpus_per_worker: resources of one.
 
     Raises:
-        ValueError: the cluster has fewer CPUs or GPUs.
+        ValueError: there are fewer CPUs or GPUs.
     """
 
     def __init__(
@@ -59,13 +62,20 @@ class RayBackend:
         gpus_per_worker: float = 0,
     ) -> None:
         self._batch_size = batch_size
-        join_ray(num_workers, cpus_per_worker, gpus_per_worker)
+        check_room(
+            available_resources(),
+            "num_workers",
+            num_workers,
+            cpus=Share(cpus_per_worker, "cpus_per_worker"),
+            gpus=Share(gpus_per_worker, "gpus_per_worker"),
+        )
+        start_ray(max(1, math.ceil(num_workers * cpus_per_worker)))
         actor = ray.remote(Evaluator).options(
             num_cpus=cpus_per_worker,
             num_gpus=gpus_per_worker,
             max_restarts=3,
             max_task_retries=3,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(max(1, int(cpus_per_worker)))}},
+            runtime_env={"env_vars": worker_env(max(1, int(cpus_per_worker)))},
         )
         self._actors: list[Any] = [
             actor.remote(model, objective, batch_size) for _ in range(num_workers)
@@ -96,24 +106,3 @@ class RayBackend:
         yield from pool.map_unordered(
             lambda a, item: a.score.remote(*item), list(enumerate(batches))
         )
-
-
-def join_ray(num_workers: int, cpus_per_worker: float, gpus_per_worker: float) -> None:
-    """Joins the cluster that RAY_ADDRESS names, or starts a local Ray with CPUs for all actors.
-
-    Raises:
-        ValueError: too few CPUs or GPUs; the actors would wait for ever.
-    """
-    cpus = num_workers * cpus_per_worker
-    if not ray.is_initialized():
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init()
-        else:
-            ray.init(address="local", num_cpus=max(1, int(cpus)), include_dashboard=False)
-    there = ray.cluster_resources()
-    for name, wanted in (("CPU", cpus), ("GPU", num_workers * gpus_per_worker)):
-        if wanted > there.get(name, 0):
-            raise ValueError(
-                f"num_workers ({num_workers}) ask for {wanted:g} {name}s, Ray has "
-                f"{there.get(name, 0):g}: lower num_workers"
-            )

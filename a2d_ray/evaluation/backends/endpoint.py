@@ -13,7 +13,7 @@ from typing import Any
 
 import openai
 
-from a2d_ray.config import RULES_OF
+from a2d_ray.config import RULES
 from a2d_ray.evaluation.backends.local import Description
 from a2d_ray.evaluation.backends.requests import (
     Answer,
@@ -23,6 +23,7 @@ from a2d_ray.evaluation.backends.requests import (
     prompt_room,
 )
 from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.signals import Interrupt, noting_interrupts
 from a2d_ray.text.stream import cut_at_stop
 
 logger = logging.getLogger(__name__)
@@ -109,29 +110,37 @@ class EndpointBackend:
         """Answers as they come back.
 
         After a failure or Ctrl-C nothing more is asked: the answers that are under way come, then
-        the exception.
+        the exception. A second Ctrl-C ends it at once.
 
         Raises:
             ValueError: the model behind the name changed in between.
         """
+        interrupt = Interrupt()
+        try:
+            with noting_interrupts(interrupt):
+                yield from self._generate(requests, interrupt)
+        finally:
+            if interrupt.is_set:
+                raise KeyboardInterrupt
+        self._check_model()
+
+    def _generate(
+        self, requests: Sequence[GenerateRequest], interrupt: Interrupt
+    ) -> Iterator[tuple[int, Answer]]:
+        """Asks until there is no more, or a failure, or an interrupt."""
         waiting = iter(enumerate(requests))
         running: dict[Future[Answer], int] = {}
         failure: BaseException | None = None
         pool = ThreadPoolExecutor(self._concurrency)
         try:
             while True:
-                free = 0 if failure else self._concurrency - len(running)
+                is_over = interrupt.is_set or failure is not None
+                free = 0 if is_over else self._concurrency - len(running)
                 for index, request in islice(waiting, free):
                     running[pool.submit(self._ask, request)] = index
                 if not running:
                     break
-                try:
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                except KeyboardInterrupt as interrupt:
-                    if failure is not None:
-                        raise
-                    failure = interrupt
-                    done = set()
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     index = running.pop(future)
                     if (error := future.exception()) is None:
@@ -142,7 +151,6 @@ class EndpointBackend:
             pool.shutdown(wait=False, cancel_futures=True)
         if failure is not None:
             raise failure
-        self._check_model()
 
     def score(self, batches: Sequence[Sequence[ScoreRequest]]) -> Iterator[tuple[int, list[Score]]]:
         """Refuses: an endpoint gives no likelihoods.
@@ -246,7 +254,7 @@ def _all_diffusion_options(params: SamplingParams, card: dict[str, Any]) -> dict
                 f"{name}={wanted}: this endpoint samples with {found}, and requests cannot change "
                 "it: set the model's sampling there, or measure with model.path=CHECKPOINT"
             )
-    own = {key: getattr(params, key) for key, rules in RULES_OF.items() if params.rule in rules}
+    own = {key: getattr(params, key) for key in RULES[params.rule]}
     own |= {"rule": params.rule, "remask_threshold": params.remask_threshold}
     own["block_size"] = block_size = params.block_size or card.get("block_size")
     if params.rule == "steps" and params.steps is None and block_size:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from a2d_ray.config import EvaluateConfig, FrontierConfig
+from a2d_ray.config import EvaluateConfig, FrontierConfig, override
 from a2d_ray.config.layers import always, validate
 from a2d_ray.evaluation.harness.suite import build_model, run_suite
 from a2d_ray.evaluation.report.report import speed, write_report
@@ -68,7 +68,7 @@ def _curve(evaluate: EvaluateConfig, config: FrontierConfig) -> Curve:
     (task,) = evaluate.tasks
     points = []
     for index, sampling in enumerate([{}] if is_ar else config.points):
-        own = task.model_copy(update={"sampling": task.sampling | sampling})
+        own = task.model_copy(update={"sampling": override(task.sampling, sampling)})
         run = evaluate.model_copy(update={"tasks": [own], "name": f"{evaluate.name}-{index}"})
         report = run_suite(run, model=model)
         write_report(report, Path(evaluate.output) / run.name)

@@ -16,6 +16,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import simple_parse_args_string
 
+from a2d_ray.config import override
 from a2d_ray.data.chat import ChatRenderer
 from a2d_ray.evaluation.backends.local import Backend, Description, load_backend
 from a2d_ray.evaluation.backends.requests import (
@@ -179,7 +180,7 @@ class A2DHarnessModel(LM):
         Raises:
             ValueError: an option of the task that our decoder does not have.
         """
-        return SamplingParams(**read_task_options(task_options) | self.options.sampling)
+        return SamplingParams(**override(read_task_options(task_options), self.options.sampling))
 
     def _seeded(self, params: SamplingParams, context: str, repeat: int) -> SamplingParams:
         """The options with a seed of this prompt's own, the same over HTTP as in one process."""

@@ -1,9 +1,11 @@
 """`model_args`: the names that users of the public A2D recipe know, and ours."""
 
 import difflib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from a2d_ray.config.errors import OptionError
 from a2d_ray.generation.decoding.params import SamplingParams
 
 LOADING: dict[str, Any] = {
@@ -74,13 +76,13 @@ class Options:
 def read_options(options: dict[str, Any]) -> Options:
     """Sorts `model_args` and refuses what is unknown or not supported.
 
-    ``mc_num`` is the number of noise samples of a likelihood, ``pretrained`` the checkpoint; with
-    ``steps`` and no ``rule``, the rule is ``steps``, as in the public recipe.
+    ``mc_num`` is the number of noise samples of a likelihood, ``pretrained`` the checkpoint.
 
     Raises:
-        ValueError: names the argument, its value and the fix.
+        OptionError: names the argument, its value and the fix.
+        ValueError: there is nothing to measure.
     """
-    fields = set(vars(SamplingParams())) - set(FROM_TASK)
+    fields = SamplingParams.model_fields.keys() - set(FROM_TASK)
     known = fields | LOADING.keys() | OTHERS.keys()
     sampling = {}
     loading = dict(LOADING)
@@ -95,12 +97,9 @@ def read_options(options: dict[str, Any]) -> Options:
         elif key in NEUTRAL:
             if value not in (NEUTRAL[key], None, ""):
                 fix = "name it cfg_scale" if key == "cfg" else "leave it out"
-                raise ValueError(f"{key}={value} is not supported here: {fix}")
+                raise OptionError(key, value, "is not supported here", fix)
         elif key not in FROM_HARNESS:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose from {sorted(known)}"
-            raise ValueError(f"unknown model argument {key}={value}: {hint}")
-    _imply_rule(sampling)
+            raise _unknown(key, value, "model argument", known)
     SamplingParams(**sampling)  # a bad value fails before the model is loaded
     if not loading["pretrained"] and not others["base_url"]:
         raise ValueError("model_args need pretrained=CHECKPOINT, or base_url=ENDPOINT")
@@ -117,7 +116,7 @@ def read_task_options(options: dict[str, Any]) -> dict[str, Any]:
     """A task's ``generation_kwargs`` (or ``--gen_kwargs``) as fields of `SamplingParams`.
 
     Raises:
-        ValueError: an option that our decoder does not have.
+        OptionError: an option that our decoder does not have.
     """
     given = {key: value for key, value in options.items() if value is not None}
     is_sampled = bool(given.pop("do_sample", False))
@@ -128,16 +127,16 @@ def read_task_options(options: dict[str, Any]) -> dict[str, Any]:
     for key, value in given.items():
         if key in NEUTRAL_OF_TASKS:
             if value != NEUTRAL_OF_TASKS[key]:
-                raise ValueError(f"generation option {key}={value} is not supported: leave it out")
-        elif key not in vars(SamplingParams()):
-            raise ValueError(f"unknown generation option {key}={value} of the task or --gen_kwargs")
+                raise OptionError(key, value, "is not supported", "leave it out")
+        elif key not in SamplingParams.model_fields:
+            kind = "generation option (task or --gen_kwargs)"
+            raise _unknown(key, value, kind, SamplingParams.model_fields)
         elif is_sampled or key not in ONLY_SAMPLED:
             values[key] = max(value, 0) if key == "top_k" else value
-    return _imply_rule(values)
+    return values
 
 
-def _imply_rule(sampling: dict[str, Any]) -> dict[str, Any]:
-    """With steps and no rule, the rule is steps, as in the public recipe."""
-    if sampling.get("steps") is not None:
-        sampling.setdefault("rule", "steps")
-    return sampling
+def _unknown(key: str, value: Any, kind: str, known: Collection[str]) -> OptionError:
+    near = difflib.get_close_matches(key, known, n=1)
+    fix = f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(known))}"
+    return OptionError(key, value, f"is no {kind}", fix)

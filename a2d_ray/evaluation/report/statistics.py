@@ -1,7 +1,6 @@
-"""Confidence intervals and paired tests of scores. Pure Python."""
+"""Confidence intervals and paired tests of scores: scipy's, where it has them."""
 
 import math
-import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ def estimate(values: Sequence[Value]) -> Estimate:
         raise ValueError("there are no documents to estimate from")
     mean, deviations = _linearised(values)
     if all(value in (0.0, 1.0) for value in values):
-        return _wilson(mean, len(values))
+        return _wilson(values.count(1.0), len(values))
     return _normal(mean, deviations)
 
 
@@ -71,14 +70,12 @@ def _linearised(values: Sequence[Value]) -> tuple[float, list[float]]:
     return mean, [number - mean for number in numbers]
 
 
-def _wilson(share: float, n: int) -> Estimate:
+def _wilson(num_right: int, n: int) -> Estimate:
     """Wilson (1927): an interval for proportions that holds near 0 and 1."""
-    spread = Z95 * Z95 / n
-    center = (share + spread / 2) / (1 + spread)
-    half = Z95 / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    low = center - half if share > 0 else 0.0
-    high = center + half if share < 1 else 1.0
-    return Estimate(value=share, low=low, high=high)
+    from scipy.stats import binomtest
+
+    low, high = map(float, binomtest(num_right, n).proportion_ci(method="wilson"))
+    return Estimate(value=num_right / n, low=low, high=high)
 
 
 def root_of_squares(stderrs: Iterable[float | None]) -> float | None:
@@ -141,33 +138,40 @@ def compare(first: Sequence[Value], second: Sequence[Value]) -> Comparison:
         raise ValueError(f"{len(first)} and {len(second)} documents cannot be paired")
     one = estimate(first)
     other = estimate(second)
-    deviations = [b - a for a, b in zip(_linearised(first)[1], _linearised(second)[1], strict=True)]
-    mean = other.value - one.value
-    is_binary = all(value in (0.0, 1.0) for value in [*first, *second])
-    p_value = _mcnemar(first, second) if is_binary else _sign_flip([d + mean for d in deviations])
+    if all(value in (0.0, 1.0) for value in [*first, *second]):
+        cells = Counter(zip(first, second, strict=True))
+        difference = _newcombe(cells)
+        p_value = _mcnemar(cells)
+        test = "McNemar, exact"
+    else:
+        pairs = zip(_linearised(first)[1], _linearised(second)[1], strict=True)
+        deviations = [b - a for a, b in pairs]
+        mean = other.value - one.value
+        difference = _normal(mean, deviations)
+        p_value = _sign_flip([d + mean for d in deviations])
+        test = "sign flips"
     return Comparison(
         first=one,
         second=other,
-        difference=_newcombe(first, second) if is_binary else _normal(mean, deviations),
+        difference=difference,
         p_value=p_value,
-        test="McNemar, exact" if is_binary else "sign flips",
+        test=test,
         num_documents=len(first),
     )
 
 
-def _newcombe(first: Sequence[Value], second: Sequence[Value]) -> Estimate:
+def _newcombe(cells: Counter[tuple[Value, Value]]) -> Estimate:
     """Second minus first share: both Wilson intervals, squared and added with their correlation.
 
     Source: Newcombe (1998), Statistics in Medicine 17, 2635-2650, method 10.
     """
-    n = len(first)
-    cells = Counter(zip(first, second, strict=True))
+    n = cells.total()
     both = cells[1.0, 1.0]
     neither = cells[0.0, 0.0]
     gained = cells[0.0, 1.0]
     lost = cells[1.0, 0.0]
-    one = _wilson((both + lost) / n, n)
-    other = _wilson((both + gained) / n, n)
+    one = _wilson(both + lost, n)
+    other = _wilson(both + gained, n)
     margins = (both + lost) * (gained + neither) * (both + gained) * (lost + neither)
     shared = both * neither - gained * lost
     corrected = max(shared - n / 2, 0.0) if shared > 0 else shared
@@ -184,22 +188,27 @@ def _newcombe(first: Sequence[Value], second: Sequence[Value]) -> Estimate:
     )
 
 
-def _mcnemar(first: Sequence[Value], second: Sequence[Value]) -> float:
+def _mcnemar(cells: Counter[tuple[Value, Value]]) -> float:
     """Exact two-sided binomial test of the documents that only one of both got right."""
-    gained = sum(1 for a, b in zip(first, second, strict=True) if a == 0.0 and b == 1.0)
-    lost = sum(1 for a, b in zip(first, second, strict=True) if a == 1.0 and b == 0.0)
-    n = gained + lost
-    k = min(gained, lost)
-    tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    from scipy.stats import binomtest
+
+    gained = cells[0.0, 1.0]
+    num_unequal = gained + cells[1.0, 0.0]
+    return float(binomtest(gained, num_unequal).pvalue) if num_unequal else 1.0
 
 
 def _sign_flip(differences: Sequence[float]) -> float:
-    """Share of random signs whose mean is as far from zero; fixed seed."""
-    observed = abs(math.fsum(differences))
-    rng = random.Random(0)
-    hits = 0
-    for _ in range(NUM_FLIPS):
-        total = math.fsum(d if rng.random() < 0.5 else -d for d in differences)
-        hits += abs(total) >= observed * (1 - 1e-12)
-    return (hits + 1) / (NUM_FLIPS + 1)
+    """Share of signs whose mean is as far from zero: all of them, or many of a fixed seed."""
+    from scipy.stats import permutation_test
+
+    if len(differences) < 2:
+        return 1.0
+    found = permutation_test(
+        (differences,),
+        lambda d, axis: d.mean(axis),
+        permutation_type="samples",
+        n_resamples=NUM_FLIPS,
+        batch=NUM_FLIPS // 10,
+        rng=0,
+    )
+    return float(found.pvalue)

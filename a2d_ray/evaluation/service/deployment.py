@@ -1,7 +1,6 @@
 """The Ray Serve application: one replica that starts, watches and keeps evaluations."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,6 +13,7 @@ from a2d_ray.evaluation.service.store import EvaluationStore
 from a2d_ray.evaluation.service.suites import read_suites
 from a2d_ray.http.access import ApiKeys, read_keys
 from a2d_ray.http.errors import RequestError, not_ready
+from a2d_ray.runs.storage import absolute_path
 
 _APPLICATION = "a2d-ray-evaluations"
 
@@ -30,9 +30,9 @@ def build_evaluation_app(config: EvaluationServiceConfig) -> serve.Application:
     config = EvaluationServiceConfig.model_validate(config)
     suites = {name: suite.model_dump() for name, suite in read_suites(config.suites).items()}
     # Replicas work in another directory.
-    place = str(Path(config.storage_path).expanduser().absolute())
-    data = config.datasets_dir and str(Path(config.datasets_dir).expanduser().absolute())
-    config = config.model_copy(update={"storage_path": place, "datasets_dir": data})
+    data = config.datasets_dir and absolute_path(config.datasets_dir)
+    paths = {"storage_path": absolute_path(config.storage_path), "datasets_dir": data}
+    config = config.model_copy(update=paths)
     deployment = serve.deployment(
         name="evaluations",
         num_replicas=1,  # evaluations run one at a time

@@ -6,7 +6,6 @@ says of itself; answers and the report lie beside them (`a2d_ray.evaluation.harn
 
 import json
 import logging
-import os
 import re
 import secrets
 import time
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from a2d_ray.config import EvaluateConfig
 from a2d_ray.http.errors import RequestError
+from a2d_ray.runs.storage import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -141,10 +141,3 @@ class EvaluationStore:
         except FileNotFoundError:
             return {}
         return found
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replaces a file; readers see the old or the new one."""
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    half.write_text(text)
-    half.replace(path)

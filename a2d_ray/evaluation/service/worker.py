@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from a2d_ray.config import EvaluateConfig
-from a2d_ray.evaluation.service.store import write_whole
+from a2d_ray.runs.storage import write_whole
 
 TRY_AGAIN = 75  # exit code: the endpoint failed; answers so far are kept
 _MIN_INTERVAL_S = 0.2  # between writes of the progress

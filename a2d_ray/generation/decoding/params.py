@@ -6,17 +6,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from a2d_ray.config import Remasking, Rule, SamplingSection
+from a2d_ray.config import SamplingSection
 from a2d_ray.config.errors import first_problem
-
-__all__ = ["Remasking", "Rule", "SamplingParams", "derive_seed"]
 
 
 class SamplingParams(SamplingSection):
     """Options of one request: the fields of `a2d_ray.config.SamplingSection`, by keyword.
 
     Raises:
-        OptionError: an unknown option, or a value that cannot be used.
+        OptionError: an unknown option, one that the rule does not know, or a value that cannot be
+            used.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -28,8 +27,7 @@ class SamplingParams(SamplingSection):
     @property
     def is_random(self) -> bool:
         """Whether an answer depends on the seed."""
-        is_by_chance = self.remasking == "random" or self.stochastic_transfer
-        return self.temperature > 0 or (self.rule == "steps" and is_by_chance)
+        return self.temperature > 0 or self.remasking == "random" or self.stochastic_transfer
 
 
 def derive_seed(seed: int, *names: Any) -> int:

@@ -14,11 +14,20 @@ from a2d_ray.generation.decoding.decoder import Active, Decoder, RuleState
 
 
 def remember(logits_NV: Tensor, active: Active, decoder: Decoder, state: RuleState) -> RuleState:
-    """The state with what the rule needs of earlier steps: the schedule, or the changes."""
-    if decoder.params.rule == "steps" and state.step == 0:
-        return replace(state, counts=window_counts(active.position_N, decoder))
-    if decoder.params.rule != "klass":
+    """The state with what the rule needs of earlier steps."""
+    keep = MEMORIES.get(decoder.params.rule)
+    return state if keep is None else keep(logits_NV, active, decoder, state)
+
+
+def _schedule(logits_NV: Tensor, active: Active, decoder: Decoder, state: RuleState) -> RuleState:
+    """With the tokens of each step of the window, from its first step on."""
+    if state.step > 0:
         return state
+    return replace(state, counts=window_counts(active.position_N, decoder))
+
+
+def _changes(logits_NV: Tensor, active: Active, decoder: Decoder, state: RuleState) -> RuleState:
+    """With the distributions of this step, and for how many steps they have hardly changed."""
     position_N = active.position_N
     logp_NV = logits_NV.log_softmax(-1)
     num_stable_N = torch.zeros_like(position_N)
@@ -30,6 +39,10 @@ def remember(logits_NV: Tensor, active: Active, decoder: Decoder, state: RuleSta
         )
         num_stable_N[was_N] = is_still_M * (state.num_stable_N[row_M] + 1)  # type: ignore[index]
     return replace(state, position_N=position_N, logp_NV=logp_NV, num_stable_N=num_stable_N)
+
+
+MEMORIES = {"steps": _schedule, "klass": _changes}
+"""The rules that remember something, and what."""
 
 
 def window_counts(position_N: Tensor, decoder: Decoder) -> tuple[int, ...]:
@@ -62,38 +75,20 @@ def select(
     rows_N = active.is_masked_N
     confidence_M = confidence_N[rows_N]
     position_M = active.position_N[rows_N]
-    match params.rule:
-        case "threshold":
-            chosen_M = decoding.select_threshold(confidence_M, params.threshold)
-        case "steps":
-            left = state.counts[state.step :]  # none when masks came back
-            score_M = _order(confidence_M, position_M, decoder, state.step)
-            count = (*left, 1)[0]
-            if decoder.is_reference:
-                chosen_M = _topk_of_block(score_M, count, position_M, decoder.canvas)
-            else:
-                chosen_M = decoding.select_top(score_M, count)
-        case "factor":
-            chosen_M = decoding.select_factor(confidence_M, params.factor)
-        case "frechet":
-            chosen_M = decoding.select_frechet(confidence_M, params.delta)
-        case "entropy_bound":
-            entropy_M = decoding.entropy(logits_NV[rows_N])
-            chosen_M = decoding.select_entropy_bound(entropy_M, params.gamma)
-        case "entropy":
-            chosen_M = decoding.select_entropy(
-                decoding.entropy(logits_NV[rows_N]),
-                position_M,
-                threshold=params.entropy_threshold,
-                slope=params.entropy_slope,
-            )
-        case "klass":
-            num_stable_M = state.num_stable_N[rows_N]  # type: ignore[index]
-            chosen_M = decoding.select_klass(confidence_M, num_stable_M, threshold=params.threshold)
-        case "prefix":
-            chosen_M = decoding.select_prefix(confidence_M, params.threshold)
-            if decoder.grammar is not None:
-                chosen_M = _accepted(ids_N[rows_N], chosen_M, decoder)
+    masked = decoding.Masked(
+        confidence_N=confidence_M,
+        logits_NV=logits_NV if params.remask_threshold == 0 else logits_NV[rows_N],
+        position_N=position_M,
+        order_N=_order(confidence_M, position_M, decoder, state.step),
+        count=(*state.counts[state.step :], 1)[0],  # no counts are left when masks came back
+        num_stable_N=None if state.num_stable_N is None else state.num_stable_N[rows_N],
+    )
+    if decoder.is_reference and params.rule == "steps":
+        chosen_M = _topk_of_block(masked, decoder.canvas)
+    else:
+        chosen_M = decoding.SELECTORS[params.rule](masked, params)
+    if decoder.grammar is not None:
+        chosen_M = _accepted(ids_N[rows_N], chosen_M, decoder)
     is_committed_N = torch.zeros_like(rows_N)
     is_committed_N[rows_N] = chosen_M
     return is_committed_N
@@ -106,13 +101,14 @@ def _order(confidence_M: Tensor, position_M: Tensor, decoder: Decoder, step: int
     return confidence_M if decoder.params.remasking == "low_confidence" else -position_M
 
 
-def _topk_of_block(score_M: Tensor, count: int, position_M: Tensor, canvas: Canvas) -> Tensor:
+def _topk_of_block(masked: decoding.Masked, canvas: Canvas) -> Tensor:
     """`select_top` with ties as the public sampler has them: torch.topk over the block."""
     block_T = torch.tensor(canvas.blocks)
-    score_T = torch.full((len(canvas),), -torch.inf, dtype=score_M.dtype)
-    score_T[position_M] = score_M
-    place_B = (block_T == block_T[position_M[0]]).nonzero()[:, 0]
-    return torch.isin(position_M, place_B[score_T[place_B].topk(count).indices])
+    score_T = torch.full((len(canvas),), -torch.inf, dtype=masked.order_N.dtype)
+    score_T[masked.position_N] = masked.order_N
+    place_B = (block_T == block_T[masked.position_N[0]]).nonzero()[:, 0]
+    best = score_T[place_B].topk(masked.count).indices
+    return torch.isin(masked.position_N, place_B[best])
 
 
 def _accepted(ids_M: Tensor, chosen_M: Tensor, decoder: Decoder) -> Tensor:

@@ -1,0 +1,6 @@
+"""The engine: many requests, one forward a round, a KV cache whose prefixes are shared.
+
+`scheduler` says who runs, `sequence` what each brings, `runner` runs the model, `attention` reads
+the cache, `pages` and `storage` know who holds which slots. `twins` are the model's faster modules.
+No rule is decided here: that is `decoding`. Every change must give the reference sampler's tokens.
+"""

@@ -6,14 +6,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from a2d_ray import __version__
-from a2d_ray.config import LimitsSection, SamplingSection
-from a2d_ray.generation.decoding.params import Rule
+from a2d_ray.config import RULES, LimitsSection, SamplingSection, option_schemas
 from a2d_ray.http.access import ANYBODY, ApiKeys, Caller, Gate, RateLimit
 from a2d_ray.http.bodies import BodyLimit
 from a2d_ray.http.errors import RequestError, model_not_found
@@ -106,7 +105,8 @@ def _add_model_routes(
             "max_model_len": facts.pop("max_model_len"),
             "diffusion": facts
             | {
-                "rules": list(get_args(Rule)),
+                "rules": list(RULES),
+                "options": option_schemas(),
                 "defaults": defaults.get(model, SamplingSection()).model_dump(),
             },
         }

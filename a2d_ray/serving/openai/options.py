@@ -1,16 +1,19 @@
 """What requests are made of: strict types, and the options that only diffusion has."""
 
 import json
-from typing import Any, Literal, Self, cast
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
+    BaseModel,
     Field,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
 
-from a2d_ray.config import RULES_OF, Remasking, Rule
+from a2d_ray.config import OPTION_NAMES, Rule, SamplingSection, check_effect, with_rule
 from a2d_ray.http.bodies import Plain
 
 StreamMode = Literal["prefix", "block", "denoise"]
@@ -37,26 +40,28 @@ class Strict(Plain):
         return value
 
 
-class DiffusionOptions(Strict):
+def optional(section: type[BaseModel], names: Iterable[str]) -> dict[str, Any]:
+    """Fields of a section as `create_model` takes them, each of which may be left out."""
+    fields: dict[str, Any] = {}
+    for name in names:
+        field = section.model_fields[name]
+        kind: Any = field.annotation
+        if field.metadata:
+            kind = Annotated[(kind, *field.metadata)]
+        fields[name] = (kind | None, Field(None, description=field.description))
+    return fields
+
+
+_DecodingOptions: Any = create_model(
+    "_DecodingOptions",
+    __base__=Strict,
+    **optional(SamplingSection, ("rule", *OPTION_NAMES, "remask_threshold", "block_size")),
+)
+
+
+class DiffusionOptions(_DecodingOptions):
     """How the answer is denoised; what is left out is the served model's default."""
 
-    rule: Rule | None = Field(None, description="Decoding rule.")
-    threshold: float | None = Field(
-        None, ge=0, le=1, description="Confidence bound (rules threshold, prefix, klass)."
-    )
-    steps: int | None = Field(None, ge=1, description="Denoise steps in total (rule steps).")
-    remasking: Remasking | None = Field(None, description="What rule steps commits first.")
-    stochastic_transfer: bool | None = Field(None, description="Rule steps: draw the counts.")
-    factor: float | None = Field(None, gt=0, description="Rule factor.")
-    delta: float | None = Field(None, ge=0, lt=1, description="Rule frechet.")
-    gamma: float | None = Field(None, ge=0, description="Nats (rule entropy_bound).")
-    entropy_threshold: float | None = Field(None, ge=0, description="Nats (rule entropy).")
-    entropy_slope: float | None = Field(None, ge=0, description="Nats per position (entropy).")
-    kl_threshold: float | None = Field(None, gt=0, description="Nats of KL (rule klass).")
-    remask_threshold: float | None = Field(
-        None, ge=0, lt=1, description="Tokens that fall below become masks again; 0: never."
-    )
-    block_size: int | None = Field(None, ge=1, description="Tokens per block.")
     stream_mode: StreamMode | None = Field(
         None,
         description="What a stream brings: tokens as soon as they are final (prefix, the default), "
@@ -65,26 +70,18 @@ class DiffusionOptions(Strict):
 
     @model_validator(mode="after")
     def _check_rule(self) -> Self:
-        rule = self.chosen_rule
-        for option, rules in RULES_OF.items():
-            if getattr(self, option) is not None and rule not in rules:
-                raise ValueError(f"{option} needs rule {' or '.join(rules)}, not {rule}")
+        if self.chosen_rule is not None:
+            check_effect(self.chosen_rule, self.asked())
         return self
 
     @property
     def chosen_rule(self) -> Rule | None:
-        """The rule asked for, by name or by an option that only it has."""
-        if self.rule is not None:
-            return self.rule
-        given = (
-            rules[0] for option, rules in RULES_OF.items() if getattr(self, option) is not None
-        )
-        return next(given, None)
+        """The rule asked for, by name or by options that it has."""
+        return self.asked().get("rule")
 
     def asked(self) -> dict[str, Any]:
         """Options of the decoder that are given."""
-        values = self.model_dump(exclude={"rule", "stream_mode"}, exclude_none=True)
-        return values if self.chosen_rule is None else values | {"rule": self.chosen_rule}
+        return with_rule(self.model_dump(exclude={"stream_mode"}, exclude_none=True))
 
 
 class StreamOptions(Strict):

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from a2d_ray.config import SamplingSection
+from a2d_ray.config import SamplingSection, override
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.http.errors import RequestError
 from a2d_ray.serving.openai.options import DiffusionOptions, StreamMode, StreamOptions, Strict, only
@@ -212,9 +212,8 @@ class GenerationRequest(Strict):
         if self.constraint() is not None:
             asked["rule"] = "prefix"
         values = defaults.model_dump() | {"seed": seed, "n": 1}
-        if asked.get("rule") not in (None, defaults.rule):
-            values.pop("steps")  # belongs to the default's rule
-        return SamplingParams(**values | {k: v for k, v in asked.items() if v is not None})
+        given = {name: value for name, value in asked.items() if value is not None}
+        return SamplingParams(**override(values, given))
 
 
 class CompletionRequest(GenerationRequest):

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,6 +10,8 @@ from ray.serve.handle import DeploymentHandle
 
 from a2d_ray.config import ServeConfig, ServedModel
 from a2d_ray.http.access import ApiKeys, open_to_all
+from a2d_ray.runs.environment import worker_env
+from a2d_ray.runs.storage import absolute_if_local
 from a2d_ray.serving.http.app import create_app
 from a2d_ray.serving.openai.pieces import Server
 from a2d_ray.serving.ray.health import DeploymentHealth
@@ -127,8 +128,7 @@ def _model_deployment(name: str, config: ServeConfig) -> serve.Deployment:
         ray_actor_options={
             "num_cpus": config.cpus_per_replica,
             "num_gpus": config.gpus_per_replica,
-            # Threads that wait must not burn the cores that others share with them.
-            "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
+            "runtime_env": {"env_vars": worker_env()},
         },
     )(ModelReplica)
 
@@ -138,10 +138,5 @@ def _slug(text: str) -> str:
 
 
 def _with_absolute_path(model: ServedModel) -> ServedModel:
-    """Replicas work in another directory; what is no local path is a Hub id."""
-    path = Path(model.load.path).expanduser()
-    if not path.exists():
-        return model
-    return model.model_copy(
-        update={"load": model.load.model_copy(update={"path": str(path.resolve())})}
-    )
+    load = model.load.model_copy(update={"path": absolute_if_local(model.load.path)})
+    return model.model_copy(update={"load": load})

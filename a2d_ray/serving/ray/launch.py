@@ -13,6 +13,8 @@ from a2d_ray.config import ServeConfig
 from a2d_ray.http.access import ApiKeys, open_to_all
 from a2d_ray.http.request_ids import SERVE_CALLBACK, SERVE_VARIABLE
 from a2d_ray.models.checkpoint import check_checkpoint
+from a2d_ray.runs.cluster import running_ray
+from a2d_ray.runs.resources import Resources, Share, available_resources, check_room
 
 QUICKSTART_CHECKPOINT = "runs/quickstart/train/checkpoint-final"
 _FALLBACK_SOURCE = "package:smollm2"
@@ -84,26 +86,17 @@ def running_server(config: ServeConfig) -> Iterator[str]:
             elsewhere.
     """
     check_before_start(config)
-    import ray
-    from ray import serve
+    os.environ.setdefault(SERVE_VARIABLE, SERVE_CALLBACK)
+    with running_ray(shows_workers=False):
+        from ray import serve
 
-    owns_ray = not ray.is_initialized()
-    if owns_ray:
-        # Serve gives its proxy 5 s to start, too few on a busy laptop.
-        os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-        os.environ.setdefault(SERVE_VARIABLE, SERVE_CALLBACK)
-        ray.init(address=os.environ.get("RAY_ADDRESS") or "local", log_to_driver=False)
-    try:
         if serve.status().proxies:
             raise ValueError(
                 "Ray Serve already runs in this cluster and keeps its port: add an application to "
                 "it with `serve run` or `serve deploy` and a2d_ray.serving:build_openai_app"
             )
-        check_resources(config, ray.cluster_resources())
+        check_replicas(config, available_resources())
         yield from _serve(config)
-    finally:
-        if owns_ray:
-            ray.shutdown()
 
 
 def exposure_warning(config: ServeConfig) -> str | None:
@@ -148,21 +141,22 @@ def _serve(config: ServeConfig) -> Iterator[str]:
         serve.shutdown()
 
 
-def check_resources(config: ServeConfig, resources: dict[str, float]) -> None:
-    """Returns if the cluster has what the replicas ask for, rather than let them wait for ever.
+def check_replicas(config: ServeConfig, there: Resources) -> None:
+    """Returns if there is room for the replicas, rather than let them wait for ever.
 
     Raises:
-        ValueError: how many CPUs or GPUs are needed, and how many there are.
+        OptionError: how many CPUs or GPUs are needed, and how many there are.
     """
-    for kind, each in (("CPU", config.cpus_per_replica), ("GPU", config.gpus_per_replica)):
-        num_replicas = config.num_replicas
-        if config.autoscaling is not None:
-            num_replicas = config.autoscaling.min_replicas
-        needed = each * num_replicas * len(config.models)
-        there = resources.get(kind, 0)
-        if needed > there:
-            raise ValueError(
-                f"{len(config.models)} models x num_replicas={num_replicas} x "
-                f"{kind.lower()}s_per_replica={each:g} need {needed:g} {kind}s, but Ray has "
-                f"{there:g}"
-            )
+    field = "num_replicas"
+    count = config.num_replicas
+    if config.autoscaling is not None:
+        field = "autoscaling.min_replicas"
+        count = config.autoscaling.min_replicas
+    num_models = len(config.models)  # each has its replicas
+    check_room(
+        there,
+        field,
+        count,
+        cpus=Share(num_models * config.cpus_per_replica, "cpus_per_replica"),
+        gpus=Share(num_models * config.gpus_per_replica, "gpus_per_replica"),
+    )

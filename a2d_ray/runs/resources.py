@@ -1,0 +1,95 @@
+"""What the machine or cluster has, and the refusal of more."""
+
+import os
+from dataclasses import dataclass
+
+from a2d_ray.config import ScalingSection
+from a2d_ray.config.errors import OptionError
+from a2d_ray.runs.cluster import start_ray
+
+
+@dataclass(frozen=True)
+class Resources:
+    """CPUs and GPUs of a place.
+
+    Attributes:
+        cpus: logical ones.
+        gpus: whole ones.
+        is_ray: of a Ray that runs, where everything shares them; else of this machine.
+    """
+
+    cpus: float
+    gpus: float
+    is_ray: bool
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each of several processes takes of a kind.
+
+    Attributes:
+        each: CPUs or GPUs.
+        fix: what a user does to need fewer, beside asking for fewer processes.
+    """
+
+    each: float
+    fix: str
+
+
+def available_resources() -> Resources:
+    """Ray's, if it runs or RAY_ADDRESS names a cluster, which is joined; else this machine's."""
+    if os.environ.get("RAY_ADDRESS"):
+        start_ray()
+    import ray
+
+    if ray.is_initialized():
+        total = ray.cluster_resources()
+        return Resources(total.get("CPU", 0), total.get("GPU", 0), is_ray=True)
+    import torch
+
+    return Resources(num_cores(), torch.cuda.device_count(), is_ray=False)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def wants_gpu(scaling: ScalingSection) -> bool:
+    """Whether workers get a GPU each: as configured, or because there are GPUs."""
+    return available_resources().gpus > 0 if scaling.use_gpu == "auto" else scaling.use_gpu
+
+
+def check_room(
+    there: Resources, field: str, count: int, *, cpus: Share, gpus: Share, num_other_cpus: int = 0
+) -> None:
+    """Refuses more processes than there is room for, which would wait for ever.
+
+    Args:
+        there: what there is.
+        field: option that says how many processes there are.
+        count: its value.
+        cpus, gpus: of each.
+        num_other_cpus: CPUs that are needed beside them.
+
+    Raises:
+        OptionError: how many are asked for, and how many there are.
+    """
+    place = "Ray" if there.is_ray else "this machine"
+    more = ", or add nodes" if there.is_ray else ""
+    for kind, share, beside, room in (
+        ("CPU", cpus, num_other_cpus, there.cpus),
+        ("GPU", gpus, 0, there.gpus),
+    ):
+        needed = count * share.each + beside
+        if needed > room:
+            rest = f" and {beside} beside them" if beside else ""
+            raise OptionError(
+                field,
+                count,
+                f"asks for {needed:g} {kind}s ({share.each:g} each{rest}), but {place} has "
+                f"{room:g}",
+                f"lower {field} or {share.fix}{more}",
+            )

@@ -1,0 +1,42 @@
+"""More than there is is refused, with the option, the numbers and the fix."""
+
+import os
+
+import pytest
+
+from a2d_ray.config.errors import OptionError
+from a2d_ray.runs.resources import Resources, Share, available_resources, check_room
+
+ONE_CPU = Share(1, "cpus_per_worker")
+NO_GPU = Share(0, "gpus_per_worker")
+
+
+def test_room_for_all_is_no_error():
+    there = Resources(4, 2, is_ray=True)
+    check_room(there, "n", 2, cpus=ONE_CPU, gpus=Share(1, ""), num_other_cpus=2)
+    check_room(there, "n", 4, cpus=ONE_CPU, gpus=Share(0.5, ""))
+
+
+@pytest.mark.parametrize(
+    ("there", "cpus", "gpus", "others", "message"),
+    [
+        (
+            Resources(3, 0, is_ray=True), ONE_CPU, NO_GPU, 1,
+            "n=3 asks for 4 CPUs (1 each and 1 beside them), but Ray has 3: lower n or "
+            "cpus_per_worker, or add nodes",
+        ),
+        (
+            Resources(4, 1, is_ray=False), ONE_CPU, Share(0.5, "gpus_per_worker"), 0,
+            "n=3 asks for 1.5 GPUs (0.5 each), but this machine has 1: lower n or gpus_per_worker",
+        ),
+    ],
+)  # fmt: skip
+def test_the_error_says_what_is_asked_and_what_there_is(there, cpus, gpus, others, message):
+    with pytest.raises(OptionError) as refused:
+        check_room(there, "n", 3, cpus=cpus, gpus=gpus, num_other_cpus=others)
+    assert str(refused.value) == message
+
+
+def test_without_ray_it_is_the_machine_that_counts(no_ray):
+    there = available_resources()
+    assert (there.cpus, there.is_ray) == (len(os.sched_getaffinity(0)), False)
