@@ -100,8 +100,8 @@ def fine_tune(
     for number, place in within_budget(budget_s):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(place, SCHEDULE_PLACES, optim)
-        ids = pa.table({"id": np.arange(config.batch.size)})
-        rows = read_positions(ids, packed, number * config.batch.size, config.run.seed)
+        ids = pa.table({"id": np.arange(config.batch.rows)})
+        rows = read_positions(ids, packed, number * config.batch.rows, config.run.seed)
         ids_DL, labels_DL, is_real_DL = padded_documents(to_packed_rows(rows))
         loss = _loss(model, ids_DL, labels_DL, is_real_DL)
         loss.backward()

@@ -72,7 +72,7 @@ class BareLoop:
             config,
             loaded.tokenizer,
             rows_per_epoch=packed.num_rows("train"),
-            rows_per_micro=config.batch.rows_per_device or config.batch.size,
+            rows_per_micro=config.batch.rows_per_device or config.batch.rows,
         )
         return cls(
             config=config,
@@ -93,8 +93,8 @@ class BareLoop:
         limit = corruption_limit(place, num_places, config.objective.corruption_warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(place, num_places, config.optim)
-        ids = pa.table({"id": np.arange(config.batch.size)})
-        rows = read_positions(ids, self.packed, number * config.batch.size, config.run.seed)
+        ids = pa.table({"id": np.arange(config.batch.rows)})
+        rows = read_positions(ids, self.packed, number * config.batch.rows, config.run.seed)
         objective = config.objective
         sizes = open_block_sizes(place, num_places, objective.block_sizes, objective.block_growth)
         micros = self.builder.build(rows, limit, sizes)

@@ -153,7 +153,7 @@ def run_config(root: Path, name: str) -> TrainConfig:
                 "targets": "all" if is_packed else "last",
             },
             "objective": objective,
-            "batch": {"rows": ROWS} if is_packed else {"sequences": SEQUENCES},
+            "batch": {"rows": ROWS if is_packed else SEQUENCES},
             "optim": {"lr": 1e-3, "betas": (0.9, 0.98), "clip_norm": 1.0, "warmup": 0.04},
         }
     )

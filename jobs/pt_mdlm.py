@@ -1,18 +1,6 @@
 """Continual pre-training with MDLM: python jobs/pt_mdlm.py [CONFIG.yaml] [key=value ...]."""
 
-from a2d_ray.cli import load_config, run
-from a2d_ray.config import TrainConfig
-
-
-def main() -> None:
-    config = load_config(TrainConfig, "pt_mdlm")
-    from a2d_ray.training import build_trainer
-
-    trainer = build_trainer(config)
-    outcome = trainer.outcome(trainer.fit())
-    print(outcome.text)
-    raise SystemExit(outcome.exit_code)
-
+from a2d_ray.training.program import run_training
 
 if __name__ == "__main__":
-    run(main)
+    run_training("pt_mdlm")

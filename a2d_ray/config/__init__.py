@@ -1,8 +1,10 @@
 """Run configuration: frozen pydantic models, one per command.
 
-Nothing here imports torch or Ray, so that a wrong value fails in the blink of an eye. A complete
-YAML file per command lies in ``jobs/configs/``; `a2d_ray.cli` reads it and the command line.
-Fields are documented where they are defined; ``python jobs/X.py --help`` prints these texts.
+Nothing here imports torch or Ray, so that a wrong value fails in the blink of an eye. The defaults
+stand here; what a command sets otherwise lies in ``jobs/configs/``, and `a2d_ray.cli` lays it, the
+user's file and the command line over them. Fields are documented where they are defined;
+``python jobs/X.py --help`` prints these texts. What an option needs to have an effect is a row in
+its section's `effective_if`.
 """
 
 from a2d_ray.config.base import BlockGrid, Duration, Objective, Section
@@ -13,7 +15,9 @@ from a2d_ray.config.data import (
     PrepareConfig,
     check_lengths,
     check_targets,
+    longest_eos_tail,
 )
+from a2d_ray.config.errors import ConfigError, NoEffectError, OptionError
 from a2d_ray.config.evaluation import (
     EvaluateConfig,
     EvaluatedTask,
@@ -21,6 +25,7 @@ from a2d_ray.config.evaluation import (
     FrontierConfig,
 )
 from a2d_ray.config.models import (
+    CheckpointSection,
     ConvertConfig,
     Dtype,
     LoadSection,
@@ -33,6 +38,7 @@ from a2d_ray.config.objective import (
     NORMS_OF_RECIPE,
     CleanAttention,
     Noise,
+    NoiseSchedule,
     ObjectiveSection,
 )
 from a2d_ray.config.quickstart import QuickstartConfig
@@ -92,8 +98,10 @@ __all__ = [
     "BenchmarkConfig",
     "BlockGrid",
     "ChatConfig",
+    "CheckpointSection",
     "CleanAttention",
     "ClusterSection",
+    "ConfigError",
     "ConvertConfig",
     "DataSection",
     "Dtype",
@@ -111,10 +119,13 @@ __all__ = [
     "LoraSection",
     "MergeConfig",
     "ModelSection",
+    "NoEffectError",
     "Noise",
+    "NoiseSchedule",
     "Objective",
     "ObjectiveSection",
     "OptimSection",
+    "OptionError",
     "PlanConfig",
     "PrepareConfig",
     "QuickstartConfig",
@@ -140,6 +151,7 @@ __all__ = [
     "check_effect",
     "check_lengths",
     "check_targets",
+    "longest_eos_tail",
     "option_schemas",
     "override",
     "rules_of",

@@ -1,14 +1,19 @@
 """What every part shares: a frozen section, units in values, names of choices."""
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    model_validator,
 )
+
+from a2d_ray.config.errors import NoEffectError, OptionError, shown
+from a2d_ray.config.keys import find_field, value_at
 
 Objective = Literal["mdlm", "bd3lm"]
 
@@ -32,18 +37,63 @@ Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 """Seconds; written as a number or as 90s, 30m, 2h, 1d."""
 
 
+GIVEN = object()
+"""As what another option has to be: anything but null, 0 and empty."""
+
+Conditions = Mapping[str, Mapping[str, Any]]
+"""Option -> other option -> what that one has to be (a tuple: any of them), or `GIVEN`."""
+
+
 class Section(BaseModel):
-    """A frozen group of options; unknown keys are errors."""
+    """A frozen group of options; unknown keys and options without effect are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+    effective_if: ClassVar[Conditions] = {}
+    """What options need to have an effect, by dotted keys below the section. An option that has
+    none is refused, unless it has its default: a complete dump can be read again."""
 
-def require(section: Section, name: str, reason: str, values: dict[str, Any]) -> None:
-    """Refuses values other than `values` (a tuple: any of them), naming all that are wrong."""
-    wrong = []
-    for key, wanted in values.items():
-        allowed = wanted if isinstance(wanted, tuple) else (wanted,)
-        if getattr(section, key) not in allowed:
-            wrong.append(f"{name}.{key}={str(allowed[0]).lower()}")
+    @model_validator(mode="after")
+    def _check_effects(self) -> Self:
+        for key, needed in self.effective_if.items():
+            value = value_at(self, key)
+            field = find_field(type(self), key.split("."))
+            assert field is not None, key
+            if value is None or value == field.get_default(call_default_factory=True):
+                continue
+            for other, wanted in needed.items():
+                found = value_at(self, other)
+                if not (found if wanted is GIVEN else found in _each(wanted)):
+                    raise NoEffectError(key, value, other, found, condition_text(wanted))
+        return self
+
+
+def _each(wanted: Any) -> tuple[Any, ...]:
+    return wanted if isinstance(wanted, tuple) else (wanted,)
+
+
+def condition_text(wanted: Any) -> str:
+    """What an option has to be, as a user writes it; empty: anything that is `GIVEN`."""
+    return "" if wanted is GIVEN else " or ".join(map(shown, _each(wanted)))
+
+
+def require(option: str, value: Any, section: Section, place: str, needed: dict[str, Any]) -> None:
+    """Refuses an option beside others than it needs.
+
+    Args:
+        option: its dotted key, below the section that refuses it.
+        value: of the option.
+        section: that holds the others.
+        place: dotted key of that section.
+        needed: what the others have to be (a tuple: any of them).
+
+    Raises:
+        OptionError: names all that are wrong.
+    """
+    wrong = [
+        f"{place}.{key}={shown(_each(wanted)[0])}"
+        for key, wanted in needed.items()
+        if getattr(section, key) not in _each(wanted)
+    ]
     if wrong:
-        raise ValueError(f"{reason} needs {' '.join(wrong)}")
+        raise OptionError(option, value, f"needs {' '.join(wrong)}", "set that, or leave it out")

@@ -1,16 +1,21 @@
 """Benchmark suites."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import (
     Field,
 )
 
-from a2d_ray.config.base import Section
+from a2d_ray.config.base import Conditions, Section
 
 
 class BenchmarkConfig(Section):
     """Measure a suite against its baseline; prints one JSON line per case."""
+
+    effective_if: ClassVar[Conditions] = {
+        "budget_s": {"suite": ("learning", "quality")},
+        "root": {"suite": "quality"},
+    }
 
     suite: Literal[
         "training", "learning", "sampling", "quality", "data", "serving", "evaluation"
@@ -24,5 +29,5 @@ class BenchmarkConfig(Section):
         description="CPU seconds of each training run; null: 300 (quick: 20) for learning, as many "
         "as the quickstart took for quality.",
     )
-    root: str = Field("runs/quickstart", description="quality: a finished quickstart.")
+    root: str = Field("runs/quickstart", description="A finished quickstart.")
     seed: int = Field(0, ge=0, description="Seed of the weights and inputs.")

@@ -1,18 +1,24 @@
 """Mixtures and packing, and what fits together with the objective."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import (
     Field,
     model_validator,
 )
 
-from a2d_ray.config.base import Section, require
-from a2d_ray.config.models import ModelSection
+from a2d_ray.config.base import GIVEN, Conditions, Section, require
+from a2d_ray.config.errors import OptionError
+from a2d_ray.config.models import CheckpointSection
 from a2d_ray.config.objective import ObjectiveSection
 
 
 class DataSection(Section):
+    effective_if: ClassVar[Conditions] = {
+        "decontaminate_ngram": {"decontaminate": GIVEN},
+        "text_field": {"adapter": None},
+    }
+
     spec: str = Field(
         min_length=1,
         description="Mixture: name[key:value,...] joined by '+'; Hub ids, directories, files, "
@@ -25,9 +31,7 @@ class DataSection(Section):
     tokens_per_row: int = Field(
         2048, ge=16, description="Capacity of a packed row: tokens over all streams."
     )
-    packing: bool = Field(
-        True, description="Several documents per row; false: one each, padded (batch.sequences)."
-    )
+    packing: bool = Field(True, description="Several documents per row; false: one each, padded.")
     truncation: Literal["right", "filter"] = Field(
         "right", description="right: cut the last answer at a block edge; filter: drop the row."
     )
@@ -43,7 +47,7 @@ class DataSection(Section):
     )
     insert_eos: bool = Field(True, description="Plain text: end each document with EOS.")
     eos_tail: int = Field(
-        64, ge=1, description="MDLM: up to this many EOS targets follow a finished answer."
+        16, ge=1, description="Up to this many EOS targets follow a finished answer."
     )
     test_fraction: float = Field(
         0.05, ge=0, lt=1, description="Held-out share (seeded hash) where no test split exists."
@@ -76,64 +80,92 @@ class DataSection(Section):
     )
 
 
+DATA_EFFECTIVE_IF: Conditions = {
+    "data.eos_tail": {"objective.name": "mdlm", "objective.preset": "default"},
+    "data.max_block_size": {"objective.name": "bd3lm"},
+}
+"""Of commands with both sections."""
+
+
 def check_lengths(data: DataSection, objective: ObjectiveSection) -> None:
     """Refuses documents that do not fit the blocks or the rows.
 
     Raises:
-        ValueError: names the keys and the fix.
+        OptionError: names the keys and the fix.
     """
     is_blockwise = objective.name == "bd3lm"
     key = "objective.block_size"
     size = objective.largest_block
     if is_blockwise and data.max_block_size is not None:
         if data.max_block_size % size:
-            raise ValueError(
-                f"objective.block_size ({size}) must divide data.max_block_size "
-                f"({data.max_block_size})"
+            raise OptionError(
+                "objective.block_size",
+                size,
+                f"must divide data.max_block_size={data.max_block_size}",
+                "change one of them",
             )
         key = "data.max_block_size"
         size = data.max_block_size
     if is_blockwise and data.max_length % size:
-        raise ValueError(
-            f"data.max_length ({data.max_length}) must be a multiple of {key} ({size})"
+        raise OptionError(
+            "data.max_length",
+            data.max_length,
+            f"must be a multiple of {key}={size}",
+            f"set {data.max_length // size * size or size}",
         )
     if data.max_views is not None and data.max_views < objective.views:
-        raise ValueError(
-            f"data.max_views ({data.max_views}) is less than objective.views ({objective.views})"
+        raise OptionError(
+            "data.max_views",
+            data.max_views,
+            f"is less than objective.views={objective.views}",
+            "raise it, or leave it out",
         )
     views = data.max_views or objective.views
     streams = views + is_blockwise
-    fill = 0 if is_blockwise else data.eos_tail
+    fill = longest_eos_tail(data, objective)
     needed = streams * data.max_length + views * fill
     if data.tokens_per_row < needed:
-        raise ValueError(
-            f"data.tokens_per_row ({data.tokens_per_row}) cannot hold one document of "
-            f"data.max_length ({data.max_length}) in {streams} streams: raise it to {needed}"
+        raise OptionError(
+            "data.tokens_per_row",
+            data.tokens_per_row,
+            f"cannot hold one document of data.max_length={data.max_length} in {streams} streams",
+            f"raise it to {needed}",
         )
+
+
+def longest_eos_tail(data: DataSection, objective: ObjectiveSection) -> int:
+    """The most EOS targets that follow a finished answer: 0 where answers are filled otherwise."""
+    has_tail = objective.name == "mdlm" and objective.preset == "default"
+    return data.eos_tail if has_tail else 0
 
 
 def check_targets(data: DataSection, objective: ObjectiveSection) -> None:
     """Refuses targets that would see later turns.
 
     Raises:
-        ValueError: names the keys and the fix.
+        OptionError: names the keys and the fix.
     """
     if objective.preset == "reference":
-        require(data, "data", "objective.preset=reference", {"targets": "last", "packing": False})
+        needed = {"targets": "last", "packing": False}
+        require("objective.preset", objective.preset, data, "data", needed)
     is_blockwise = objective.name == "bd3lm"
     if is_blockwise and objective.block_grid != "segment" and data.targets == "all":
-        raise ValueError(
-            f"objective.block_grid={objective.block_grid} lets a later user turn be seen by an "
-            "earlier answer: set data.targets=last or objective.block_grid=segment"
+        raise OptionError(
+            "objective.block_grid",
+            objective.block_grid,
+            "lets a later user turn be seen by an earlier answer",
+            "set data.targets=last or objective.block_grid=segment",
         )
 
 
 class PrepareConfig(Section):
     """Read, tokenize and pack a mixture with Ray Data."""
 
+    effective_if: ClassVar[Conditions] = DATA_EFFECTIVE_IF
+
     data: DataSection
     objective: ObjectiveSection
-    model: ModelSection
+    model: CheckpointSection = Field(description="Its tokenizer is used.")
     num_cpus: int | None = Field(None, ge=1, description="Logical CPUs of a local Ray.")
 
     @model_validator(mode="after")

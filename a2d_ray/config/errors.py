@@ -1,9 +1,11 @@
 """The errors of options: which one, what it was, what is wrong, and what to do."""
 
-import difflib
+import re
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
+from a2d_ray.config.keys import find_field, near_key
 
 LONGEST_VALUE = 80  # characters of a value that a text shows
 
@@ -42,6 +44,30 @@ class OptionError(ValueError):
         """The same error of a section that lies at the dotted key `place`."""
         return OptionError(f"{place}.{self.field}", self.value, self.problem, self.fix)
 
+    def renamed(self, field: str) -> "OptionError":
+        """The same error of an option that is called `field` here."""
+        return OptionError(field, self.value, self.problem, self.fix)
+
+
+class MissingOptionError(OptionError):
+    """An option that has no default and was not given."""
+
+    def __init__(self, field: str) -> None:
+        fix = f"set it in the YAML file or as {field}=VALUE"
+        super().__init__(field, None, "is missing", fix)
+        self.args = (field,)
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.problem}: {self.fix}"
+
+    def under(self, place: str) -> "MissingOptionError":
+        """See `OptionError.under`."""
+        return MissingOptionError(f"{place}.{self.field}")
+
+
+class TooLongError(OptionError):
+    """A prompt that leaves no room for its answer."""
+
 
 class NoEffectError(OptionError):
     """An option that changes nothing beside the value of another one.
@@ -64,16 +90,66 @@ class NoEffectError(OptionError):
         return NoEffectError(f"{place}.{field}", value, f"{place}.{cause}", cause_value, needed)
 
 
+class ConfigError(ValueError):
+    """A configuration that cannot run: one line for each of its problems.
+
+    Attributes:
+        problems: `OptionError` where an option is at fault, else texts.
+    """
+
+    def __init__(self, *problems: OptionError | str) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(dict.fromkeys(map(str, self.problems)))
+
+    def under(self, place: str) -> "ConfigError":
+        """The same of a configuration that lies at the dotted key `place`."""
+        return ConfigError(
+            *(
+                each.under(place) if isinstance(each, OptionError) else each
+                for each in self.problems
+            )
+        )
+
+
+def explain(model: type[BaseModel], error: ValidationError) -> list[OptionError]:
+    """The problems of values that are no `model`, in order."""
+    return [_option_error(model, problem) for problem in error.errors()]
+
+
 def first_problem(model: type[BaseModel], error: ValidationError) -> OptionError:
     """The first problem of values that are no `model`."""
-    problem = error.errors()[0]
+    return explain(model, error)[0]
+
+
+_UNION_BRANCHES = ("bool", "int", "float", "str")
+
+
+def _option_error(model: type[BaseModel], problem: Any) -> OptionError:
+    path = [
+        str(part)
+        for part in problem["loc"]
+        if isinstance(part, int) or (part.isidentifier() and part not in _UNION_BRANCHES)
+    ]
+    key = ".".join(path)
     cause = problem.get("ctx", {}).get("error")
-    field = ".".join(map(str, problem["loc"]))
     if isinstance(cause, OptionError):
-        return cause.under(field) if field else cause
+        return cause.under(key) if key else cause
+    if problem["type"] == "missing":
+        return MissingOptionError(key)
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(field, model.model_fields, n=1)
-        fix = f"did you mean {near[0]}?" if near else "see --help for the keys"
-        return OptionError(field, problem["input"], "is unknown", fix)
-    fix = problem["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-    return OptionError(field, problem["input"], "cannot be used", fix)
+        return unknown_key(model, key, problem["input"])
+    field = find_field(model, path)
+    about = field.description if field is not None else None
+    wrong = problem["msg"].removeprefix("Value error, ").split(", unable to")[0]
+    wrong = re.sub(r"^[A-Z]\w* should", "should", wrong)
+    return OptionError(key, problem["input"], wrong, (about or "see --help").rstrip("."))
+
+
+def unknown_key(model: type[BaseModel], key: str, value: Any) -> OptionError:
+    """The error of a key that there is not."""
+    near = near_key(model, key)
+    fix = f"did you mean {near}?" if near else "see --help for the keys"
+    return OptionError(key, value, "is unknown", fix)

@@ -1,13 +1,14 @@
 """Suites of tasks, the speed-quality frontier, and suites that clients of an endpoint may start."""
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
     Field,
     model_validator,
 )
 
-from a2d_ray.config.base import Section
+from a2d_ray.config.base import GIVEN, Conditions, Section
+from a2d_ray.config.errors import OptionError
 from a2d_ray.config.models import LoadSection
 from a2d_ray.config.rules import override
 from a2d_ray.config.sampling import check_sampling
@@ -43,6 +44,21 @@ class EvaluatedTask(Section):
 class EvaluateConfig(Section):
     """Measure a checkpoint on a suite of tasks."""
 
+    effective_if: ClassVar[Conditions] = {
+        "endpoint": {"kind": "a2d"},
+        "served_model": {"endpoint": GIVEN},
+        "num_workers": {"kind": "a2d", "endpoint": None},
+        "cpus_per_worker": {"num_workers": GIVEN},
+        "gpus_per_worker": {"num_workers": GIVEN},
+        "mc_num": {"kind": "a2d", "endpoint": None},
+        "model.device": {"endpoint": None},
+        "model.dtype": {"endpoint": None},
+        **{
+            f"model.{override}": {"kind": "a2d", "endpoint": None}
+            for override in ("mask_token_id", "objective", "block_size", "block_grid")
+        },
+    }
+
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Results lie in output/name."
     )
@@ -71,15 +87,10 @@ class EvaluateConfig(Section):
     wandb: WandbSection = WandbSection()
 
     @model_validator(mode="after")
-    def _check_backend(self) -> Self:
-        if self.endpoint and self.num_workers:
-            raise ValueError(
-                f"endpoint={self.endpoint} answers by itself: set num_workers "
-                f"({self.num_workers}) to 0"
-            )
+    def _check_names(self) -> Self:
         names = [task.task for task in self.tasks]
         if len(set(names)) < len(names):
-            raise ValueError(f"tasks: each task once, got {names}")
+            raise OptionError("tasks", names, "holds a task twice", "name each task once")
         return self
 
 
@@ -107,13 +118,19 @@ class FrontierConfig(EvaluateConfig):
             check_sampling(override(self.tasks[0].sampling, point), f"points.{index}")
         names = [self.name, *(model.name for model in self.compare)]
         if len(set(names)) < len(names):
-            raise ValueError(f"compare: each name once, that of the frontier included, got {names}")
+            raise OptionError(
+                "compare", names, "holds a name twice", "that of the frontier counts, rename one"
+            )
         if len(self.tasks) != 1:
-            raise ValueError(f"tasks holds {len(self.tasks)} tasks: name one")
+            names = [task.task for task in self.tasks]
+            raise OptionError("tasks", names, "must be one task", "name one")
         if self.endpoint or self.kind == "ar":
-            raise ValueError(
-                "frontier needs an A2D checkpoint in model.path, not an endpoint; an AR model "
-                "belongs in compare"
+            key = "endpoint" if self.endpoint else "kind"
+            raise OptionError(
+                key,
+                getattr(self, key),
+                "has no frontier",
+                "name an A2D checkpoint in model.path; an AR model belongs in compare",
             )
         return self
 

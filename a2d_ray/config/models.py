@@ -1,13 +1,14 @@
 """Conversion, loading and merging of checkpoints."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import (
     Field,
     model_validator,
 )
 
-from a2d_ray.config.base import BlockGrid, Objective, Section
+from a2d_ray.config.base import BlockGrid, Conditions, Objective, Section
+from a2d_ray.config.errors import OptionError
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -23,8 +24,11 @@ class LoraSection(Section):
     )
 
 
-class ModelSection(Section):
+class CheckpointSection(Section):
     path: str = Field(min_length=1, description="A2D checkpoint (local directory or Hub id).")
+
+
+class ModelSection(CheckpointSection):
     change_objective: bool = Field(
         False, description="Allow training with another objective than the checkpoint's own."
     )
@@ -49,19 +53,26 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _check_lora(self) -> Self:
         if self.load_in_4bit and self.lora is None:
-            raise ValueError(
-                "model.load_in_4bit=true freezes the weights: set model.lora (model.lora.r=16)"
+            raise OptionError(
+                "load_in_4bit",
+                True,
+                "freezes the weights, so that nothing is trained",
+                "set model.lora (model.lora.r=16)",
             )
         if self.lora is not None and self.trainable_layers is not None:
-            raise ValueError(
-                f"model.trainable_layers ({self.trainable_layers}) and model.lora exclude each "
-                "other: set one of them to null"
+            raise OptionError(
+                "trainable_layers",
+                self.trainable_layers,
+                "and model.lora exclude each other",
+                "set one of them to null",
             )
         return self
 
 
 class ConvertConfig(Section):
     """Convert an AR checkpoint (llama, qwen2, qwen3, olmo2) into an A2D checkpoint."""
+
+    effective_if: ClassVar[Conditions] = {"seed": {"random_init": True}}
 
     source: str = Field(
         min_length=1,
@@ -75,7 +86,7 @@ class ConvertConfig(Section):
         description="Existing token to use as mask; default: an unused row, or a new one.",
     )
     random_init: bool = Field(False, description="Fresh random weights (for experiments).")
-    seed: int = Field(0, ge=0, description="Seed of random_init.")
+    seed: int = Field(0, ge=0, description="Seed of the random weights.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Stored precision.")
     overwrite: bool = Field(False, description="Replace the output directory if it exists.")
 
@@ -89,8 +100,7 @@ class MergeConfig(Section):
     overwrite: bool = Field(False, description="Replace the output directory if it exists.")
 
 
-class LoadSection(Section):
-    path: str = Field(min_length=1, description="A2D checkpoint (local directory or Hub id).")
+class LoadSection(CheckpointSection):
     device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto: cuda where there is.")
     dtype: Dtype = Field("auto", description="Weights' precision.")
     mask_token_id: int | None = Field(None, ge=0, description="Override of the contract.")

@@ -1,6 +1,6 @@
 """The diffusion objective: blocks, views, noise and what the loss is divided by."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import (
     Field,
@@ -8,11 +8,15 @@ from pydantic import (
     model_validator,
 )
 
-from a2d_ray.config.base import BlockGrid, Objective, Section, require
+from a2d_ray.config.base import BlockGrid, Conditions, Objective, Section, require
+from a2d_ray.config.errors import OptionError
 
 CleanAttention = Literal["block", "causal"]
 
 Noise = Literal["exact", "bernoulli"]
+
+NoiseSchedule = Literal["linear", "cosine"]
+"""By name as in `a2d_ray.diffusion.schedules.SCHEDULES`."""
 
 MAX_BLOCK_SIZE = 4096
 
@@ -20,6 +24,13 @@ NORMS_OF_RECIPE = ("token", "sequence", "batch")
 
 
 class ObjectiveSection(Section):
+    effective_if: ClassVar[Conditions] = {
+        "block_grid": {"name": "bd3lm"},
+        "clean_attention": {"name": "bd3lm"},
+        "noise_per": {"noise": "bernoulli"},
+        "schedule": {"noise": "bernoulli"},
+    }
+
     name: Objective = Field(description="mdlm: global masked diffusion; bd3lm: block diffusion.")
     preset: Literal["default", "reference"] = Field(
         "default",
@@ -28,19 +39,19 @@ class ObjectiveSection(Section):
     )
     block_size: int | tuple[int, ...] = Field(
         32,
-        description="Tokens per block (bd3lm). A list, e.g. [4, 8, 16, 32]: each document draws "
-        "one in each epoch, and sampling may use any of them; the largest is the default.",
+        description="Tokens per block (mdlm: only of sampling). A list, e.g. [4, 8, 16, 32]: each "
+        "document draws one in each epoch, and sampling may use any; the largest is the default.",
     )
-    block_grid: BlockGrid = Field("segment", description="Where blocks start (bd3lm).")
+    block_grid: BlockGrid = Field("segment", description="Where blocks start.")
     clean_attention: CleanAttention = Field(
-        "block", description="How clean tokens see each other inside a block (bd3lm)."
+        "block", description="How clean tokens see each other inside a block."
     )
     views: int = Field(1, ge=1, le=2, description="Complementary noisy views of each document.")
     noise: Noise = Field("exact", description="exact counts per block, or Bernoulli per token.")
     noise_per: Literal["sequence", "block"] = Field(
-        "block", description="Bernoulli: one noise level per document or per block."
+        "block", description="One noise level per document or per block."
     )
-    schedule: Literal["linear", "cosine"] = Field("linear", description="Bernoulli: alpha(t).")
+    schedule: NoiseSchedule = Field("linear", description="alpha(t): the share kept at level t.")
     weight: Literal["nelbo", "uniform"] = Field(
         "nelbo", description="nelbo: the likelihood bound's weights; uniform: 1."
     )
@@ -94,24 +105,37 @@ class ObjectiveSection(Section):
     @model_validator(mode="after")
     def _check_block_sizes(self) -> Self:
         if not self.block_sizes or not all(1 <= b <= MAX_BLOCK_SIZE for b in self.block_sizes):
-            raise ValueError(
-                f"objective.block_size ({self.block_size}) must be greater than or equal to 1, "
-                f"at most {MAX_BLOCK_SIZE}, or a list of such sizes"
+            raise OptionError(
+                "block_size",
+                self.block_size,
+                f"must be greater than or equal to 1, at most {MAX_BLOCK_SIZE}",
+                "set one such size, or a list of them",
             )
         odd = [size for size in self.block_sizes if self.largest_block % size]
         if odd:
-            raise ValueError(
-                f"objective.block_size ({list(self.block_sizes)}): {odd[0]} must divide the "
-                f"largest, {self.largest_block}, so that answers are cut at an edge of every grid"
+            raise OptionError(
+                "block_size",
+                list(self.block_sizes),
+                "would cut answers elsewhere than at an edge of every grid",
+                f"{odd[0]} must divide the largest, {self.largest_block}",
+            )
+        if self.name == "mdlm" and len(self.block_sizes) > 1:
+            raise OptionError(
+                "block_size",
+                list(self.block_sizes),
+                "is a list, but mdlm has no blocks",
+                "set one size, that of sampling, or objective.name=bd3lm",
             )
         return self
 
     @model_validator(mode="after")
     def _check_growth(self) -> Self:
         if self.block_growth and len(self.block_sizes) < 2:
-            raise ValueError(
-                f"objective.block_growth ({self.block_growth}) needs a list of block sizes: set "
-                "objective.block_size=[4, 8, 16, 32] or objective.block_growth=0"
+            raise OptionError(
+                "block_growth",
+                self.block_growth,
+                f"has no effect with objective.block_size={self.block_size}",
+                "set a list such as objective.block_size=[4, 8, 16, 32], or leave it out",
             )
         return self
 
@@ -119,32 +143,38 @@ class ObjectiveSection(Section):
     def _check_ar_loss(self) -> Self:
         if self.ar_loss_weight:
             needed = {"name": "bd3lm", "clean_attention": "causal", "norm": "step"}
-            require(self, "objective", "objective.ar_loss_weight", needed)
+            require("ar_loss_weight", self.ar_loss_weight, self, "objective", needed)
         return self
 
     @model_validator(mode="after")
     def _check_shift(self) -> Self:
         if self.right_shift_logits and self.name == "bd3lm" and self.block_grid == "segment":
-            raise ValueError(
-                "objective.right_shift_logits=true needs objective.block_grid=absolute or "
-                "prompt_end: between segments an answer's EOS fill would be the predecessor"
+            raise OptionError(
+                "right_shift_logits",
+                True,
+                "would make an answer's EOS fill the predecessor of the next segment",
+                "set objective.block_grid=absolute or prompt_end",
             )
         return self
 
     @model_validator(mode="after")
     def _check_preset(self) -> Self:
+        if self.preset == "default":
+            return self
         recipe = {
             "noise": "bernoulli",
             "noise_per": "sequence",
             "views": 1,
             "norm": NORMS_OF_RECIPE,
+            "corruption_warmup": 0.0,
+            "clean_attention": "block",
+            "confidence_loss_weight": 0.0,
         }
-        recipe |= {"corruption_warmup": 0.0, "clean_attention": "block"}
-        recipe |= {"confidence_loss_weight": 0.0}
         if self.name == "bd3lm":
             recipe["block_grid"] = "absolute"
-        if self.preset == "reference" and len(self.block_sizes) > 1:
-            raise ValueError("objective.preset=reference needs one objective.block_size")
-        if self.preset == "reference":
-            require(self, "objective", "objective.preset=reference", recipe)
+        require("preset", self.preset, self, "objective", recipe)
+        if len(self.block_sizes) > 1:
+            raise OptionError(
+                "preset", self.preset, "needs one objective.block_size", "set no list of them"
+            )
         return self

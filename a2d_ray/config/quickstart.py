@@ -1,14 +1,18 @@
 """The whole way on a laptop."""
 
+from typing import ClassVar
+
 from pydantic import (
     Field,
 )
 
-from a2d_ray.config.base import Section
+from a2d_ray.config.base import Conditions, Section
 
 
 class QuickstartConfig(Section):
     """The whole way on a laptop: convert, prepare, train, measure, serve, ask."""
+
+    effective_if: ClassVar[Conditions] = {"minutes": {"steps": None}}
 
     root: str = Field("runs/quickstart", description="Where everything is kept.")
     steps: int | None = Field(

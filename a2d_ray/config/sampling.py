@@ -1,6 +1,6 @@
 """Decoding options, and the commands that sample."""
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
     Field,
@@ -9,7 +9,7 @@ from pydantic import (
     model_validator,
 )
 
-from a2d_ray.config.base import Section
+from a2d_ray.config.base import Conditions, Section
 from a2d_ray.config.errors import OptionError, first_problem
 from a2d_ray.config.models import LoadSection
 from a2d_ray.config.rules import RuleOptions
@@ -126,6 +126,8 @@ def check_sampling(values: dict[str, Any], key: str) -> None:
 class SampleConfig(Section):
     """Sample from a checkpoint, one prompt after the other."""
 
+    effective_if: ClassVar[Conditions] = {"system": {"chat": ("auto", True)}}
+
     model: LoadSection
     sampling: SamplingSection = SamplingSection()
     prompts: list[str] = Field(
@@ -134,18 +136,20 @@ class SampleConfig(Section):
     chat: bool | Literal["auto"] = Field(
         "auto", description="Render with the chat template; auto: if there is one."
     )
-    system: str | None = Field(None, description="System prompt (chat).")
+    system: str | None = Field(None, description="System prompt.")
 
 
 class ChatConfig(Section):
     """Talk to a checkpoint in the terminal."""
+
+    effective_if: ClassVar[Conditions] = {"system": {"chat": ("auto", True)}}
 
     model: LoadSection
     sampling: SamplingSection = SamplingSection()
     chat: bool | Literal["auto"] = Field(
         "auto", description="Render with the chat template; auto: if there is one."
     )
-    system: str | None = Field(None, description="System prompt (chat).")
+    system: str | None = Field(None, description="System prompt.")
     history: str | None = Field(
         "~/.a2d_ray_chat_history", description="File that keeps what was typed; null: none."
     )

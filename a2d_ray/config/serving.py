@@ -1,13 +1,14 @@
 """The OpenAI-compatible endpoint."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import (
     Field,
     model_validator,
 )
 
-from a2d_ray.config.base import Section
+from a2d_ray.config.base import Conditions, Section
+from a2d_ray.config.errors import OptionError
 from a2d_ray.config.evaluation import EvaluationsSection
 from a2d_ray.config.models import LoadSection
 from a2d_ray.config.sampling import SamplingSection
@@ -70,14 +71,22 @@ class AutoscalingSection(Section):
     @model_validator(mode="after")
     def _check_order(self) -> Self:
         if self.min_replicas > self.max_replicas:
-            raise ValueError(
-                f"min_replicas ({self.min_replicas}) exceeds max_replicas ({self.max_replicas})"
+            raise OptionError(
+                "min_replicas",
+                self.min_replicas,
+                f"exceeds max_replicas={self.max_replicas}",
+                "lower it, or raise max_replicas",
             )
         return self
 
 
 class ServeConfig(Section):
     """Serve checkpoints behind an OpenAI-compatible endpoint on Ray Serve."""
+
+    effective_if: ClassVar[Conditions] = {
+        "num_replicas": {"autoscaling": None},
+        "security.isolate_prefix_cache": {"engine.prefix_cache": True},
+    }
 
     models: list[ServedModel] = Field(min_length=1, description="Models behind the endpoint.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -110,19 +119,16 @@ class ServeConfig(Section):
     def _check_together(self) -> Self:
         ids = [model.id for model in self.models]
         if len(set(ids)) < len(ids):
-            raise ValueError(f"models: the ids must differ, got {ids}")
+            raise OptionError("models", ids, "holds an id twice", "the ids must differ")
         most = self.limits.max_choices
         for index, model in enumerate(self.models):
             if model.sampling.n > most:
-                raise ValueError(
-                    f"models.{index}.sampling.n ({model.sampling.n}) exceeds limits.max_choices "
-                    f"({most}): no request without an n of its own would be answered"
+                raise OptionError(
+                    f"models.{index}.sampling.n",
+                    model.sampling.n,
+                    f"exceeds limits.max_choices={most}",
+                    "lower it, or no request without an n of its own would be answered",
                 )
-        if self.autoscaling is not None and self.num_replicas != 1:
-            raise ValueError(
-                f"num_replicas ({self.num_replicas}) has no meaning with autoscaling: set "
-                f"autoscaling.min_replicas, or autoscaling=null"
-            )
         return self
 
 

@@ -1,17 +1,20 @@
 """Continual pre-training and SFT."""
 
-from typing import Annotated, Any, Literal, Self
+import math
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Len
 from pydantic import (
     BeforeValidator,
     Field,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
-from a2d_ray.config.base import Duration, Section, one_or_two
-from a2d_ray.config.data import DataSection, check_lengths, check_targets
+from a2d_ray.config.base import GIVEN, Conditions, Duration, Section, one_or_two
+from a2d_ray.config.data import DATA_EFFECTIVE_IF, DataSection, check_lengths, check_targets
+from a2d_ray.config.errors import OptionError
 from a2d_ray.config.models import ModelSection
 from a2d_ray.config.objective import ObjectiveSection
 
@@ -37,41 +40,23 @@ class RunSection(Section):
 
 
 class BatchSection(Section):
-    rows: int | None = Field(
-        None, ge=1, description="Packed rows per optimizer step, over all workers."
-    )
-    sequences: int | None = Field(
-        None,
+    rows: int = Field(
+        8,
         ge=1,
-        description="Instead of rows, with data.packing=false: right-padded sequences per step.",
+        description="Rows per optimizer step, over all workers: packed ones, or with "
+        "data.packing=false padded documents.",
     )
     rows_per_device: int | None = Field(
         None, ge=1, description="Rows per forward on one worker; default: its whole share."
     )
 
-    @property
-    def key(self) -> str:
-        """Which of the two sizes is given."""
-        return "batch.rows" if self.sequences is None else "batch.sequences"
-
-    @property
-    def size(self) -> int:
-        """Rows per optimizer step, packed or not."""
-        size = self.rows or self.sequences
-        assert size is not None
-        return size
-
-    @model_validator(mode="after")
-    def _check_one(self) -> Self:
-        if (self.rows is None) == (self.sequences is None):
-            raise ValueError(
-                f"batch.rows ({self.rows}) and batch.sequences ({self.sequences}): give one of "
-                "them, rows with data.packing=true, sequences with data.packing=false"
-            )
-        return self
-
 
 class OptimSection(Section):
+    effective_if: ClassVar[Conditions] = {
+        "decay": {"schedule": "wsd"},
+        "min_lr_fraction": {"schedule": ("cosine", "linear", "wsd")},
+    }
+
     lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW betas.")
     eps: float = Field(1e-8, gt=0, description="AdamW epsilon.")
@@ -81,22 +66,32 @@ class OptimSection(Section):
         "cosine", description="After warm-up; wsd: constant, then linear decay at the end."
     )
     warmup: float = Field(0.04, ge=0, lt=1, description="Warm-up as a share of all steps.")
-    decay: float = Field(0.2, ge=0, le=1, description="wsd: share of all steps that decay.")
+    decay: float = Field(0.2, ge=0, le=1, description="Share of all steps that decay.")
     min_lr_fraction: float = Field(0.1, ge=0, le=1, description="Final lr as a share of the peak.")
 
     @model_validator(mode="after")
     def _check_shares(self) -> Self:
         if self.schedule == "wsd" and self.warmup + self.decay > 1:
-            raise ValueError(
-                f"optim.warmup ({self.warmup}) + optim.decay ({self.decay}) exceed the run: lower "
-                "one of them"
+            raise OptionError(
+                "warmup",
+                self.warmup,
+                f"and optim.decay={self.decay} exceed the run",
+                "lower one of them",
             )
         return self
 
 
 class ScheduleSection(Section):
+    effective_if: ClassVar[Conditions] = {
+        "epochs": {"max_steps": None},
+        "eval_rows": {"eval_steps": GIVEN},
+        "eval_draws": {"eval_steps": GIVEN},
+        "eval_samples": {"eval_steps": GIVEN},
+        "keep_best": {"eval_steps": GIVEN},
+    }
+
     epochs: float = Field(1.0, gt=0, description="Passes over the packed rows.")
-    max_steps: int | None = Field(None, ge=1, description="Optimizer steps; overrides epochs.")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of epochs.")
     eval_steps: float = Field(
         0.25, ge=0, description="Steps between evaluations; below 1: share of the run; 0: never."
     )
@@ -140,8 +135,11 @@ class ScalingSection(Section):
     @model_validator(mode="after")
     def _check_range(self) -> Self:
         if not self.world_sizes:
-            raise ValueError(
-                f"scaling.num_workers ({self.num_workers}) must be [min, max] with min <= max"
+            raise OptionError(
+                "num_workers",
+                self.num_workers,
+                "must be [min, max] with min <= max",
+                "swap them, or give one number",
             )
         return self
 
@@ -152,50 +150,83 @@ class WandbSection(Section):
     entity: str | None = Field(None, description="W&B team or user.")
 
 
+OF_DEEPSPEED = {
+    "train_batch_size": "batch.rows",
+    "train_micro_batch_size_per_gpu": "batch.rows_per_device",
+    "gradient_accumulation_steps": "batch.rows_per_device",
+    "gradient_clipping": "optim.clip_norm",
+    "optimizer": "optim",
+    "scheduler": "optim.schedule",
+}
+"""DeepSpeed's keys that are derived, and from what."""
+
+
+def _mapping(given: dict[str, Any], key: str) -> dict[str, Any]:
+    value = given.get(key, {})
+    if not isinstance(value, dict):
+        raise OptionError(key, value, "must be a mapping", "see DeepSpeed's documentation")
+    return value
+
+
 class TrainConfig(Section):
     """Continual pre-training or SFT of an A2D checkpoint with MDLM or BD3LM."""
+
+    effective_if: ClassVar[Conditions] = DATA_EFFECTIVE_IF
 
     run: RunSection
     model: ModelSection
     data: DataSection
     objective: ObjectiveSection
-    batch: BatchSection = BatchSection(rows=8)
+    batch: BatchSection = BatchSection()
     optim: OptimSection = OptimSection()
     schedule: ScheduleSection = ScheduleSection()
     scaling: ScalingSection = ScalingSection()
     wandb: WandbSection = WandbSection()
     deepspeed: dict[str, Any] = Field(
-        default_factory=lambda: {"zero_optimization": {"stage": 2}},
-        description="Passed to DeepSpeed in its own names. One worker has nothing to partition and "
-        "runs ZeRO stage 0, unless zero_optimization has more than a stage.",
+        default_factory=dict,
+        description="Passed to DeepSpeed in its own names, over {zero_optimization: {stage: 2}}. "
+        "One worker has nothing to partition and runs ZeRO stage 0, unless zero_optimization has "
+        "more than a stage.",
     )
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _check_deepspeed(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for key, ours in OF_DEEPSPEED.items():
+            if key in given:
+                raise OptionError(key, given[key], f"is derived from {ours}", "set that instead")
+        for key in ("bf16", "fp16"):
+            if _mapping(given, key).get("enabled"):
+                raise OptionError(
+                    f"{key}.enabled", True, "is not how precision is set", "use model.dtype"
+                )
+        zero = {"stage": 2, **_mapping(given, "zero_optimization")}
+        if zero["stage"] not in (0, 1, 2, 3):
+            raise OptionError(
+                "zero_optimization.stage", zero["stage"], "does not exist", "use 0, 1, 2 or 3"
+            )
+        return given | {"zero_optimization": zero}
 
     @model_validator(mode="after")
     def _check_batch(self) -> Self:
-        size = self.batch.size
+        rows = self.batch.rows
         micro = self.batch.rows_per_device
+        common = math.lcm(*self.scaling.world_sizes)
         for workers in self.scaling.world_sizes:
-            if size % workers:
-                raise ValueError(
-                    f"{self.batch.key} ({size}) must be a multiple of scaling.num_workers "
-                    f"({workers})"
+            if rows % workers:
+                raise OptionError(
+                    "batch.rows",
+                    rows,
+                    f"must be a multiple of scaling.num_workers={workers}",
+                    f"set {math.ceil(rows / common) * common}",
                 )
-            if micro is not None and (size // workers) % micro:
-                raise ValueError(
-                    f"batch.rows_per_device ({micro}) must divide {self.batch.key} / "
-                    f"scaling.num_workers ({size // workers})"
+            if micro is not None and (rows // workers) % micro:
+                raise OptionError(
+                    "batch.rows_per_device",
+                    micro,
+                    f"must divide batch.rows / scaling.num_workers ({rows // workers})",
+                    "change one of them",
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _check_packing(self) -> Self:
-        if self.data.packing != (self.batch.sequences is None):
-            other = "sequences" if self.batch.sequences is None else "rows"
-            raise ValueError(
-                f"{self.batch.key} ({self.batch.size}) does not go with data.packing="
-                f"{str(self.data.packing).lower()}: set batch.{other}={self.batch.size} "
-                f"{self.batch.key}=null, or data.packing={str(not self.data.packing).lower()}"
-            )
         return self
 
     @model_validator(mode="after")
@@ -205,31 +236,12 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_deepspeed(self) -> Self:
-        owned = {
-            "train_batch_size": "batch.rows",
-            "train_micro_batch_size_per_gpu": "batch.rows_per_device",
-            "gradient_accumulation_steps": "batch.rows_per_device",
-            "gradient_clipping": "optim.clip_norm",
-            "optimizer": "optim",
-            "scheduler": "optim.schedule",
-        }
-        for key, ours in owned.items():
-            if key in self.deepspeed:
-                raise ValueError(f"deepspeed.{key} is derived from {ours}: set that instead")
-        for key in ("bf16", "fp16"):
-            if self.deepspeed.get(key, {}).get("enabled"):
-                raise ValueError(
-                    f"deepspeed.{key}.enabled: precision is model.dtype (masters stay float32)"
-                )
-        stage = self.deepspeed.get("zero_optimization", {}).get("stage", 0)
-        if stage == 3 and self.model.lora is not None:
-            raise ValueError(
-                "deepspeed.zero_optimization.stage=3 does not go with model.lora: use 2 (what "
-                "adapters need beside the frozen weights is small)"
-            )
-        if stage not in (0, 1, 2, 3):
-            raise ValueError(
-                f"deepspeed.zero_optimization.stage ({stage}) does not exist: use 0, 1, 2 or 3"
+    def _check_lora(self) -> Self:
+        if self.deepspeed["zero_optimization"]["stage"] == 3 and self.model.lora is not None:
+            raise OptionError(
+                "deepspeed.zero_optimization.stage",
+                3,
+                "does not go with model.lora",
+                "use 2 (what adapters need beside the frozen weights is small)",
             )
         return self

@@ -1,18 +1,26 @@
 """Planning, sweeps and the status of runs."""
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
     Field,
     model_validator,
 )
 
-from a2d_ray.config.base import Duration, Section
+from a2d_ray.config.base import Conditions, Duration, Section
+from a2d_ray.config.errors import OptionError
 from a2d_ray.config.training import TrainConfig
 
 
 class WorkloadSection(Section):
     """How much there is to train on; a packed set's manifest knows, else estimates."""
+
+    effective_if: ClassVar[Conditions] = {
+        "documents": {"packed": None},
+        "tokens_per_document": {"packed": None},
+        "target_fraction": {"packed": None},
+        "utilisation": {"packed": None},
+    }
 
     packed: str | None = Field(
         None, description="Directory of a packed set: its counts replace the estimates below."
@@ -50,6 +58,11 @@ class PlanConfig(Section):
 class SweepSection(Section):
     """How hyper-parameters are searched."""
 
+    effective_if: ClassVar[Conditions] = {
+        "grace": {"scheduler": "asha"},
+        "reduction": {"scheduler": "asha"},
+    }
+
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="Name of the sweep; everything lies in storage_path/name.",
@@ -65,11 +78,9 @@ class SweepSection(Section):
     scheduler: Literal["none", "asha"] = Field(
         "none", description="asha: stop the worse trials early, by their NELBO."
     )
-    grace: float = Field(
-        0.25, gt=0, le=1, description="asha: share of a run before it may be stopped."
-    )
+    grace: float = Field(0.25, gt=0, le=1, description="Share of a run before it may be stopped.")
     reduction: float = Field(
-        3, gt=1, description="asha: one in so many goes on at each rung; rungs lie as far apart."
+        3, gt=1, description="One in so many goes on at each rung; rungs lie as far apart."
     )
     metric: Literal["nelbo", "exact_match"] = Field(
         "nelbo",
@@ -90,11 +101,15 @@ class SweepSection(Section):
     @model_validator(mode="after")
     def _check_metric(self) -> Self:
         if self.metric == "exact_match" and not self.exact_match_tasks:
-            raise ValueError("sweep.metric=exact_match needs sweep.exact_match_tasks, e.g. 32")
+            raise OptionError(
+                "metric", self.metric, "needs tasks", "set sweep.exact_match_tasks, e.g. 32"
+            )
         if self.metric == "exact_match" and self.scheduler == "asha":
-            raise ValueError(
-                "sweep.scheduler=asha stops by NELBO, which sweep.metric=exact_match does not "
-                "trust: set sweep.scheduler=none"
+            raise OptionError(
+                "scheduler",
+                self.scheduler,
+                "stops by NELBO, which sweep.metric=exact_match does not trust",
+                "set sweep.scheduler=none",
             )
         return self
 

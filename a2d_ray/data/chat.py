@@ -20,7 +20,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from a2d_ray.config import OptionError
 from a2d_ray.data.literals import LiteralSpecials
+from a2d_ray.data.roles import find_role, is_tool
 
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
@@ -181,7 +183,8 @@ def render_prompt(
     Special tokens that a message spells out are encoded as ordinary text.
 
     Args:
-        messages: ``{"role": "system" | "user" | "assistant", "content": text}``, at least one.
+        messages: ``{"role": "system" | "user" | "assistant", "content": text}``, at least one; the
+            roles by any name and in any case that data sets know.
         tokenizer: a tokenizer; without a chat template, `DEFAULT_TEMPLATE` is used.
         continue_final_message: the last message, the assistant's, is how the answer begins: a
             segment of its own behind the generation prompt.
@@ -192,21 +195,35 @@ def render_prompt(
         training document before the answer that is asked for.
 
     Raises:
-        ValueError: no messages, an answer first, turns that the template refuses, nothing to
-            continue, or options that the template does not read.
+        ValueError: no messages, an unknown role, an answer first, turns that the template refuses,
+            nothing to continue, or options that the template does not read.
     """
     options = options or {}
     _check_options(options, tokenizer)
     literals = LiteralSpecials(tokenizer)
-    turns = literals.hide(messages)
+    turns = literals.hide(_with_known_roles(messages))
     begun = ""
     if continue_final_message:
         if not turns or turns[-1]["role"] != "assistant":
-            raise ValueError("continue_final_message needs a last message of the assistant")
+            raise OptionError(
+                "continue_final_message", True, "needs a last message of the assistant", "add one"
+            )
         begun = turns.pop()["content"]
     hidden = {k: literals.hide_in(v) if isinstance(v, str) else v for k, v in options.items()}
     texts = [piece.text for piece in ChatRenderer(tokenizer, hidden).render_prompt(turns)]
     return [literals.encode(text) for text in (*texts, *filter(None, [begun]))]
+
+
+def _with_known_roles(messages: Sequence[Message]) -> list[dict[str, str]]:
+    turns = []
+    for index, message in enumerate(messages):
+        name = message["role"]
+        role = name if is_tool(name) else find_role(name)  # a template may know tools
+        if role is None:
+            fix = "use system, user or assistant"
+            raise OptionError(f"messages.{index}.role", name, "is no known role", fix)
+        turns.append({**message, "role": role})
+    return turns
 
 
 def _check_options(options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -215,6 +232,9 @@ def _check_options(options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBas
     for name, value in options.items():
         is_read = re.search(rf"\b{re.escape(name)}\b", template) is not None
         if name in reserved or not (is_read or value == _DEFAULTS.get(name)):
-            raise ValueError(
-                f"chat_template_kwargs: the model's chat template takes no {name!r}: leave it out"
+            raise OptionError(
+                "chat_template_kwargs",
+                dict(options),
+                f"holds {name!r}, which the model's chat template does not read",
+                "leave it out",
             )

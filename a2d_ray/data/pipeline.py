@@ -25,7 +25,7 @@ from ray.data import DataContext, Dataset
 from ray.exceptions import RayTaskError
 from transformers import PreTrainedTokenizerBase
 
-from a2d_ray.config import DataSection, ObjectiveSection
+from a2d_ray.config import DataSection, ObjectiveSection, OptionError
 from a2d_ray.data.chat import ChatRenderer
 from a2d_ray.data.hashing import code_hash
 from a2d_ray.data.packing.building import DOCUMENTS, built_beside, disk_error, explain_change
@@ -269,7 +269,12 @@ def make_recipe(
         ValueError: an option that the tokenizer cannot serve.
     """
     if data.insert_eos and tokenizer.eos_token_id is None:
-        raise ValueError("data.insert_eos: the tokenizer has no EOS token; set it to false")
+        raise OptionError(
+            "data.insert_eos",
+            True,
+            "needs an EOS token, which the tokenizer lacks",
+            "set it to false",
+        )
     streams = Streams.of(data, objective)
     return Recipe(
         cutting=streams.cutting(data),
@@ -334,7 +339,7 @@ def _task_errors(place: Path) -> Iterator[None]:
         if isinstance(cause, OSError):
             raise disk_error(cause, place) from error
         if isinstance(cause, ValueError):
-            raise ValueError(str(cause)) from error
+            raise cause from error
         raise
 
 

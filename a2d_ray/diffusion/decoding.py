@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from a2d_ray.diffusion.randomness import uniform
-from a2d_ray.diffusion.schedules import ScheduleName, alpha
+from a2d_ray.diffusion.schedules import alpha
 
 # Streams of random numbers apart from those of training noise.
 CHOICE = 8
@@ -141,7 +141,7 @@ def divergence(logp_NV: Tensor, previous_NV: Tensor) -> Tensor:
 def commit_counts(
     num_masks: int,
     num_steps: int,
-    schedule: ScheduleName = "linear",
+    schedule: str = "linear",
     u_SN: Tensor | None = None,
 ) -> list[int]:
     """How many tokens each denoise step of a window commits (rule ``steps``).

@@ -15,7 +15,6 @@ from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.randomness import uniform
 from a2d_ray.diffusion.runs import first_of_run, run_index
 from a2d_ray.diffusion.schedules import (
-    ScheduleName,
     alpha,
     complement_weight,
     nelbo_weight,
@@ -33,13 +32,13 @@ class NoiseSpec:
         kind: ``exact``: a uniform count of masked tokens per block; ``bernoulli``: independent
             tokens at a random level t.
         per: bernoulli: one level per document (``sequence``) or per ``block``.
-        schedule: bernoulli: alpha(t).
+        schedule: bernoulli: alpha(t), by its name in `schedules.SCHEDULES`.
         is_weighted: the NELBO's weights; otherwise 1.
     """
 
     kind: Literal["exact", "bernoulli"] = "exact"
     per: Literal["sequence", "block"] = "block"
-    schedule: ScheduleName = "linear"
+    schedule: str = "linear"
     is_weighted: bool = True
 
 
@@ -183,7 +182,7 @@ def _draw_bernoulli(
 
 
 def mask_independently(
-    u: Tensor, level: Tensor, schedule: ScheduleName, is_first: Tensor, max_fraction: float = 1.0
+    u: Tensor, level: Tensor, schedule: str, is_first: Tensor, max_fraction: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Bernoulli masks and NELBO weights at t = 1e-3 + (1 - 1e-3) level.
 

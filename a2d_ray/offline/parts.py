@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from a2d_ray import __version__
-from a2d_ray.config import GenerateConfig
-from a2d_ray.config.errors import OptionError
+from a2d_ray.config import GenerateConfig, OptionError
 from a2d_ray.data.sources.adapters import MalformedRowError
 from a2d_ray.data.sources.files import file_format, read_file
 from a2d_ray.data.sources.storage import DataFile, list_files
@@ -120,10 +119,11 @@ def _checked_model(config: GenerateConfig) -> dict[str, Any]:
 def _input_files(name: str) -> list[DataFile]:
     try:
         files = [file for file in list_files(name) if file_format(file.name)]
-    except ValueError as error:
-        raise ValueError(str(error).replace("data.spec: ", "input=", 1)) from None
+    except OptionError as error:
+        raise error.renamed("input") from None
     if not files:
-        raise ValueError(f"input={name} holds no .jsonl, .parquet, .json, .csv or .arrow file")
+        formats = "name a .jsonl, .parquet, .json, .csv or .arrow file"
+        raise OptionError("input", name, "holds nothing that is read", formats)
     return sorted(files, key=lambda file: file.name)
 
 

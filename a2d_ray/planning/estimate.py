@@ -95,19 +95,19 @@ def plan_run(config: PlanConfig) -> RunPlan:
     row_documents = load.utilisation * train.data.tokens_per_row / cost.tokens
     if not train.data.packing:
         row_documents = 1.0
-    step_documents = row_documents * train.batch.size
+    step_documents = row_documents * train.batch.rows
     steps = train.schedule.max_steps or max(
         1, math.floor(load.documents * train.schedule.epochs / step_documents)
     )
     workers = train.scaling.world_sizes[-1]
     flops = step_documents * train_flops(cost, sizes, train.model)
-    micro_rows = train.batch.rows_per_device or train.batch.size // workers
+    micro_rows = train.batch.rows_per_device or train.batch.rows // workers
     stage = zero_stage(train)
     sent = network_bytes(
         sizes.trained_parameters(train.model),
         zero_stage=stage,
         num_workers=workers,
-        num_micro=train.batch.size // workers // micro_rows,
+        num_micro=train.batch.rows // workers // micro_rows,
     )
     compute_s = flops / (workers * device.peak_tflops * 1e12 * cluster.mfu)
     network_s = sent / _slowest_link(cluster, device, workers)

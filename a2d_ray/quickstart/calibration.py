@@ -93,7 +93,7 @@ def _build(run: TrainConfig, packed_path: str) -> tuple[Any, Any]:
         run,
         checkpoint.tokenizer,
         rows_per_epoch=PackedSet.open(packed_path).num_rows("train"),
-        rows_per_micro=run.batch.rows_per_device or run.batch.size // run.scaling.world_sizes[-1],
+        rows_per_micro=run.batch.rows_per_device or run.batch.rows // run.scaling.world_sizes[-1],
     )
     return module, builder
 
@@ -106,7 +106,7 @@ def _read(run: TrainConfig, packed_path: str, number: int) -> Any:
     from a2d_ray.data.packing.packed import PackedSet
 
     packed = PackedSet.open(packed_path)
-    share = run.batch.size // run.scaling.world_sizes[-1]
+    share = run.batch.rows // run.scaling.world_sizes[-1]
     positions = np.arange(number * share, (number + 1) * share)
     table = packed.table("train", positions % packed.num_rows("train"))
     return table.append_column("position", pa.array(positions))

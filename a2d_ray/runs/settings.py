@@ -4,9 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from a2d_ray.config.errors import OptionError
-
-_LONGEST = 80  # characters of a value in a message
+from a2d_ray.config.errors import OptionError, shown
 
 
 def first_difference(ours: Any, theirs: Any, key: str = "") -> tuple[str, Any, Any] | None:
@@ -45,11 +43,6 @@ def check_same_settings(
         raise OptionError(
             field,
             value,
-            f"was started with {key}={_short(before)}, not {_short(now)}",
+            f"was started with {key}={shown(before)}, not {shown(now)}",
             f"{fix}, or choose another {field}",
         )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

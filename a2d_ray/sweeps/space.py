@@ -1,11 +1,11 @@
 """The search space: keys of a training run and what they may be. No Ray, no torch here."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from a2d_ray.cli import ConfigError, validate
-from a2d_ray.config import SweepConfig, TrainConfig
+from a2d_ray.config import ConfigError, NoEffectError, OptionError, SweepConfig, TrainConfig
+from a2d_ray.config.layers import always, set_value, validate
 
 KINDS = ("choice", "uniform", "loguniform", "randint")
 # What a trial must have for itself.
@@ -39,30 +39,44 @@ def read_space(config: SweepConfig) -> list[Dimension]:
     """The dimensions of a sweep, each checked against the run that it changes.
 
     Raises:
-        ConfigError: an unknown key or distribution, a value that the run refuses, or a metric that
-            does not compare what the space varies.
+        OptionError: an unknown key or distribution, a value that the run refuses or that changes
+            nothing, or a metric that does not compare what the space varies.
     """
     dimensions = [_dimension(key, value) for key, value in _leaves(config.space)]
     if not dimensions:
-        raise ConfigError(
-            "space is empty: name a key, e.g. space.optim.lr={loguniform: [1e-5, 1e-3]}"
-        )
+        example = "name a key, e.g. space.optim.lr={loguniform: [1e-5, 1e-3]}"
+        raise OptionError("space", config.space, "is empty", example)
     for dimension in dimensions:
-        if dimension.key in _OWNED:
-            raise ConfigError(
-                f"space.{dimension.key}: each trial has its own, it cannot be searched"
-            )
-        for value in dimension.corners:
-            try:
-                trial_config(config.train, {dimension.key: value}, name="check", storage_path="/")
-            except ConfigError as error:
-                raise ConfigError(f"space.{dimension.key}={value}: {error}") from None
+        _check_dimension(dimension, config.train)
     _check_comparable(config, [d.key for d in dimensions])
     return dimensions
 
 
+def _check_dimension(dimension: Dimension, base: TrainConfig) -> None:
+    """Refuses a key that a run does not take, or that changes nothing beside the base."""
+    key = f"space.{dimension.key}"
+    if dimension.key in _OWNED:
+        raise OptionError(key, dimension.values, "is each trial's own", "leave it out of the space")
+    for value in dimension.corners:
+        try:
+            trial_config(
+                base,
+                {dimension.key: value},
+                name="check",
+                storage_path="/",
+                gives_way=lambda error: error.field != dimension.key,
+            )
+        except ConfigError as error:
+            raise OptionError(key, value, "makes a run that is refused", str(error)) from None
+
+
 def trial_config(
-    base: TrainConfig, point: dict[str, Any], *, name: str, storage_path: str
+    base: TrainConfig,
+    point: dict[str, Any],
+    *,
+    name: str,
+    storage_path: str,
+    gives_way: Callable[[NoEffectError], bool] = always,
 ) -> TrainConfig:
     """The run of one trial: the base with the point's values, saved at every evaluation.
 
@@ -71,22 +85,17 @@ def trial_config(
         point: value of each dotted key.
         name: of the run.
         storage_path: absolute.
+        gives_way: whether an option without effect beside the others is left out, or refused.
 
     Raises:
         ConfigError: values that do not go together.
     """
     values = base.model_dump(mode="json")
     for key, value in point.items():
-        *sections, last = key.split(".")
-        place = values
-        for section in sections:
-            if not isinstance(place.get(section), dict):
-                place[section] = {}
-            place = place[section]
-        place[last] = value
+        set_value(values, key.split("."), value)
     values["run"] |= {"name": name, "storage_path": storage_path, "resume": True}
     values["schedule"] |= {"save_steps": values["schedule"]["eval_steps"], "keep_last": 1}
-    return validate(TrainConfig, values)
+    return validate(TrainConfig, values, gives_way=gives_way)
 
 
 def with_shared_data(base: TrainConfig, dimensions: list[Dimension]) -> TrainConfig:
@@ -107,8 +116,8 @@ def with_shared_data(base: TrainConfig, dimensions: list[Dimension]) -> TrainCon
     try:
         return validate(TrainConfig, shared.model_dump(mode="json"))
     except ConfigError as error:
-        keys = " and ".join(f"data.{key}={value}" for key, value in update.items())
-        raise ConfigError(f"{keys}, which all trials are to share: {error}") from None
+        shared_by_all = "cannot hold what all trials are to share"
+        raise OptionError("train.data", update, shared_by_all, str(error)) from None
 
 
 def varies_blocks(keys: list[str]) -> bool:
@@ -126,26 +135,28 @@ def _leaves(space: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _dimension(key: str, value: Any) -> Dimension:
+    space_key = f"space.{key}"
     values = list(value.values()) if isinstance(value, dict) else []
     if len(values) != 1 or not isinstance(values[0], list):
-        raise ConfigError(
-            f"space.{key}={value!r}: give {{choice: [...]}}, or {{uniform: [low, high]}}, with "
-            "loguniform or randint likewise"
+        forms = (
+            "give {choice: [...]}, or {uniform: [low, high]}, with loguniform or randint likewise"
         )
+        raise OptionError(space_key, value, "is no distribution", forms)
     ((kind, values),) = value.items()
     if kind == "choice":
         if not values:
-            raise ConfigError(f"space.{key}.choice is empty: give its values")
+            raise OptionError(f"{space_key}.choice", values, "is empty", "give its values")
         return Dimension(key, kind, tuple(values))
     convert = int if kind == "randint" else float
     try:
         low, high = map(convert, values)
     except (TypeError, ValueError):
-        raise ConfigError(f"space.{key}.{kind}={values}: give two numbers [low, high]") from None
+        raise OptionError(
+            f"{space_key}.{kind}", values, "is no range", "give two numbers [low, high]"
+        ) from None
     if low >= high or (kind == "loguniform" and low <= 0):
-        raise ConfigError(
-            f"space.{key}.{kind}={values}: low must be below high, and above 0 for logs"
-        )
+        fix = "low must be below high, and above 0 for logs"
+        raise OptionError(f"{space_key}.{kind}", values, "is an empty range", fix)
     return Dimension(key, kind, (low, high))
 
 
@@ -153,10 +164,14 @@ def _check_comparable(config: SweepConfig, keys: list[str]) -> None:
     sweep = config.sweep
     is_steered = sweep.search == "optuna" or sweep.scheduler == "asha"
     if sweep.metric == "nelbo" and is_steered and varies_blocks(keys):
-        raise ConfigError(
-            "space varies the blocks, and NELBO compares within one block size only: set "
-            "sweep.metric=exact_match with sweep.exact_match_tasks=32 and sweep.scheduler=none, or "
-            "sweep.search=random and sweep.scheduler=none"
+        raise OptionError(
+            "sweep.metric",
+            sweep.metric,
+            "compares within one block size only, and space varies the blocks",
+            "set sweep.metric=exact_match with sweep.exact_match_tasks=32 and "
+            "sweep.scheduler=none, or sweep.search=random and sweep.scheduler=none",
         )
     if config.train.schedule.eval_steps == 0:
-        raise ConfigError("train.schedule.eval_steps=0: a sweep needs evaluations, e.g. 0.25")
+        raise OptionError(
+            "train.schedule.eval_steps", 0, "is no interval", "a sweep needs evaluations, e.g. 0.25"
+        )

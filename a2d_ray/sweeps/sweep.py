@@ -12,8 +12,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from a2d_ray.cli import to_yaml
-from a2d_ray.config import ScalingSection, SweepConfig, TrainConfig
-from a2d_ray.config.errors import OptionError
+from a2d_ray.config import OptionError, ScalingSection, SweepConfig, TrainConfig
 from a2d_ray.data.pipeline import prepare
 from a2d_ray.runs.cluster import start_ray
 from a2d_ray.runs.resources import available_resources, num_cores, wants_gpu
@@ -49,7 +48,7 @@ def run_sweep(config: SweepConfig) -> SweepResults:
         A row per trial.
 
     Raises:
-        ValueError: what is wrong, naming the key, the value and the fix, before Ray starts.
+        OptionError: what is wrong: the key, the value and the fix, before Ray starts.
     """
     dimensions = read_space(config)
     base = with_shared_data(_with_absolute_paths(config.train), dimensions)
@@ -176,8 +175,8 @@ def _check_base(base: TrainConfig, storage_path: str) -> None:
     """Checks the run that all trials share, before anything of the sweep is written."""
     try:
         check_run(trial_config(base, {}, name="check", storage_path=storage_path))
-    except ValueError as error:  # its message begins with the key
-        raise ValueError(f"train.{error}") from None
+    except OptionError as error:
+        raise error.under("train") from None
 
 
 def _settle(config: SweepConfig, directory: Path) -> None:

@@ -21,7 +21,7 @@ def build_module(loaded: Checkpoint, config: TrainConfig, device: torch.device) 
         device: where it trains; `model.dtype: auto` depends on it.
 
     Raises:
-        ValueError: more trainable layers than the model has.
+        OptionError: more trainable layers than the model has.
     """
     prepare_layers(loaded.model, config.model)
     return DiffusionModule(

@@ -70,7 +70,7 @@ class CheckpointWriter:
             RuntimeError: the last checkpoint of the run cannot be written.
         """
         is_last = step == self._plan.num_steps
-        progress = Progress(step=step, rows=step * self._plan.config.batch.size)
+        progress = Progress(step=step, rows=step * self._plan.config.batch.rows)
         with tempfile.TemporaryDirectory(prefix="a2d-checkpoint-") as scratch:
             path = Path(scratch)
             problem = self._write(engine, path, progress)

@@ -21,7 +21,7 @@ def deepspeed_config(config: TrainConfig, *, world: int, num_micro: int) -> dict
         num_micro: micro-batches of one rank in one step.
     """
     derived: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": config.batch.size // world // num_micro,
+        "train_micro_batch_size_per_gpu": config.batch.rows // world // num_micro,
         "gradient_accumulation_steps": num_micro,
         "gradient_clipping": config.optim.clip_norm,
         "zero_allow_untested_optimizer": True,

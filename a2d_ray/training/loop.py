@@ -93,7 +93,7 @@ class _Worker:
     def _train(self) -> None:
         nelbo = self._evaluate() if self.step == 0 else None
         batches = ray.train.get_dataset_shard("train").iter_batches(
-            batch_size=self.config.batch.size // self.ranks.world,
+            batch_size=self.config.batch.rows // self.ranks.world,
             batch_format="pyarrow",
             prefetch_batches=2,
             drop_last=True,
@@ -133,7 +133,7 @@ class _Worker:
             self.adapted = add_adapters(loaded.model, lora, mask_id=mask_id, base=config.model.path)
             if resumed is not None:
                 restore_adapters(self.adapted, resumed)
-        rows = config.batch.size // ranks.world
+        rows = config.batch.rows // ranks.world
         rows_per_micro = config.batch.rows_per_device or rows
         self.builder = StepBuilder.of(
             config,

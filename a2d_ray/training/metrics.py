@@ -128,7 +128,7 @@ class StepCounter:
         seconds = times.step_s
         room = counts["places"]
         if data.packing:
-            room = self.config.batch.size * data.tokens_per_row
+            room = self.config.batch.rows * data.tokens_per_row
         figures = {
             "tokens_per_s": counts["tokens"] / seconds,
             "target_tokens_per_s": counts["targets"] / seconds,

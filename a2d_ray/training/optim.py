@@ -1,12 +1,13 @@
 """AdamW groups, frozen layers, and what changes over the steps: lr, corruption, block sizes."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from a2d_ray.config import OptimSection
+from a2d_ray.config import OptimSection, OptionError
 
 
 def freeze_below(model: Any, num_layers: int) -> None:
@@ -20,12 +21,15 @@ def freeze_below(model: Any, num_layers: int) -> None:
         num_layers: layers that are trained, from the top.
 
     Raises:
-        ValueError: more than the model has.
+        OptionError: more than the model has.
     """
     layers = model.model.layers
     if num_layers > len(layers):
-        raise ValueError(
-            f"model.trainable_layers ({num_layers}) exceeds the model's {len(layers)} layers"
+        raise OptionError(
+            "model.trainable_layers",
+            num_layers,
+            f"exceeds the model's {len(layers)} layers",
+            "lower it, or set it to null for all of them",
         )
     model.requires_grad_(False)
     for module in (*layers[len(layers) - num_layers :], model.model.norm):
@@ -71,13 +75,20 @@ def learning_rate(step: int, num_steps: int, optim: OptimSection) -> float:
 
 def _shape(step: int, num_warmup: int, num_steps: int, optim: OptimSection) -> float:
     """What is left of the way from the peak to the floor, 1..0, behind the warm-up."""
-    if optim.schedule == "constant":
-        return 1.0
     num_decay = num_steps - num_warmup
     if optim.schedule == "wsd":
         num_decay = min(num_decay, math.ceil(optim.decay * num_steps))
     progress = max(0.0, (step - (num_steps - num_decay)) / max(1, num_decay))
-    return 0.5 * (1 + math.cos(math.pi * progress)) if optim.schedule == "cosine" else 1 - progress
+    return SHAPES[optim.schedule](progress)
+
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "linear": lambda progress: 1 - progress,
+    "wsd": lambda progress: 1 - progress,
+    "constant": lambda progress: 1.0,
+}
+"""What is left of the way to the floor, by how much of the decay is over; keys as in `optim`."""
 
 
 def corruption_limit(step: int, num_steps: int, warmup: float) -> float:

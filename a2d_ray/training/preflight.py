@@ -2,8 +2,7 @@
 
 import importlib.util
 
-from a2d_ray.config import RunSection, ScalingSection, TrainConfig
-from a2d_ray.config.errors import OptionError
+from a2d_ray.config import OptionError, RunSection, ScalingSection, TrainConfig
 from a2d_ray.data.sources.mixture import check_spec
 from a2d_ray.models.checkpoint import check_checkpoint
 from a2d_ray.models.contract import Contract
@@ -18,14 +17,16 @@ def check_run(config: TrainConfig) -> Contract:
         The contract of the model that training starts from.
 
     Raises:
-        ValueError: names the key, the value and the fix.
+        OptionError: the key, the value and the fix.
     """
     contract = _check_model(config.model.path)
     _check_objective(config, contract)
     if config.model.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(
-            "model.load_in_4bit=true needs bitsandbytes, which is not installed: pip install "
-            "bitsandbytes (CUDA), or set it to false"
+        raise OptionError(
+            "model.load_in_4bit",
+            True,
+            "needs bitsandbytes, which is not installed",
+            "pip install bitsandbytes (CUDA), or set it to false",
         )
     check_spec(config.data.spec)
     check_storage(config.run)
@@ -67,9 +68,12 @@ def _check_model(path: str) -> Contract:
     try:
         return check_checkpoint(path)
     except ValueError as error:
-        raise ValueError(
-            f"model.path={path}: {error}. It takes an A2D checkpoint, as jobs/convert.py and the "
-            "training jobs write: a directory or a Hub id"
+        raise OptionError(
+            "model.path",
+            path,
+            f"cannot be used ({error})",
+            "it takes an A2D checkpoint, as jobs/convert.py and the training jobs write: a "
+            "directory or a Hub id",
         ) from None
 
 
@@ -77,13 +81,17 @@ def _check_objective(config: TrainConfig, contract: Contract) -> None:
     trained = contract.objective
     wanted = config.objective.name
     if trained not in (None, wanted) and not config.model.change_objective:
-        raise ValueError(
-            f"model.path={config.model.path} was trained with objective {trained}, this job trains "
-            f"{wanted}: use jobs/sft_{trained}.py, or set model.change_objective=true"
+        raise OptionError(
+            "model.path",
+            config.model.path,
+            f"was trained with objective {trained}, this job trains {wanted}",
+            f"use jobs/sft_{trained}.py, or set model.change_objective=true",
         )
     shift = contract.right_shift_logits
     if trained is not None and shift != config.objective.right_shift_logits:
-        raise ValueError(
-            f"model.path={config.model.path} was trained with right_shift_logits={shift}: set "
-            f"objective.right_shift_logits={str(shift).lower()}"
+        raise OptionError(
+            "model.path",
+            config.model.path,
+            f"was trained with right_shift_logits={shift}",
+            f"set objective.right_shift_logits={str(shift).lower()}",
         )

@@ -23,7 +23,7 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from a2d_ray.cli import to_yaml
-from a2d_ray.config import ScalingSection, TrainConfig
+from a2d_ray.config import OptionError, ScalingSection, TrainConfig
 from a2d_ray.data.packing.packed import PackedSet
 from a2d_ray.data.pipeline import prepare, training_dataset
 from a2d_ray.runs.cluster import start_ray
@@ -108,7 +108,7 @@ def build_trainer(
         callbacks: Ray Train's, called on the driver for every report (a sweep's trial has one).
 
     Raises:
-        ValueError: what is wrong, naming the key, the value and the fix.
+        OptionError: what is wrong: the key, the value and the fix.
     """
     limit = config.schedule.max_duration
     deadline = None if limit is None else time.time() + limit
@@ -122,7 +122,7 @@ def build_trainer(
     plan = Plan(_with_absolute_model(config), str(packed.path), num_steps(config, packed), deadline)
     _settle(config, plan, directory)
     directory.delete(STOP_FILE)
-    log.info("%s: %d steps of %d rows", config.run.name, plan.num_steps, config.batch.size)
+    log.info("%s: %d steps of %d rows", config.run.name, plan.num_steps, config.batch.rows)
     trainer = DiffusionTrainer(
         train_loop,
         train_loop_config=plan.to_dict(),
@@ -156,19 +156,19 @@ def num_steps(config: TrainConfig, packed: PackedSet) -> int:
     """Optimizer steps of the run.
 
     Raises:
-        ValueError: fewer rows than one step takes.
+        OptionError: fewer rows than one step takes.
     """
     if config.schedule.max_steps is not None:
         return config.schedule.max_steps
     rows = packed.num_rows("train") * config.schedule.epochs
-    if rows < config.batch.size:
-        key = config.batch.key
-        raise ValueError(
-            f"{key} ({config.batch.size}) exceeds the {rows:g} rows of "
-            f"schedule.epochs={config.schedule.epochs}: lower {key}, raise schedule.epochs or "
-            "set schedule.max_steps"
+    if rows < config.batch.rows:
+        raise OptionError(
+            "batch.rows",
+            config.batch.rows,
+            f"exceeds the {rows:g} rows of schedule.epochs={config.schedule.epochs}",
+            "lower it, raise schedule.epochs or set schedule.max_steps",
         )
-    return math.floor(rows / config.batch.size)
+    return math.floor(rows / config.batch.rows)
 
 
 def _remaining_rows(plan: dict[str, Any], storage_path: str) -> Dataset:
@@ -176,13 +176,13 @@ def _remaining_rows(plan: dict[str, Any], storage_path: str) -> Dataset:
     whole = Plan.from_dict(plan)
     config = whole.config
     start = _rows_consumed(f"{storage_path}/{config.run.name}")
-    stop = whole.num_steps * config.batch.size
+    stop = whole.num_steps * config.batch.rows
     return training_dataset(
         PackedSet.open(whole.packed_path),
-        start_row=min(start, stop - config.batch.size),
+        start_row=min(start, stop - config.batch.rows),
         stop_row=stop,
         # Blocks are dealt to the ranks in turn: whole ones make up a rank's share at any size.
-        rows_per_block=math.gcd(*(config.batch.size // w for w in config.scaling.world_sizes)),
+        rows_per_block=math.gcd(*(config.batch.rows // w for w in config.scaling.world_sizes)),
         seed=config.run.seed,
     )
 
@@ -222,7 +222,7 @@ def _settle(config: TrainConfig, plan: Plan, directory: RunDirectory) -> None:
     """Writes down what a run is, or finds that a resumed one is still the same.
 
     Raises:
-        ValueError: the mixture has changed since the run was started.
+        OptionError: the mixture has changed since the run was started.
     """
     stored = directory.read(PLAN_FILE)
     settled = {"packed_path": plan.packed_path, "num_steps": plan.num_steps}

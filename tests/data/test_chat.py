@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from a2d_ray.config import OptionError
 from a2d_ray.data.chat import ChatRenderer, encode_pieces, render_prompt
 from tests.tiny import tiny_tokenizer
 
@@ -145,6 +146,16 @@ def test_options_that_the_template_fails_on_are_refused(template, option):
     tok.chat_template = template
     with pytest.raises(ValueError, match="chat template"):
         render_prompt([{"role": "user", "content": "q"}], tok, options=option)
+
+
+def test_roles_of_a_prompt_are_known_by_any_name_and_an_unknown_one_is_named():
+    turns = [("user", "q"), ("assistant", "a"), ("user", "r")]
+    tok = tokenizer("chatml")
+    plain = render_prompt([{"role": role, "content": text} for role, text in turns], tok)
+    other = {"user": "Human", "assistant": " GPT"}
+    assert render_prompt([{"role": other[r], "content": text} for r, text in turns], tok) == plain
+    with pytest.raises(OptionError, match=r"messages\.1\.role=asistant is no known role: use"):
+        render_prompt([{"role": "user", "content": "q"}, {"role": "asistant", "content": "a"}], tok)
 
 
 def test_special_tokens_in_an_option_are_text():

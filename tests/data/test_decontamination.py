@@ -77,5 +77,5 @@ def test_one_flag_clears_the_embedded_problems_of_those_that_an_evaluation_set_h
 
 
 def test_an_evaluation_set_without_rows_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"data.decontaminate: .* hold no rows of text"):
+    with pytest.raises(ValueError, match=r"data.decontaminate=.* hold no rows of text"):
         ngrams(tmp_path, [{"question": "a", "answer": "b"}], 13)

@@ -289,11 +289,11 @@ def test_malformed_rows_are_counted_or_stop_the_job(ray_local, tmp_path, model_p
     with path.open("a") as file:
         file.write('{"messages": [{"role": "wizard", "content": "x"}]}\n{"messages"\n')
     data, objective = sections(tmp_path, str(path), test_fraction=0)
-    with pytest.raises(ValueError, match=r"2 of 92 rows(.|\n)*rows.jsonl:9[12]: "):
+    with pytest.raises(ValueError, match=r"2 malformed rows of 92(.|\n)*rows.jsonl:9[12]: "):
         prepare(data, objective, model_path)
     packed = prepare(data.model_copy(update={"max_bad_fraction": 0.1}), objective, model_path)
     dropped = packed.manifest["splits"]["train"]["dropped"]
-    assert dropped == {str(path): {"unknown role": 1, "invalid JSON": 1}}
+    assert dropped == {str(path): {"unknown role 'wizard'": 1, "invalid JSON": 1}}
     assert [p.name for p in (tmp_path / "packed").iterdir()] == [packed.fingerprint]
 
 

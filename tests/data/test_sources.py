@@ -62,6 +62,23 @@ def test_every_shape_gives_the_same_conversation(tmp_path, name):
     assert row.example == Example(messages=PAIR)
 
 
+def test_roles_are_known_by_any_name_and_in_any_case(tmp_path):
+    shapes = [
+        {"messages": [{"role": r, "content": c} for r, c in (("User", TURNS[0]["content"]),
+                                                             (" ASSISTANT", TURNS[1]["content"]))]},
+        {"messages": [{"role": "human", "content": TURNS[0]["content"]},
+                      {"role": "gpt", "content": TURNS[1]["content"]}]},
+        {"conversations": [{"from": "Human", "value": TURNS[0]["content"]},
+                           {"from": "GPT", "value": TURNS[1]["content"]}]},
+    ]  # fmt: skip
+    for number, shape in enumerate(shapes):
+        (row,) = examples(write_jsonl(tmp_path / f"{number}.jsonl", [shape]))
+        assert row.example == Example(messages=PAIR), row.reason
+    tool = {"messages": [*TURNS, {"role": "Tool", "content": "4"}]}
+    (row,) = examples(write_jsonl(tmp_path / "tool.jsonl", [tool]))
+    assert row.reason == "tool messages are not supported"
+
+
 def test_alpaca_s_input_follows_the_instruction(tmp_path):
     row = {"instruction": "Add.", "input": "2, 2", "output": "4"}
     (found,) = examples(write_jsonl(tmp_path / "rows.jsonl", [row]))
@@ -72,7 +89,7 @@ def test_plain_text_by_column_or_by_text_field(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"Text": "To be.", "text": "Or not."}])
     assert examples(path)[0].example == Example(text="Or not.")
     assert examples(path, text_field="Text")[0].example == Example(text="To be.")
-    with pytest.raises(ValueError, match="has no column 'txt'; it has Text, text"):
+    with pytest.raises(ValueError, match=r"data.text_field=txt .*: it has Text, text"):
         examples(path, text_field="txt")
 
 
@@ -119,9 +136,9 @@ def test_splits_and_configurations_of_a_hub_mirror(tmp_path):
     assert len(examples(f"{tmp_path}[name:maths]", "test")) == 4
     assert len(examples(f"{tmp_path}[name:maths,train_split:train_gen]")) == 14
     assert len(examples(tmp_path)) == 6  # "all" holds the others
-    with pytest.raises(ValueError, match=r"no configuration 'math'; it holds all, maths"):
+    with pytest.raises(ValueError, match=r"no configuration 'math': it holds all, maths"):
         examples(f"{tmp_path}[name:math]")
-    with pytest.raises(ValueError, match=r"no split 'valid'; it has test_sft, train_gen"):
+    with pytest.raises(ValueError, match=r"no split 'valid': it has test_sft, train_gen"):
         examples(f"{tmp_path}[test_split:valid]")
 
 
@@ -157,8 +174,8 @@ def test_a_language_is_chosen_by_column_then_fence_then_word(tmp_path):
         ({"messages": []}, "no messages"),
         ({}, "no messages"),
         ({"messages": "hi"}, "messages are not a list of objects"),
-        ({"messages": [{"role": "wizard", "content": "x"}]}, "unknown role"),
-        ({"messages": [{"content": "x"}]}, "unknown role"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "unknown role 'wizard'"),
+        ({"messages": [{"content": "x"}]}, "unknown role None"),
         ({"messages": [{"role": "user", "content": 3}]}, "content is not a string"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "content is not a string"),
         ({"messages": [{"role": "user", "content": " "}]}, "empty content"),
@@ -205,7 +222,7 @@ def test_a_source_without_rows_is_an_error(tmp_path, content, message):
 def test_unknown_columns_and_empty_folders_are_errors(tmp_path):
     with pytest.raises(ValueError, match="holds no data files"):
         examples(tmp_path)
-    with pytest.raises(ValueError, match="has the columns a, b; need messages"):
+    with pytest.raises(ValueError, match="has the columns a, b: need messages"):
         examples(write_jsonl(tmp_path / "rows.jsonl", [{"a": 1, "b": 2}]))
 
 
@@ -240,8 +257,8 @@ def test_a_directory_a_glob_and_a_uri_read_the_same_files(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("{root}/*.jsonl", "no file matches"),
-        ("ftp://host/x", "cannot read ftp://"),
+        ("{root}/*.jsonl", "matches no file"),
+        ("ftp://host/x", "cannot be read by ftp://"),
         ("file://{root}/missing", "does not exist"),
         ("s3://a bucket/x", "cannot be listed"),
         ("file://{root}/a**b", "cannot be listed: Invalid pattern"),

@@ -2,14 +2,17 @@
 
 import itertools
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from a2d_ray.config import NoiseSchedule
 from a2d_ray.diffusion.layout import LayoutSpec, build_layout
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise, eos_tail_lengths
 from a2d_ray.diffusion.randomness import philox, uniform
+from a2d_ray.diffusion.schedules import SCHEDULES
 from tests.rows import MIXED, packed_row, split_documents
 
 BD3LM = LayoutSpec(objective="bd3lm", block_size=4, views=2)
@@ -160,7 +163,14 @@ def test_exact_noise_estimates_the_enumerated_nelbo(m, views):
     assert abs(sum(estimates) / len(estimates) - expected) < max(5 * spread, 1e-6)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_schedules_are_named_once_and_others_raise():
+    assert set(SCHEDULES) == set(get_args(NoiseSchedule))
+    layout = build_layout([packed_row(MIXED)], BD3LM)
+    with pytest.raises(ValueError, match="no noise schedule 'sine': choose from"):
+        draw(layout, NoiseSpec(kind="bernoulli", schedule="sine"))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("per", ["sequence", "block"])
 def test_bernoulli_scores_a_uniform_model_with_log_v(schedule, per):
     vocab, docs = 50, [(i, [(1, False), (16, True)], False) for i in range(3000)]

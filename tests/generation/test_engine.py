@@ -197,9 +197,9 @@ def test_mask_id_is_never_emitted():
 @pytest.mark.parametrize(
     ("prompt", "params", "message"),
     [
-        ([[5] * 500], {"max_new_tokens": 16}, r"prompt \(500 tokens\) \+ max_new_tokens \(16\)"),
+        ([[5] * 500], {"max_new_tokens": 16}, r"prompt=500 tokens and max_new_tokens=16"),
         ([[320]], {}, "token id 320"),
-        ([[5]], {"block_size": 8}, r"block_size \(8\) was not trained"),
+        ([[5]], {"block_size": 8}, r"block_size=8 was not trained"),
     ],
 )
 def test_refuses_what_does_not_fit(prompt, params, message):

@@ -21,7 +21,7 @@ def objective_of(case):
         name=case["kind"],
         preset="reference",
         block_size=case["block_size"],
-        block_grid="absolute",
+        block_grid="absolute" if case["kind"] == "bd3lm" else "segment",
         noise="bernoulli",
         noise_per="sequence",
         schedule=schedule_name(case["sched"]),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from a2d_ray.cli import ConfigError, parse_config
-from a2d_ray.config import SweepConfig, TrainConfig
+from a2d_ray.cli import parse_config
+from a2d_ray.config import OptionError, SweepConfig, TrainConfig
 from a2d_ray.sweeps.space import read_space, trial_config, with_shared_data
 
 ROOT = Path(__file__).parent.parent.parent
@@ -42,19 +42,24 @@ def test_any_key_in_any_form():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["space.optim.lrr={choice: [1]}"], r"space.optim.lrr=1: unknown key optim.lrr.*optim.lr"),
+        (["space.optim.lrr={choice: [1]}"], r"space.optim.lrr=1 .*lrr=1 is unknown.*optim.lr\?"),
         (["space.optim.lr={loguniform: [0, 1]}"], r"space.optim.lr.loguniform.*above 0"),
         (["space.optim.lr={uniform: [2, 1]}"], r"low must be below high"),
         (["space.optim.lr={uniform: [1]}"], r"two numbers"),
         (["space.optim.lr={uniform: [a, b]}"], r"two numbers"),
-        (["space.optim.lr={normal: [0, 1]}"], r"unknown key optim.lr.normal|give"),
-        (["space.optim.lr=3"], r"space.optim.lr=3: give \{choice"),
-        (["space.optim.lr={choice: []}"], r"choice is empty"),
-        (["space={}"], r"space is empty"),
-        (["space.objective.views={choice: [1, 3]}"], r"space.objective.views=3: objective.views=3"),
+        (["space.optim.lr={normal: [0, 1]}"], r"is no distribution: give"),
+        (["space.optim.lr=3"], r"space.optim.lr=3 .*give \{choice"),
+        (["space.optim.lr={choice: []}"], r"space.optim.lr.choice=\[\] is empty"),
+        (["space={}"], r"space=\{\} is empty"),
+        (
+            ["space.objective.views={choice: [1, 3]}"],
+            r"space.objective.views=3 .*: objective.views=3",
+        ),
         (["space.data.max_length={choice: [127]}"], r"space.data.max_length=127.*multiple"),
-        (["space.run.name={choice: [a, b]}"], r"space.run.name.*its own"),
+        (["space.run.name={choice: [a, b]}"], r"space.run.name=.*each trial's own"),
         (["space.objective.block_size={choice: [2, 4]}"], r"sweep.metric=exact_match"),
+        (["space.optim.decay={choice: [0.1]}"], r"space.optim.decay=0.1 .*optim.schedule=wsd"),
+        (["space.objective.schedule={choice: [cosine]}"], r"set objective.noise=bernoulli"),
         (["train.schedule.eval_steps=0"], r"train.schedule.eval_steps=0"),
         (["sweep.metric=exact_match"], r"sweep.exact_match_tasks"),
         (
@@ -64,7 +69,7 @@ def test_any_key_in_any_form():
     ],
 )
 def test_bad_spaces_name_key_value_and_fix(args, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         read_space(sweep(*args))
 
 
@@ -89,6 +94,21 @@ def test_a_trial_changes_its_keys_and_what_it_must_have_for_itself():
     assert trial.model_dump(exclude=unchanged) == base.model_dump(exclude=unchanged)
 
 
+def test_options_that_need_each_other_can_be_searched_together():
+    """Where one takes the effect of another in a point, the other is left out of that trial."""
+    config = sweep(
+        "train.optim.schedule=wsd",
+        "space={}",
+        "space.optim.schedule={choice: [wsd, cosine]}",
+        "space.optim.decay={uniform: [0.1, 0.4]}",
+    )
+    assert [d.key for d in read_space(config)] == ["optim.schedule", "optim.decay"]
+    for schedule, decay in (("wsd", 0.3), ("cosine", 0.2)):
+        point = {"optim.schedule": schedule, "optim.decay": 0.3}
+        trial = trial_config(config.train, point, name="t", storage_path="/s")
+        assert (trial.optim.schedule, trial.optim.decay) == (schedule, decay)
+
+
 @pytest.mark.parametrize(
     ("sizes", "shared"), [([2, 4, 8], 8), ([1, 2], 4), ([3, 4], None), (None, None)]
 )
@@ -104,7 +124,7 @@ def test_block_sizes_that_divide_the_largest_share_one_packed_set(sizes, shared)
 
 def test_rows_too_small_to_be_shared_are_refused():
     config = sweep("train.objective.views=1", "train.data.tokens_per_row=256")
-    with pytest.raises(ConfigError, match=r"data.max_views=2|space.objective.views=2"):
+    with pytest.raises(OptionError, match=r"data.max_views=2|space.objective.views=2"):
         with_shared_data(config.train, read_space(config))
 
 

@@ -79,7 +79,7 @@ def test_plain_continuation_takes_an_empty_prompt(lm):
 def test_a_turn_that_does_not_fit_is_said_and_forgotten(lm):
     (wanted,) = lm.generate([[{"role": "user", "content": "one"}]], PARAMS)
     shown = talk(lm, "x" * 600, "/nonsense", "one")
-    assert "error: prompt (" in shown
+    assert "error: prompt=" in shown
     assert "/nonsense is not possible here" in shown
     assert visible(wanted.text) + "\n" in shown
 

@@ -44,7 +44,6 @@ def make_config(workshop):
                 "packed_path": str(workshop / "packed"),
                 "max_length": 96,
                 "tokens_per_row": 384,
-                "eos_tail": 8,
             },
             "objective": {"name": "bd3lm", "block_size": 4, "views": 2},
             "batch": {"rows": 4},
@@ -54,6 +53,8 @@ def make_config(workshop):
         }
         for section, changes in sections.items():
             values[section] = values.get(section, {}) | changes
+        if values["objective"]["name"] == "mdlm":
+            values["data"].setdefault("eos_tail", 8)
         return TrainConfig.model_validate(values)
 
     return make

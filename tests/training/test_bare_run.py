@@ -36,7 +36,7 @@ def test_a_run_on_ray_is_the_bare_loop(name, one_worker, make_config, workshop):
                 "corruption_warmup": 0.0,
             },
             data={"packing": False, "targets": "last"},
-            batch={"rows": None, "sequences": 6, "rows_per_device": 3},
+            batch={"rows": 6, "rows_per_device": 3},
             schedule={"max_steps": STEPS, "eval_steps": 0, "save_steps": 0},
         )
         fit(config)

@@ -16,7 +16,7 @@ from a2d_ray.training.module import DiffusionModule
 from a2d_ray.training.objective import loss_spec
 from tests.diffusion.test_objectives import MASK, gradients
 from tests.rows import LAST_ONLY, MIXED, packed_row, split_documents
-from tests.test_config import RECIPE
+from tests.test_config import RECIPE, grid_of
 from tests.tiny import tiny_a2d_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -29,7 +29,7 @@ def config_of(*, is_packed, **objective):
         model=ModelSection(path="x"),
         data=DataSection(spec="x.jsonl", targets="last", packing=is_packed),
         objective=ObjectiveSection(**{"name": "bd3lm", "block_size": 4, **objective}),
-        batch=BatchSection(rows=3 if is_packed else None, sequences=None if is_packed else 3),
+        batch=BatchSection(rows=3),
     )
 
 
@@ -73,7 +73,9 @@ def test_a_step_has_one_gradient_however_it_is_cut(objective):
 @pytest.mark.parametrize("name", ["mdlm", "bd3lm"])
 @pytest.mark.parametrize("shift", [False, True])
 def test_the_reference_preset_is_the_mean_over_its_micro_batches(name, shift):
-    config = config_of(is_packed=False, **RECIPE, name=name, right_shift_logits=shift)
+    config = config_of(
+        is_packed=False, **RECIPE, **grid_of(name), name=name, right_shift_logits=shift
+    )
     rows = split_documents(packed_row(LAST_ONLY))
     builder = StepBuilder.of(config, TOKENIZER, rows_per_epoch=10, rows_per_micro=3)
     ((layout, _),) = builder.micros(rows, EPOCHS)

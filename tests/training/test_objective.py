@@ -21,8 +21,8 @@ def config():
         run=RunSection(name="x"),
         model=ModelSection(path="x"),
         data=DataSection(spec="x.jsonl", targets="last", packing=False),
-        batch=BatchSection(sequences=4, rows=None),
-        objective=ObjectiveSection(name="bd3lm", block_size=8, **RECIPE),
+        batch=BatchSection(rows=4),
+        objective=ObjectiveSection(name="bd3lm", block_size=8, block_grid="absolute", **RECIPE),
     )
 
 

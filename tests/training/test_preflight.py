@@ -25,12 +25,16 @@ def test_a_good_run_passes(make_config):
 
 
 def test_model_path_without_a_model(make_config, tmp_path):
-    refused(make_config(model={"path": str(tmp_path)}), f"model.path={tmp_path}: ", "config.json")
+    refused(
+        make_config(model={"path": str(tmp_path)}),
+        f"model.path={tmp_path} cannot be used",
+        "config.json",
+    )
     none = tmp_path / "none"
     refused(
         make_config(model={"path": str(none)}),
-        f"model.path={none}: model directory {none} does not exist. It takes an A2D checkpoint, as "
-        "jobs/convert.py",
+        f"model.path={none} cannot be used (model directory {none} does not exist): it takes an "
+        "A2D checkpoint, as jobs/convert.py",
     )
 
 

@@ -2,12 +2,13 @@
 
 import json
 from itertools import pairwise
+from typing import get_args
 
 import pyarrow.fs as pafs
 import pytest
 
 from a2d_ray.runs.storage import RunDirectory
-from a2d_ray.training.optim import corruption_limit, learning_rate
+from a2d_ray.training.optim import SHAPES, corruption_limit, learning_rate
 from a2d_ray.training.progress import progress_bar
 from a2d_ray.training.reporting import MetricsLog
 
@@ -48,6 +49,12 @@ def test_progress_bar_follows_the_file(tmp_path, capsys):
             log.write({"step": step, "loss": 1.5, "tokens_per_s": 80.0})
     shown = capsys.readouterr().err
     assert "mine" in shown and "3/3" in shown and "nelbo=7.250" in shown and "loss=1.500" in shown
+
+
+def test_every_schedule_of_the_configuration_has_a_shape():
+    from a2d_ray.config import OptimSection
+
+    assert set(SHAPES) == set(get_args(OptimSection.model_fields["schedule"].annotation))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])

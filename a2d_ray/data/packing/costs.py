@@ -7,7 +7,7 @@ so that the tasks that tokenize need not load torch.
 from dataclasses import dataclass
 from typing import Literal
 
-from a2d_ray.config import DataSection, ObjectiveSection
+from a2d_ray.config import DataSection, ObjectiveSection, longest_eos_tail
 from a2d_ray.data.packing.documents import Cutting, Document
 
 _WASTE = 0.04  # share of a row that plain text may leave empty for the sake of longer documents
@@ -22,7 +22,7 @@ class Streams:
         block_grid: where blocks start (bd3lm).
         block_size: the largest block size that the set serves (bd3lm).
         views: the most noised copies that it serves.
-        eos_tail: mdlm: the longest tail of EOS targets behind a finished answer; 0 otherwise.
+        eos_tail: the longest tail of EOS targets behind a finished answer (mdlm), or 0.
         is_bound: count so that the row also holds any smaller block size that divides
             `block_size`, and an AR loss: the clean stream whole, answers filled up to `block_size`.
         right_shift: every block up to the last target's has noised copies (bd3lm).
@@ -46,7 +46,7 @@ class Streams:
             block_grid="segment" if is_mdlm else objective.block_grid,
             block_size=1 if is_mdlm else largest,
             views=data.max_views or objective.views,
-            eos_tail=data.eos_tail if is_mdlm else 0,
+            eos_tail=longest_eos_tail(data, objective),
             is_bound=not is_mdlm
             and (
                 data.max_block_size is not None

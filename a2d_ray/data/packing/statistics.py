@@ -9,6 +9,7 @@ import numpy as np
 from a2d_ray.config import DataSection
 from a2d_ray.data.packing.planning import Index, Plan
 from a2d_ray.data.packing.tokenizing import MAX_OFFENDERS
+from a2d_ray.data.sources.mixture import SpecError
 from a2d_ray.data.sources.shards import SPLITS, Split
 
 HISTOGRAM_BINS = 32
@@ -48,17 +49,19 @@ class Report:
         """Refuses too many malformed rows, or none at all.
 
         Raises:
-            ValueError: says the share, the limit and the first offenders.
+            SpecError: says the share, the limit and the first offenders.
         """
         rows = self.count("rows")
         malformed = self.count("malformed")
         if rows == 0:
-            raise ValueError(f"data.spec: {data.spec!r} has no rows{self._languages()}")
+            raise SpecError(data.spec, f"has no rows{self._languages()}", "choose another")
         if malformed > data.max_bad_fraction * rows:
             listed = "\n".join(f"  {where}: {reason}" for where, reason in self.offenders)
-            raise ValueError(
-                f"data.spec: {malformed} of {rows} rows are malformed, more than "
-                f"data.max_bad_fraction ({data.max_bad_fraction}). The first:\n{listed}"
+            raise SpecError(
+                data.spec,
+                f"has {malformed} malformed rows of {rows}, more than "
+                f"data.max_bad_fraction={data.max_bad_fraction}",
+                f"mend them, or raise that. The first:\n{listed}",
             )
 
     def check_train(self, plan: Plan, data: DataSection) -> None:
@@ -71,8 +74,8 @@ class Report:
             split, _, reason = key.split("|", 2)
             reasons[reason] += count * (split == "train")
         listed = "; ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
-        raise ValueError(
-            f"data.spec: none of {rows} training rows holds a target ({listed or 'no rows'})"
+        raise SpecError(
+            data.spec, f"has no target in {rows} training rows", listed or "there are no rows"
         )
 
     def split(self, split: Split, plan: Plan, capacity: int, max_length: int) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_SHAREGPT_ROLES = {**_ROLES, "human": "user", "gpt": "assistant", "chatgpt": "assistant"}
-_SHAREGPT_ROLES["model"] = "assistant"
-_TOOL_ROLES = ("tool", "function", "ipython", "tool_call", "tool_response", "observation")
+from a2d_ray.config import OptionError
+from a2d_ray.data.roles import find_role, is_tool
+from a2d_ray.data.sources.mixture import SpecError
+
 _PAIRS = (
     ("instruction", "output"),
     ("instruction", "response"),
@@ -53,16 +53,18 @@ def find_adapter(
         custom: ``data.adapter``: ``package.module:function`` in place of all others.
 
     Raises:
-        ValueError: no known shape; names the columns that there are. Or no such function.
+        OptionError: no known shape; names the columns that there are. Or no such function.
     """
     if custom is not None:
         function = load_adapter(custom)
         return lambda row: _from_custom(function(dict(row)))
     if text_field is not None:
         if text_field not in columns:
-            raise ValueError(
-                f"data.text_field: {source!r} has no column {text_field!r}; it has "
-                f"{', '.join(sorted(columns))}"
+            raise OptionError(
+                "data.text_field",
+                text_field,
+                f"is no column of {source!r}",
+                f"it has {', '.join(sorted(columns))}",
             )
         return lambda row: _from_text(row, text_field)
     if "messages" in columns:
@@ -74,10 +76,11 @@ def find_adapter(
             return _pair_adapter(question, answer)
     if "text" in columns:
         return lambda row: _from_text(row, "text")
-    raise ValueError(
-        f"data.spec: {source!r} has the columns {', '.join(sorted(columns)) or '(none)'}; need "
-        "messages, conversations, instruction and output, prompt and completion, question and "
-        "answer, or text (or set data.text_field or data.adapter)"
+    raise SpecError(
+        source,
+        f"has the columns {', '.join(sorted(columns)) or '(none)'}",
+        "need messages, conversations, instruction and output, prompt and completion, question "
+        "and answer, or text (or set data.text_field or data.adapter)",
     )
 
 
@@ -86,20 +89,22 @@ def load_adapter(path: str) -> Callable[[dict[str, Any]], Any]:
     ...} or an `Example`; it raises `MalformedRowError` to drop a row.
 
     Raises:
-        ValueError: not ``package.module:function``, or nothing callable there.
+        OptionError: not ``package.module:function``, or nothing callable there.
     """
     module, colon, name = path.partition(":")
     if not colon or not name.isidentifier():
-        raise ValueError(f"data.adapter={path}: write package.module:function")
+        raise OptionError("data.adapter", path, "is no function", "write package.module:function")
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"data.adapter={path}: {error}; the module must be importable where the job runs "
-            "(PYTHONPATH)"
+        raise OptionError(
+            "data.adapter",
+            path,
+            f"cannot be imported ({error})",
+            "the module must be importable where the job runs (PYTHONPATH)",
         ) from error
     if not callable(function):
-        raise ValueError(f"data.adapter={path} is no function")
+        raise OptionError("data.adapter", path, "is no function", "name one")
     found: Callable[[dict[str, Any]], Any] = function
     return found
 
@@ -146,14 +151,14 @@ def check_example(example: Example) -> Example:
 
 
 def _from_messages(row: Row) -> Example:
-    return _conversation(row.get("messages"), "role", "content", _ROLES)
+    return _conversation(row.get("messages"), "role", "content")
 
 
 def _from_sharegpt(row: Row) -> Example:
     turns = row.get("conversations")
     if isinstance(turns, list) and turns and isinstance(turns[0], dict) and "role" in turns[0]:
-        return _conversation(turns, "role", "content", _SHAREGPT_ROLES)
-    return _conversation(turns, "from", "value", _SHAREGPT_ROLES)
+        return _conversation(turns, "role", "content")
+    return _conversation(turns, "from", "value")
 
 
 def _pair_adapter(question: str, answer: str) -> Adapter:
@@ -183,23 +188,22 @@ def _from_text(row: Row, column: str) -> Example:
     return Example(text=_content(row.get(column)))
 
 
-def _conversation(turns: Any, role_key: str, content_key: str, roles: Mapping[str, str]) -> Example:
+def _conversation(turns: Any, role_key: str, content_key: str) -> Example:
     if turns is None or (isinstance(turns, list) and not turns):
         raise MalformedRowError("no messages")
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise MalformedRowError("messages are not a list of objects")
-    messages = tuple(_message(turn, turn.get(role_key), content_key, roles) for turn in turns)
+    messages = tuple(_message(turn, turn.get(role_key), content_key) for turn in turns)
     return check_example(Example(messages=messages))
 
 
-def _message(
-    turn: Mapping[str, Any], role: Any, content_key: str, roles: Mapping[str, str]
-) -> tuple[str, str]:
-    if role in _TOOL_ROLES or turn.get("tool_calls") or turn.get("function_call"):
+def _message(turn: Mapping[str, Any], name: Any, content_key: str) -> tuple[str, str]:
+    if is_tool(name) or turn.get("tool_calls") or turn.get("function_call"):
         raise MalformedRowError("tool messages are not supported")
-    if not isinstance(role, str) or role not in roles:
-        raise MalformedRowError("unknown role")
-    return roles[role], _content(turn.get(content_key), may_be_empty=roles[role] == "system")
+    role = find_role(name)
+    if role is None:
+        raise MalformedRowError(f"unknown role {name!r:.40}")
+    return role, _content(turn.get(content_key), may_be_empty=role == "system")
 
 
 def _content(value: Any, *, may_be_empty: bool = False) -> str:

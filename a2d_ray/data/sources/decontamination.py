@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from a2d_ray.config import OptionError
 from a2d_ray.data.sources.adapters import Example
 from a2d_ray.data.sources.mixture import parse_spec
 from a2d_ray.data.sources.shards import Shape, read_shard, resolve
@@ -49,7 +50,9 @@ def evaluation_ngrams(specs: Sequence[str], size: int, shape: Shape) -> dict[int
                     length = min(size, len(words))
                     found.setdefault(length, []).append(_ngram_hashes(words, length))
     if specs and not found:
-        raise ValueError(f"data.decontaminate: {', '.join(specs)} hold no rows of text")
+        raise OptionError(
+            "data.decontaminate", list(specs), "hold no rows of text", "leave them out"
+        )
     return {length: np.unique(np.concatenate(parts)) for length, parts in sorted(found.items())}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from a2d_ray.data.sources.adapters import MalformedRowError
+from a2d_ray.data.sources.mixture import SpecError
 from a2d_ray.data.sources.storage import open_file
 
 RawRow = dict[str, Any] | MalformedRowError
@@ -49,7 +50,7 @@ def read_file(path: str, format: str) -> Iterator[NumberedRow]:
         try:
             yield from _READERS[format](file)
         except (pa.ArrowInvalid, EOFError, OSError) as error:
-            raise ValueError(f"data.spec: {path} cannot be read as {format}: {error}") from error
+            raise SpecError(path, f"cannot be read as {format}", str(error)) from error
 
 
 def _read_parquet(file: IO[bytes]) -> Iterator[NumberedRow]:

@@ -2,7 +2,7 @@
 
     embedded/sums[train:5_000,test:200]+data/mine.jsonl+OpenCoder-LLM/opc-sft-stage2[lang:python]
 
-Only the standard library is imported, so that a typo is refused before Ray or torch load.
+Nothing heavy is imported, so that a typo is refused before Ray or torch load.
 """
 
 import difflib
@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from a2d_ray.config import OptionError
+
+FORM = "write name[key:value,...] joined by '+'"
 EMBEDDED_NAMES = ("sums", "sorting", "spelling", "maths", "chat", "story")
 DATASETS_DIR_VARIABLE = "A2D_DATASETS_DIR"
 DATA_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv", ".arrow", ".txt")
@@ -22,6 +25,14 @@ URI_SCHEMES = ("s3", "gs", "gcs", "hdfs", "abfs", "abfss", "file")
 LARGEST_WEIGHT = 100
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 _TRUE = ("1", "true", "yes", "on")
+
+
+class SpecError(OptionError):
+    """A part of ``data.spec`` that cannot be used."""
+
+    def __init__(self, part: str, problem: str, fix: str) -> None:
+        super().__init__("data.spec", part, problem, fix)
+        self.args = (part, problem, fix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +77,13 @@ def parse_spec(spec: str) -> tuple[SourceSpec, ...]:
             exists is part of the path.
 
     Raises:
-        ValueError: names the part, the key or value that is wrong, and what is allowed.
+        SpecError: names the part, the key or value that is wrong, and what is allowed.
     """
     sources = tuple(_parse_part(part) for part in _split_parts(spec))
     keys = [source.key for source in sources]
     for key in keys:
         if keys.count(key) > 1:
-            raise ValueError(f"data.spec: {key!r} is listed twice; use [weight:...] to rescale it")
+            raise SpecError(spec, f"lists {key!r} twice", "use [weight:...] to rescale it")
     return sources
 
 
@@ -80,7 +91,7 @@ def check_spec(spec: str) -> tuple[SourceSpec, ...]:
     """`parse_spec`, and refuses what can be seen to be missing without opening anything.
 
     Raises:
-        ValueError: a typo, an unknown embedded set, a path that does not exist, or a Hub id
+        SpecError: a typo, an unknown embedded set, a path that does not exist, or a Hub id
             while the Hub is switched off.
     """
     sources = parse_spec(spec)
@@ -137,12 +148,12 @@ def _is_path(part: str) -> bool:
 def _parse_part(part: str) -> SourceSpec:
     text = part.strip()
     if not text:
-        raise ValueError("data.spec: an empty part; write name[key:value,...] joined by '+'")
+        raise SpecError(part, "is an empty part", FORM)
     if local_path(text) is not None:
         return SourceSpec(name=text)
     match = re.fullmatch(r"([^\[\]]+)(?:\[([^\[\]]*)\])?", text)
     if match is None:
-        raise ValueError(f"data.spec: cannot read {text!r}; write name[key:value,...]")
+        raise SpecError(text, "cannot be read", FORM)
     name = match[1].strip()
     options = match[2]
     return SourceSpec(name=name, **(_parse_options(text, options) if options is not None else {}))
@@ -153,20 +164,20 @@ def _parse_options(part: str, options: str) -> dict[str, Any]:
     for option in options.split(","):
         key, colon, value = (piece.strip() for piece in option.partition(":"))
         if not colon or not value:
-            raise ValueError(f"data.spec: in {part!r}: {option!r} is not key:value")
+            raise SpecError(part, f"holds {option!r}, which is not key:value", FORM)
         if key not in _OPTIONS:
             near = difflib.get_close_matches(key, _OPTIONS, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else "."
-            raise ValueError(
-                f"data.spec: in {part!r}: unknown key {key!r}{hint} Allowed: {', '.join(_OPTIONS)}"
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise SpecError(
+                part, f"has the unknown key {key!r}", f"{hint}allowed: {', '.join(_OPTIONS)}"
             )
         field, read = _OPTIONS[key]
         if field in parsed:
-            raise ValueError(f"data.spec: in {part!r}: {key!r} is given twice")
+            raise SpecError(part, f"gives {key!r} twice", "leave one out")
         try:
             parsed[field] = read(value)
         except ValueError as error:
-            raise ValueError(f"data.spec: in {part!r}: {key}:{value}: {error}") from None
+            raise SpecError(part, f"holds {key}:{value}", f"it {error}") from None
     return parsed
 
 
@@ -204,7 +215,7 @@ def _check_source(name: str) -> None:
         _check_uri(name)
     elif local_path(name) is None and has_wildcard(name):
         if not matching_paths(name):
-            raise ValueError(f"data.spec: no file matches {name!r}")
+            raise SpecError(name, "matches no file", "write it as a shell would take it")
     elif local_path(name) is None:
         _check_hub(name)
 
@@ -213,30 +224,28 @@ def _check_embedded(name: str) -> None:
     if name in EMBEDDED_NAMES:
         return
     near = difflib.get_close_matches(name, EMBEDDED_NAMES, n=1)
-    hint = f", did you mean 'embedded/{near[0]}'?" if near else "."
-    raise ValueError(
-        f"data.spec: there is no 'embedded/{name}'{hint} "
-        f"Allowed: {', '.join(f'embedded/{known}' for known in EMBEDDED_NAMES)}"
-    )
+    hint = f"did you mean 'embedded/{near[0]}'? " if near else ""
+    allowed = ", ".join(f"embedded/{known}" for known in EMBEDDED_NAMES)
+    raise SpecError(f"embedded/{name}", "does not exist", f"{hint}allowed: {allowed}")
 
 
 def _check_uri(name: str) -> None:
     scheme = name.partition("://")[0]
     if scheme not in URI_SCHEMES:
-        raise ValueError(
-            f"data.spec: {name!r}: cannot read {scheme}://. Allowed: "
-            f"{', '.join(f'{known}://' for known in URI_SCHEMES)}"
-        )
+        allowed = ", ".join(f"{known}://" for known in URI_SCHEMES)
+        raise SpecError(name, f"cannot be read by {scheme}://", f"allowed: {allowed}")
 
 
 def _check_hub(name: str) -> None:
     looks_like_path = name.startswith((".", "/", "~")) or name.endswith(DATA_SUFFIXES)
     if looks_like_path or not _HUB_ID.match(name):
-        raise ValueError(f"data.spec: {name!r} does not exist{_near_path(name)}")
+        raise SpecError(name, "does not exist", _near_path(name) or "name a file or a folder")
     if is_hub_offline():
-        raise ValueError(
-            f"data.spec: {name!r} is no local path{_near_path(name)} and the Hub is switched off "
-            f"(HF_HUB_OFFLINE): unset that, or point {DATASETS_DIR_VARIABLE} at a mirror"
+        near = f"{hint} " if (hint := _near_path(name)) else ""
+        raise SpecError(
+            name,
+            "is no local path and the Hub is switched off (HF_HUB_OFFLINE)",
+            f"{near}unset that, or point {DATASETS_DIR_VARIABLE} at a mirror",
         )
 
 
@@ -244,4 +253,4 @@ def _near_path(name: str) -> str:
     path = Path(name).expanduser()
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
-    return f" (did you mean {str(path.parent / near[0])!r}?)" if near else ""
+    return f"did you mean {str(path.parent / near[0])!r}?" if near else ""

@@ -23,7 +23,7 @@ from a2d_ray.data.sources.adapters import (
     matches_language,
 )
 from a2d_ray.data.sources.files import FORMATS, NumberedRow, file_format, read_file
-from a2d_ray.data.sources.mixture import SourceSpec
+from a2d_ray.data.sources.mixture import SourceSpec, SpecError
 from a2d_ray.data.sources.storage import DataFile, list_files
 
 Split = Literal["train", "test"]
@@ -118,9 +118,10 @@ def resolve(spec: SourceSpec, *, is_evaluation: bool = False) -> Source:
         shards = {split: _file_shards(spec, files, split) for split in SPLITS}
         if not shards["train"] and not (is_evaluation and shards["test"]):
             names = sorted({_split_of(file.name) for file in files})
-            raise ValueError(
-                f"data.spec: {spec.name!r} has no train split, only {', '.join(names)}; "
-                "name one with [train_split:NAME]"
+            raise SpecError(
+                spec.name,
+                f"has no train split, only {', '.join(names)}",
+                "name one with [train_split:NAME]",
             )
         columns = _peek_columns(spec, shards["train"] or shards["test"])
         identity = hashlib.sha256(json.dumps(files).encode()).hexdigest()
@@ -176,8 +177,8 @@ def _data_files(spec: SourceSpec) -> list[DataFile]:
     files = [file for file in files if PurePosixPath(file.name).name not in _METADATA_FILES]
     files = _only_config(spec, files)
     if not files:
-        raise ValueError(
-            f"data.spec: {spec.name!r} holds no data files ({', '.join(FORMATS)}, also .gz)"
+        raise SpecError(
+            spec.name, "holds no data files", f"{', '.join(FORMATS)} are read, also .gz"
         )
     return sorted(files, key=lambda file: file.name)
 
@@ -197,9 +198,8 @@ def _only_config(spec: SourceSpec, files: list[DataFile]) -> list[DataFile]:
         return files
     if not chosen:
         names = sorted({_config_of(file.name) for file in files})
-        raise ValueError(
-            f"data.spec: {spec.name!r} has no configuration {spec.config!r}; it holds "
-            f"{', '.join(names)}"
+        raise SpecError(
+            spec.name, f"has no configuration {spec.config!r}", f"it holds {', '.join(names)}"
         )
     return chosen
 
@@ -216,9 +216,8 @@ def _file_shards(spec: SourceSpec, files: Sequence[DataFile], split: Split) -> t
     for path, name, _ in files:
         by_split.setdefault(_split_of(name), []).append(path)
     if wanted is not None and wanted not in by_split:
-        raise ValueError(
-            f"data.spec: {spec.name!r} has no split {wanted!r}; it has "
-            f"{', '.join(sorted(by_split))}"
+        raise SpecError(
+            spec.name, f"has no split {wanted!r}", f"it has {', '.join(sorted(by_split))}"
         )
     names = [wanted] if wanted else [n for n in _SPLIT_NAMES[split] if n in by_split][:1]
     chosen = by_split[names[0]] if names else []
@@ -249,7 +248,7 @@ def _peek_columns(spec: SourceSpec, shards: Sequence[Shard]) -> tuple[str, ...]:
             if not isinstance(row, MalformedRowError):
                 return tuple(row)
             reason = row
-    raise ValueError(f"data.spec: {spec.name!r} has no readable rows: {reason}")
+    raise SpecError(spec.name, "has no readable rows", str(reason))
 
 
 def _raw_rows(shard: Shard) -> Iterator[NumberedRow]:
@@ -268,7 +267,5 @@ def _embedded_identity(name: str) -> str:
     try:
         found = version(package)
     except PackageNotFoundError:
-        raise ValueError(
-            f"data.spec: {name!r} needs {package}: pip install 'a2d-ray[quickstart]'"
-        ) from None
+        raise SpecError(name, f"needs {package}", "pip install 'a2d-ray[quickstart]'") from None
     return f"{package} {found} {code_hash(Path(__file__).with_name('embedded.py'))}"

@@ -11,7 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from a2d_ray.data.sources.mixture import has_wildcard, is_hub_offline, local_path, matching_paths
+from a2d_ray.data.sources.mixture import (
+    SpecError,
+    has_wildcard,
+    is_hub_offline,
+    local_path,
+    matching_paths,
+)
 
 _BUFFER = 2**20
 
@@ -32,7 +38,7 @@ def list_files(name: str) -> list[DataFile]:
         name: a local file, directory or glob, a URI of one of these, or a Hub id.
 
     Raises:
-        ValueError: there is nothing, or the store does not answer.
+        SpecError: there is nothing, or the store does not answer.
     """
     if "://" in name:
         return _remote_files(name)
@@ -87,9 +93,9 @@ def _remote_files(uri: str) -> list[DataFile]:
         else:
             infos = filesystem.get_file_info(FileSelector(root, recursive=True))
     except FileNotFoundError:
-        raise ValueError(f"data.spec: {uri!r} does not exist") from None
+        raise SpecError(uri, "does not exist", "check its name") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"data.spec: {uri!r} cannot be listed: {error}") from error
+        raise SpecError(uri, "cannot be listed", str(error)) from error
     found = []
     for info in infos:
         name = info.path.removeprefix(root).lstrip("/") or PurePosixPath(info.path).name
@@ -101,7 +107,7 @@ def _remote_files(uri: str) -> list[DataFile]:
 
 def _hub_files(name: str) -> list[DataFile]:
     if is_hub_offline():
-        raise ValueError(f"data.spec: {name!r} is no local path and the Hub is switched off")
+        raise SpecError(name, "is no local path", "the Hub is switched off (HF_HUB_OFFLINE)")
     from huggingface_hub import HfFileSystem
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -110,11 +116,11 @@ def _hub_files(name: str) -> list[DataFile]:
     try:
         found: dict[str, Any] = dict(filesystem.find(root, detail=True))  # type: ignore[arg-type]
     except FileNotFoundError:
-        raise ValueError(
-            f"data.spec: {name!r} is neither a local path nor a dataset on the Hub"
+        raise SpecError(
+            name, "is neither a local path nor a dataset on the Hub", "check its name"
         ) from None
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise ValueError(f"data.spec: the Hub does not answer for {name!r}: {error}") from error
+        raise SpecError(name, "got no answer from the Hub", str(error)) from error
     return [
         DataFile(
             f"hf://{path}",

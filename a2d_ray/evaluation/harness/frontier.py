@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from a2d_ray.config import EvaluateConfig, FrontierConfig, override
+from a2d_ray.config.layers import always, validate
 from a2d_ray.evaluation.harness.suite import build_model, run_suite
 from a2d_ray.evaluation.report.report import speed, write_report
 from a2d_ray.evaluation.report.statistics import estimate
@@ -55,7 +56,7 @@ def run_frontier(config: FrontierConfig) -> list[Curve]:
     for other in config.compare:
         own = values | {"name": other.name, "kind": other.kind}
         own["model"] = values["model"] | {"path": other.path}
-        curves.append(_curve(EvaluateConfig.model_validate(own), config))
+        curves.append(_curve(validate(EvaluateConfig, own, gives_way=always), config))
     return curves
 
 

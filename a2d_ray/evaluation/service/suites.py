@@ -10,6 +10,7 @@ import yaml
 
 from a2d_ray.cli import parse_config
 from a2d_ray.config import EvaluateConfig, EvaluatedTask, EvaluationServiceConfig
+from a2d_ray.config.layers import always, validate
 from a2d_ray.evaluation.harness.tasks import TASKS_DIRECTORY
 from a2d_ray.http.errors import RequestError, not_found
 from a2d_ray.sandbox.runner import SandboxError, check_isolation
@@ -115,6 +116,7 @@ def fit_suite(
     for task in tasks:
         _check_code(task.task, options)
     own: dict[str, Any] = {
+        "kind": "a2d",
         "model": {"path": model},
         "tasks": [task.model_dump() for task in tasks],
         "endpoint": options.endpoint,
@@ -124,7 +126,7 @@ def fit_suite(
         "datasets_dir": options.datasets_dir,
         "run_code": options.run_code,
     }
-    config = EvaluateConfig.model_validate(suite.model_dump() | own)
+    config = validate(EvaluateConfig, suite.model_dump() | own, gives_way=always)
     return config, [{"task": task, "reason": NO_LIKELIHOODS} for task in skipped]
 
 

@@ -11,6 +11,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
+from a2d_ray.config import OptionError
+from a2d_ray.config.errors import TooLongError
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.models.contract import Contract
 
@@ -176,9 +178,8 @@ def request_block_size(params: SamplingParams, contract: Contract) -> int:
     block_size = params.block_size or contract.block_size
     trained = contract.block_sizes
     if contract.objective == "bd3lm" and trained and block_size not in trained:
-        raise ValueError(
-            f"block_size ({block_size}) was not trained: this model knows {sorted(trained)}"
-        )
+        fix = f"this model knows {sorted(trained)}"
+        raise OptionError("block_size", block_size, "was not trained", fix)
     return block_size
 
 
@@ -186,21 +187,19 @@ def check_prompt(prompt: Segments, params: SamplingParams, max_length: int, voca
     """Refuses a prompt or a block that does not fit, and ids outside the vocabulary.
 
     Raises:
-        ValueError: names the option or the token.
+        OptionError: names the option; `TooLongError` for what exceeds the positions.
     """
     tokens = [token for segment in prompt for token in segment]
     is_infill = None in tokens
     num_new = 0 if is_infill else params.max_new_tokens
     if len(tokens) + num_new > max_length:
-        new = "" if is_infill else f" + max_new_tokens ({num_new})"
+        new = "" if is_infill else f" and max_new_tokens={num_new}"
         fix = "shorten the text" if is_infill else "shorten the prompt or lower max_new_tokens"
-        raise ValueError(
-            f"prompt ({len(tokens)} tokens){new} exceed the model's {max_length} positions: {fix}"
-        )
+        problem = f"tokens{new} exceed the model's {max_length} positions"
+        raise TooLongError("prompt", len(tokens), problem, fix)
     if params.block_size is not None and params.block_size > max_length:
-        raise ValueError(
-            f"block_size ({params.block_size}) exceeds the model's {max_length} positions"
-        )
+        problem = f"exceeds the model's {max_length} positions"
+        raise OptionError("block_size", params.block_size, problem, "lower it")
     named = {
         "prompt": [t for t in tokens if t is not None],
         "stop_token_ids": params.stop_token_ids,
@@ -212,6 +211,5 @@ def check_prompt(prompt: Segments, params: SamplingParams, max_length: int, voca
     for name, ids in named.items():
         outside = [i for i in ids if not 0 <= i < vocab]
         if outside:
-            raise ValueError(
-                f"{name} holds token id {outside[0]}, outside the vocabulary of {vocab}"
-            )
+            problem = f"holds token id {outside[0]}, outside the vocabulary of {vocab}"
+            raise OptionError(name, list(ids), problem, "leave it out")

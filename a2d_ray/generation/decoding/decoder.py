@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from a2d_ray.config import OptionError
 from a2d_ray.diffusion import decoding
 from a2d_ray.generation.decoding.canvas import Canvas
 from a2d_ray.generation.decoding.grammar import Grammar
@@ -170,6 +171,8 @@ def check_grammar(params: SamplingParams, is_infill: bool, stop_ids: frozenset[i
     """
     if params.rule != "prefix" or is_infill:
         where = "a prompt with holes" if is_infill else f"rule {params.rule!r}"
-        raise ValueError(f"a grammar reads from left to right: it needs rule 'prefix', not {where}")
+        problem = f"reads from left to right, and does not go with {where}"
+        raise ValueError(f"a grammar {problem}: it needs rule 'prefix'")
     if not stop_ids:
-        raise ValueError("a grammar needs an end-of-turn token: set ignore_eos=false")
+        problem = "leaves a grammar without an end-of-turn token"
+        raise OptionError("ignore_eos", params.ignore_eos, problem, "set ignore_eos=false")

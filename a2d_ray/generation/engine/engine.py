@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from a2d_ray.config.errors import TooLongError
 from a2d_ray.generation.decoding.canvas import check_prompt, make_canvas, stop_token_ids
 from a2d_ray.generation.decoding.denoise import check_grammar
 from a2d_ray.generation.engine.pages import PageTable
@@ -76,10 +77,12 @@ class Engine:
             check_grammar(request.params, canvas.is_infill, stop_ids)
         length = len(canvas) * (2 if request.params.cfg_scale > 0 else 1)
         if self._kv_tokens is not None and length > self._kv_tokens:
-            raise ValueError(
-                f"prompt and answer ({length} tokens in whole blocks, twice with cfg_scale) "
-                f"exceed the KV store's kv_tokens ({self._kv_tokens}): raise it, shorten the "
-                "prompt or lower max_new_tokens"
+            raise TooLongError(
+                "prompt",
+                len(canvas),
+                f"tokens with the answer, in whole blocks and twice with cfg_scale, exceed the KV "
+                f"store's kv_tokens={self._kv_tokens}",
+                "raise that, shorten the prompt or lower max_new_tokens",
             )
         waiting = (r.request_id for r in self._scheduler.waiting)
         if request.request_id in self._scheduler.running or request.request_id in waiting:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import random
-import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -13,8 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from a2d_ray.config import EngineSection, LimitsSection, SamplingSection
-from a2d_ray.config.errors import OptionError
+from a2d_ray.config import EngineSection, LimitsSection, OptionError, SamplingSection
+from a2d_ray.config.errors import TooLongError
 from a2d_ray.generation.decoding.canvas import check_prompt, keep_last
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import EngineOptions, Request
@@ -273,7 +272,7 @@ class ModelServer:
             if asked > most:
                 field = request.length_field()
                 raise RequestError(
-                    f"{field} ({asked} tokens) exceeds the {most} of this server: lower it",
+                    f"{field}={asked} exceeds the {most} tokens of this server: lower it",
                     param=field,
                 )
             return params
@@ -305,10 +304,10 @@ class ModelServer:
         try:
             return await self._in_tokenizer_thread(encode, prompt)
         except ValueError as error:
-            word = _first_word(str(error))
-            is_field = word in type(request).model_fields
+            field = error.field if isinstance(error, OptionError) else ""
+            is_field = field in type(request).model_fields
             raise RequestError(
-                str(error), param=word if is_field else request.prompt_field()
+                str(error), param=field if is_field else request.prompt_field()
             ) from error
 
     async def _echo(self, prompt: Prompt) -> str:
@@ -336,18 +335,16 @@ _FIELD_OF_PARAM = {name: f"diffusion.{name}" for name in DiffusionOptions.model_
 
 
 def _refusal(error: ValueError, request: GenerationRequest) -> RequestError:
-    """The engine's refusal in the request's own names; its messages begin with the field."""
+    """The engine's refusal in the request's own names."""
     message = str(error).replace("max_new_tokens", request.length_field())
-    word = error.field if isinstance(error, OptionError) else _first_word(message)
-    if word == "prompt":  # its length, or an id that is none
-        code = "context_length_exceeded" if "exceed" in message else "invalid_value"
+    field = error.field if isinstance(error, OptionError) else ""
+    if field == "prompt":  # its length, or an id that is none
+        code = "context_length_exceeded" if isinstance(error, TooLongError) else "invalid_value"
         return RequestError(message, param=request.prompt_field(), code=code)
-    known = word in type(request).model_fields
-    return RequestError(message, param=_FIELD_OF_PARAM.get(word, word if known else None))
-
-
-def _first_word(text: str) -> str:
-    return (re.match(r"\w*", text) or [""])[0]
+    if field == "max_new_tokens":
+        return RequestError(message, param=request.length_field())
+    known = field if field in type(request).model_fields else None
+    return RequestError(message, param=_FIELD_OF_PARAM.get(field, known))
 
 
 async def _merge(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:

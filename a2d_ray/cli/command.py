@@ -1,0 +1,162 @@
+"""A job's arguments -> its configuration; how a job starts, prints and ends."""
+
+import os
+import select
+import sys
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic_settings import CliSettingsSource, SettingsError
+
+from a2d_ray.cli.help_text import help_text
+from a2d_ray.config.errors import ConfigError, OptionError, unknown_key
+from a2d_ray.config.keys import find_field
+from a2d_ray.config.layers import Config, Values, lay_over, set_value, to_earlier, validate
+
+
+def load_config(
+    config_class: type[Config], job_name: str, argv: Sequence[str] | None = None
+) -> Config:
+    """Reads a job's configuration from its YAML files and the command line.
+
+    Args:
+        config_class: the pydantic model to fill.
+        job_name: name of the job; ``jobs/configs/<job_name>.yaml`` lies under the user's file.
+        argv: arguments; None: the process's own.
+
+    Returns:
+        The frozen configuration. ``--help`` and ``--dry-run`` print and exit with 0.
+
+    Raises:
+        ConfigError: an unknown key, a bad value, an option without effect, an unreadable file.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in args or "-h" in args:
+        sys.stdout.write(help_text(config_class, job_name, shipped_values(job_name)))
+        raise SystemExit(0)
+    is_dry_run = "--dry-run" in args
+    config = parse_config(config_class, job_name, [arg for arg in args if arg != "--dry-run"])
+    if is_dry_run:
+        sys.stdout.write(to_yaml(config))
+        raise SystemExit(0)
+    return config
+
+
+def parse_config(config_class: type[Config], job_name: str, args: Sequence[str]) -> Config:
+    """The configuration for these arguments; see `load_config`."""
+    files = [arg for arg in args if "=" not in arg]
+    if len(files) > 1 or any(f.startswith("-") for f in files):
+        raise ConfigError(
+            f"cannot read the arguments {files}: the form is "
+            f"python jobs/{job_name}.py [CONFIG.yaml] [key.sub=value ...]"
+        )
+    shipped = shipped_values(job_name)
+    own = _read_yaml(Path(files[0])) if files else {}
+    values = deepcopy(lay_over(config_class, shipped, own))
+    overrides: Values = {}
+    for path, value in _overrides(config_class, [arg for arg in args if "=" in arg]):
+        set_value(values, path, value)
+        set_value(overrides, path, value)
+    return validate(config_class, values, gives_way=to_earlier([shipped, own, overrides]))
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a job; a user's mistake becomes one clear message and exit code 2."""
+    try:
+        _run_with_reader(main)
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        is_clear = isinstance(error, ConfigError | OptionError)
+        raise SystemExit(2) from (None if is_clear else error)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(130) from None
+
+
+def _run_with_reader(main: Callable[[], None]) -> None:
+    """Ends quietly where whoever reads what is printed goes away, as `head` does."""
+    try:
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if _has_reader():
+            raise  # another pipe broke
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+        raise SystemExit(0) from None
+
+
+def _has_reader() -> bool:
+    """Whether somebody still reads what is printed."""
+    poller = select.poll()
+    poller.register(sys.stdout, select.POLLOUT)
+    return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poller.poll(0))
+
+
+def shipped_values(job_name: str) -> Values:
+    """What the job's own file sets; nothing where the package is installed without the jobs."""
+    main_file = getattr(sys.modules["__main__"], "__file__", None) or "jobs/x.py"
+    beside_job = Path(main_file).resolve().parent / "configs" / f"{job_name}.yaml"
+    in_tree = Path(__file__).resolve().parents[2] / "jobs" / "configs" / f"{job_name}.yaml"
+    file = beside_job if beside_job.exists() else in_tree
+    return _read_yaml(file) if file.exists() else {}
+
+
+def _read_yaml(path: Path) -> Values:
+    if not path.is_file():
+        raise ConfigError(f"config file {path} does not exist (overrides have the form key=value)")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {error}") from None
+    if values is not None and not isinstance(values, dict):
+        raise ConfigError(f"config file {path} must hold a mapping of keys, not {type(values)}")
+    return values or {}
+
+
+def _overrides(config_class: type[BaseModel], args: Sequence[str]) -> list[tuple[list[str], Any]]:
+    """Pairs of key path and value, in order."""
+    pairs: list[tuple[list[str], Any]] = []
+    for arg in args:
+        key, value = arg.lstrip("-").split("=", 1)
+        path = key.split(".")
+        if _is_free(config_class, path) or any(part.isdigit() for part in path):
+            # Below a mapping, or an item of a list as in models.0.load.path: pydantic checks it.
+            pairs.append((path, yaml.safe_load(value)))
+            continue
+        if find_field(config_class, path) is None:
+            raise ConfigError(unknown_key(config_class, key, value))
+        parsed = _parse_value(config_class, key, value)
+        for part in path:
+            parsed = parsed[part]
+        pairs.append((path, parsed))
+    return pairs
+
+
+def _parse_value(config_class: type[BaseModel], key: str, value: str) -> Values:
+    try:
+        source = CliSettingsSource[Any](
+            config_class,  # type: ignore[arg-type]
+            cli_parse_args=[f"--{key}={value}"],
+            cli_exit_on_error=False,
+            cli_prog_name="job",
+        )
+        return source()
+    except SettingsError as error:
+        raise ConfigError(OptionError(key, value, "cannot be read", str(error))) from None
+
+
+def _is_free(model: type[BaseModel], path: list[str]) -> bool:
+    """Whether the path leads below a free-form mapping such as `deepspeed`."""
+    free = (find_field(model, path[:depth]) for depth in range(1, len(path)))
+    return any(field is not None and field.annotation == dict[str, Any] for field in free)
