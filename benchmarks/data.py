@@ -25,16 +25,15 @@ import psutil
 from a2d_ray.config import BenchmarkConfig, DataSection, ObjectiveSection
 from a2d_ray.data.chat import ChatRenderer
 from a2d_ray.data.packing.packed import ROWS_PER_PART
-from a2d_ray.data.packing.planning import Index, Limits, make_plan, read_reports, select
+from a2d_ray.data.packing.planning import Index, IndexLimits, make_plan, read_reports, split_index
 from a2d_ray.data.packing.statistics import Report
 from a2d_ray.data.packing.tokenizing import tokenize_table
 from a2d_ray.data.packing.writing import write_part
 from a2d_ray.data.sources.embedded import embedded_rows
 from a2d_ray.data.sources.mixture import parse_spec
 from a2d_ray.data.sources.reading import read_unit, reading_units
-from a2d_ray.data.sources.shards import resolve
-from a2d_ray.models.sources import find_source
-from a2d_ray.models.sources import load_tokenizer as load_source_tokenizer
+from a2d_ray.data.sources.shards import resolve_source
+from a2d_ray.models.sources import find_source, load_ar_tokenizer
 from benchmarks.harness import Case, measure
 
 MEDIAN_TOKENS = 300
@@ -67,7 +66,7 @@ class _Work:
     def model_path(self) -> str:
         """A directory with SmolLM2's tokenizer."""
         path = self.root / "model"
-        load_source_tokenizer(find_source("package:smollm2")).save_pretrained(path)
+        load_ar_tokenizer(find_source("package:smollm2")).save_pretrained(path)
         (path / "config.json").write_text("{}")  # a model's directory has one
         return str(path)
 
@@ -114,13 +113,13 @@ class _Work:
         data, objective = self.sections(rows)
         recipe = make_recipe(data, objective, self.tokenizer)
         place = Path(tempfile.mkdtemp(dir=self.root))
-        sources = [resolve(spec) for spec in parse_spec(data.spec)]
+        sources = [resolve_source(spec) for spec in parse_spec(data.spec)]
         tables = [
             tokenize_table(table, model_path=self.model_path, recipe=recipe, directory=place)
             for unit in reading_units(sources, data, {})
             for table in _batched(read_unit(unit))
         ]
-        train, _, _ = select(Index.of(tables), Limits())
+        train, _, _ = split_index(Index.of(tables), IndexLimits())
         plan = make_plan(train, recipe.tokens_per_row, recipe.seed)
         for part in plan.parts(ROWS_PER_PART):
             columns = {name: part[name][0].as_py() for name in part.column_names}

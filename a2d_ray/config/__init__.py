@@ -37,7 +37,7 @@ from a2d_ray.config.objective import (
     MAX_BLOCK_SIZE,
     NORMS_OF_RECIPE,
     CleanAttention,
-    Noise,
+    NoiseKind,
     NoiseSchedule,
     ObjectiveSection,
 )
@@ -120,7 +120,7 @@ __all__ = [
     "MergeConfig",
     "ModelSection",
     "NoEffectError",
-    "Noise",
+    "NoiseKind",
     "NoiseSchedule",
     "Objective",
     "ObjectiveSection",

@@ -13,7 +13,7 @@ from a2d_ray.config.errors import OptionError
 
 CleanAttention = Literal["block", "causal"]
 
-Noise = Literal["exact", "bernoulli"]
+NoiseKind = Literal["exact", "bernoulli"]
 
 NoiseSchedule = Literal["linear", "cosine"]
 """By name as in `a2d_ray.diffusion.schedules.SCHEDULES`."""
@@ -47,7 +47,7 @@ class ObjectiveSection(Section):
         "block", description="How clean tokens see each other inside a block."
     )
     views: int = Field(1, ge=1, le=2, description="Complementary noisy views of each document.")
-    noise: Noise = Field("exact", description="exact counts per block, or Bernoulli per token.")
+    noise: NoiseKind = Field("exact", description="exact counts per block, or Bernoulli per token.")
     noise_per: Literal["sequence", "block"] = Field(
         "block", description="One noise level per document or per block."
     )

@@ -40,7 +40,7 @@ _ANSWER = {"role": "assistant", "content": "a2d-answer"}
 
 
 @dataclass(frozen=True)
-class Piece:
+class SegmentText:
     """Text of one segment."""
 
     text: str
@@ -62,7 +62,7 @@ class ChatRenderer:
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def render(self, messages: Sequence[Message]) -> list[Piece]:
+    def render(self, messages: Sequence[Message]) -> list[SegmentText]:
         """The pieces of a conversation that ends with an answer: stretch, answer, stretch, ...
 
         Args:
@@ -73,24 +73,26 @@ class ChatRenderer:
         """
         return self._pieces(messages)[0]
 
-    def render_prompt(self, messages: Sequence[Message]) -> list[Piece]:
+    def render_prompt(self, messages: Sequence[Message]) -> list[SegmentText]:
         """The pieces of a prompt, the last of which ends with the generation prompt."""
         pieces, rest = self._pieces(messages)
-        return [*pieces, Piece(self._stretch(rest, is_first=not pieces), is_answer=False)]
+        return [*pieces, SegmentText(self._stretch(rest, is_first=not pieces), is_answer=False)]
 
     @cached_property
     def end_of_turn(self) -> str:
         """What a whole answer ends with: the template's text through the end-of-turn token."""
         return self._ending.removesuffix(self._after_turn)
 
-    def _pieces(self, messages: Sequence[Message]) -> tuple[list[Piece], list[Message]]:
+    def _pieces(self, messages: Sequence[Message]) -> tuple[list[SegmentText], list[Message]]:
         """The pieces through the last answer, and the messages behind it."""
-        pieces: list[Piece] = []
+        pieces: list[SegmentText] = []
         waiting: list[Message] = []
         for message in messages:
             if message["role"] == "assistant":
-                pieces.append(Piece(self._stretch(waiting, is_first=not pieces), is_answer=False))
-                pieces.append(Piece(self._answer(message), is_answer=True))
+                pieces.append(
+                    SegmentText(self._stretch(waiting, is_first=not pieces), is_answer=False)
+                )
+                pieces.append(SegmentText(self._answer(message), is_answer=True))
                 waiting = []
             else:
                 waiting.append(message)
@@ -162,7 +164,9 @@ class ChatRenderer:
         return text
 
 
-def encode_pieces(pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def encode_pieces(
+    pieces: Sequence[SegmentText], tokenizer: PreTrainedTokenizerBase
+) -> list[list[int]]:
     """Token ids of each piece. Pieces are encoded apart, so their borders are token borders."""
     if not pieces:
         return []

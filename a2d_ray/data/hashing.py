@@ -15,7 +15,7 @@ def stable_id(*parts: str) -> int:
     return _hash64("\0".join(parts)) >> 1
 
 
-def uniform(text: str) -> float:
+def uniform_hash(text: str) -> float:
     """A hash of the text on [0, 1)."""
     return _hash64(text) / 2**64
 

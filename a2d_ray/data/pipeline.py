@@ -38,22 +38,29 @@ from a2d_ray.data.packing.packed import (
     read_positions,
     to_packed_rows,
 )
-from a2d_ray.data.packing.planning import Index, Limits, Plan, make_plan, read_reports, select
+from a2d_ray.data.packing.planning import (
+    Index,
+    IndexLimits,
+    SplitPacks,
+    make_plan,
+    read_reports,
+    split_index,
+)
 from a2d_ray.data.packing.statistics import Report
 from a2d_ray.data.packing.tokenizing import Recipe, tokenize_table
 from a2d_ray.data.packing.writing import write_part
 from a2d_ray.data.sources import adapters, files
 from a2d_ray.data.sources.decontamination import evaluation_ngrams
-from a2d_ray.data.sources.mixture import parse_spec
+from a2d_ray.data.sources.mixture import SPLITS, Split, parse_spec
 from a2d_ray.data.sources.reading import Unit, read_unit, reading_units
-from a2d_ray.data.sources.shards import SPLITS, Shape, Source, Split, resolve
+from a2d_ray.data.sources.shards import Shape, Source, resolve_source
 from a2d_ray.models.tokenizers import load_tokenizer
 from a2d_ray.runs.cluster import start_ray
 from a2d_ray.runs.storage import absolute_if_local, absolute_path
 
 __all__ = ["PackedSet", "prepare", "to_packed_rows", "training_dataset"]
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 4  # raise it when the same documents give other packs; rows have `row_code`
 BLOCK_BYTES = 4 * 2**20  # of rows that one task tokenizes
@@ -75,18 +82,18 @@ def prepare(data: DataSection, objective: ObjectiveSection, model_path: str) -> 
             a full disk.
     """
     tokenizer = load_tokenizer(absolute_if_local(model_path))
-    sources = [resolve(spec) for spec in parse_spec(data.spec)]
+    sources = [resolve_source(spec) for spec in parse_spec(data.spec)]
     recipe = make_recipe(data, objective, tokenizer)
     _check(sources, data, tokenizer)
     options = _options(sources, data, recipe, tokenizer)
     fingerprint = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
     target = Path(absolute_path(data.packed_path)) / fingerprint
     if (target / MANIFEST).is_file():
-        log.info("packed set %s is reused", target)
+        _log.info("packed set %s is reused", target)
         return PackedSet.open(target)
-    log.info("packing into %s", target)
+    _log.info("packing into %s", target)
     if change := explain_change(options, target.parent):
-        log.info("the new set %s", change)
+        _log.info("the new set %s", change)
     started = time.perf_counter()
     start_ray()
     with built_beside(target) as directory, _task_errors(target.parent):
@@ -99,7 +106,7 @@ def prepare(data: DataSection, objective: ObjectiveSection, model_path: str) -> 
             "options": options,
         }
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
-    log.info("packed in %.1f s", time.perf_counter() - started)
+    _log.info("packed in %.1f s", time.perf_counter() - started)
     return PackedSet.open(target)
 
 
@@ -166,12 +173,12 @@ class _Job:
         tables = self._tokenize()
         report = Report(read_reports(tables), [source.spec.key for source in self.sources])
         report.check(data)
-        limits = Limits(
+        limits = IndexLimits(
             deduplicate=data.deduplicate, max_rows=data.max_rows, max_tokens=data.max_tokens
         )
-        train, test, dropped = select(Index.of(tables), limits)
+        train, test, dropped = split_index(Index.of(tables), limits)
         report.drop("train", dropped)
-        plans: dict[Split, Plan] = {
+        plans: dict[Split, SplitPacks] = {
             split: make_plan(
                 index, self.recipe.tokens_per_row, self.recipe.seed, is_packed=data.packing
             )
@@ -212,7 +219,7 @@ class _Job:
             )
         return [table for table in _batches(index) if table.num_rows]
 
-    def _write(self, plans: Mapping[Split, Plan]) -> None:
+    def _write(self, plans: Mapping[Split, SplitPacks]) -> None:
         """Writes the parts of both splits."""
         parts = [
             part.append_column("split", pa.array([split]))
@@ -310,7 +317,7 @@ def _options(
     text = f"{words}{tokenizer.chat_template}{tokenizer.eos_token}"
     wanted = ("packing", "text_field", "test_fraction", "deduplicate", "max_rows", "max_tokens")
     evaluation = [
-        resolve(spec, is_evaluation=True)
+        resolve_source(spec, is_evaluation=True)
         for text in data.decontaminate
         for spec in parse_spec(text)
     ]

@@ -14,7 +14,7 @@ from a2d_ray.config.errors import OptionError
 from a2d_ray.http.bodies import Plain
 from a2d_ray.http.errors import RequestError, error_response, internal_error
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def _fields(model: type[Plain]) -> set[str]:
@@ -79,5 +79,5 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def on_defect(request: Request, error: Exception) -> Response:
-        logger.error("a defect answered %s", request.url.path, exc_info=error)
+        _log.error("a defect answered %s", request.url.path, exc_info=error)
         return error_response(internal_error())

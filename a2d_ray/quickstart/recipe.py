@@ -38,7 +38,9 @@ _SMOKE_TRAIN_ROWS = 400
 _SMOKE_TEST_ROWS = 80
 
 
-def resolve(config: QuickstartConfig, environ: Mapping[str, str] = os.environ) -> QuickstartConfig:
+def resolve_config(
+    config: QuickstartConfig, environ: Mapping[str, str] = os.environ
+) -> QuickstartConfig:
     """The configuration with ``QUICKSTART_STEPS`` applied.
 
     A smoke test (under 20 steps) asks few tasks and has a root of its own, so that it never

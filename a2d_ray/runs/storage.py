@@ -11,7 +11,7 @@ import pyarrow.fs as pafs
 
 from a2d_ray.config.errors import OptionError
 
-CONFIG_FILE = "config.yaml"
+RUN_CONFIG_FILE = "config.yaml"
 PLAN_FILE = "plan.json"
 METRICS_FILE = "metrics.jsonl"
 WORKERS_FILE = "workers.json"  # address of every rank's node, by rank, since the last (re)start

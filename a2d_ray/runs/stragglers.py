@@ -8,7 +8,7 @@ from typing import Any
 
 from a2d_ray.runs.storage import WORKERS_FILE, RunDirectory
 
-MIN_STEPS = 5
+MIN_TIMED_STEPS = 5
 SHARE = 0.8  # of the steps in which one rank must be the slowest; by chance it is 1 / ranks
 SLOWER = 1.2  # times the median rank, below which nothing is said
 
@@ -49,7 +49,7 @@ def find_straggler(steps: list[dict[str, Any]], directory: RunDirectory) -> Stra
         directory: of the run, where the nodes of its workers are noted.
     """
     timed = [line for line in steps if "time/slowest_rank" in line]
-    if len(timed) < MIN_STEPS:
+    if len(timed) < MIN_TIMED_STEPS:
         return None
     ((rank, times),) = Counter(line["time/slowest_rank"] for line in timed).most_common(1)
     own = [line for line in timed if line["time/slowest_rank"] == rank]

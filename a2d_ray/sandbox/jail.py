@@ -39,10 +39,10 @@ SECCOMP_MODE_FILTER = 2
 LAST_CAPABILITY = 63
 MAX_FILES = 1024  # of the place to write; each takes kernel memory that its size does not show
 
-Architecture = namedtuple("Architecture", "audit pivot_root clone")  # word; system call numbers
-ARCHITECTURES = {
-    "x86_64": Architecture(0xC000003E, 155, 56),
-    "aarch64": Architecture(0xC00000B7, 41, 220),
+Processor = namedtuple("Processor", "audit pivot_root clone")  # word; system call numbers
+PROCESSORS = {
+    "x86_64": Processor(0xC000003E, 155, 56),
+    "aarch64": Processor(0xC00000B7, 41, 220),
 }
 # Numbers on x86_64 and aarch64 of what takes memory that no limit of a process counts, makes
 # namespaces (in a new one of users, code may mount), or opens much of the kernel.
@@ -127,7 +127,7 @@ def build_root(root, prefixes, disk_mb):
     mount("tmpfs", f"{root}/work", "tmpfs", MS_NOSUID | MS_NODEV, size)
     mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_RDONLY)
     os.chdir(root)
-    call("syscall", ARCHITECTURES[os.uname().machine].pivot_root, b".", b"old")
+    call("syscall", PROCESSORS[os.uname().machine].pivot_root, b".", b"old")
     os.chdir("/")
     call("umount2", b"/old", MNT_DETACH)
     os.rmdir("/old")
@@ -180,8 +180,8 @@ def system_call_filter(machine):
     kill = 0x80000000
     allow = 0x7FFF0000
     error = 0x00050000
-    column = list(ARCHITECTURES).index(machine)
-    audit, _, clone = ARCHITECTURES[machine]
+    column = list(PROCESSORS).index(machine)
+    audit, _, clone = PROCESSORS[machine]
     steps = [(load, 0, 0, 4), (equal, 1, 0, audit), (leave, 0, 0, kill), (load, 0, 0, 0)]
     for number in sorted(numbers[column] for numbers in DENIED.values()):
         steps += [(equal, 0, 1, number), (leave, 0, 0, error | errno.EPERM)]
@@ -200,7 +200,7 @@ def filter_system_calls():
     call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0)
 
 
-def run(code, sign):
+def run_program(code, sign):
     """Runs the code as a program, then writes the sign of its end."""
     exec(compile(code, "candidate.py", "exec"), {"__name__": "__main__"})
     sys.stdout.flush()
@@ -219,7 +219,7 @@ def inside(order, code):
     drop_privileges(order["limits"])
     filter_system_calls()
     try:
-        run(code, order["sign"])
+        run_program(code, order["sign"])
     except BaseException as error:
         report(error)
         os._exit(1)
@@ -244,8 +244,8 @@ def main():
     """stdin: a line of JSON, then the code."""
     order = json.loads(sys.stdin.readline())
     code = sys.stdin.read()
-    if os.uname().machine not in ARCHITECTURES:
-        raise SystemExit(f"the sandbox knows {sorted(ARCHITECTURES)}, not {os.uname().machine}")
+    if os.uname().machine not in PROCESSORS:
+        raise SystemExit(f"the sandbox knows {sorted(PROCESSORS)}, not {os.uname().machine}")
     enter_namespaces()
     child = os.fork()
     if child == 0:

@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
+from a2d_ray.sandbox.jail import TIMEOUT_CODE
+
 JAIL = Path(__file__).with_name("jail.py")
 MAX_OUTPUT = 64 * 1024  # bytes that are read
 
@@ -46,7 +48,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Execution:
     """How code ended.
 
     Attributes:
@@ -58,7 +60,7 @@ class Outcome:
     reason: str
 
 
-def run_code(code: str, limits: Limits | None = None) -> Outcome:
+def run_code(code: str, limits: Limits | None = None) -> Execution:
     """Runs Python in a sandbox; it is ok if it ends without an error.
 
     The code sees: an interpreter with the standard library, read only; an empty directory; no
@@ -86,7 +88,7 @@ def check_isolation() -> None:
         )
 
 
-def _run(code: str, limits: Limits) -> Outcome:
+def _run(code: str, limits: Limits) -> Execution:
     sign = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="a2d-jail-") as root:
         os.chmod(root, 0o755)
@@ -105,24 +107,21 @@ def _run(code: str, limits: Limits) -> Outcome:
             try:
                 process.communicate(f"{json.dumps(order)}\n{code}".encode(), limits.seconds + 5)
             except subprocess.TimeoutExpired:
-                return Outcome(is_ok=False, reason="timeout")
+                return Execution(is_ok=False, reason="timeout")
             finally:
                 _kill(process)
             printed = _tail(out)
             error = _tail(err).strip()
     if process.returncode == 0 and printed.endswith(sign):
-        return Outcome(is_ok=True, reason="ok")
+        return Execution(is_ok=True, reason="ok")
     if process.returncode == TIMEOUT_CODE:
-        return Outcome(is_ok=False, reason="timeout")
-    return Outcome(is_ok=False, reason=error[-500:] or f"exit code {process.returncode}")
+        return Execution(is_ok=False, reason="timeout")
+    return Execution(is_ok=False, reason=error[-500:] or f"exit code {process.returncode}")
 
 
 def _tail(file: IO[bytes]) -> str:
     file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_OUTPUT))
     return file.read().decode(errors="replace")
-
-
-TIMEOUT_CODE = 124
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

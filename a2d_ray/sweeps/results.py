@@ -14,7 +14,7 @@ from a2d_ray.sweeps.points import TRIALS_DIRECTORY, TrialRow, read_point, run_na
 from a2d_ray.sweeps.space import trial_config, varies_blocks
 
 CSV_FILE = "results.csv"
-BEST_FILE = "best.yaml"
+BEST_CONFIG_FILE = "best.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ def _write_best(rows: list[TrialRow], config: SweepConfig, directory: Path) -> d
         if group in best:
             continue
         name = "-".join(filter(None, (config.sweep.name, "best", group)))
-        path = directory / (f"best-{group}.yaml" if group else BEST_FILE)
+        path = directory / (f"best-{group}.yaml" if group else BEST_CONFIG_FILE)
         base = config.train
         run = trial_config(base, row.point, name=name, storage_path=base.run.storage_path)
         run = run.model_copy(

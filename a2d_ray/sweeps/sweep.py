@@ -29,7 +29,7 @@ from a2d_ray.sweeps.space import Dimension, read_space, trial_config, with_share
 from a2d_ray.sweeps.trial import run_trial
 from a2d_ray.training.preflight import check_run
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.yaml"
 TUNE_DIRECTORY = "tune"
@@ -161,7 +161,7 @@ def _prepare_data(base: TrainConfig, dimensions: list[Dimension]) -> None:
             continue  # values that do not go together: this trial fails, and says so
         packed = prepare(config.data, config.objective, config.model.path)
         done.add(packed.fingerprint)
-    log.info("%d packed sets for %d combinations", len(done), len(points))
+    _log.info("%d packed sets for %d combinations", len(done), len(points))
 
 
 def _directory(config: SweepConfig) -> Path:

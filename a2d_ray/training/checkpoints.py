@@ -18,9 +18,9 @@ from a2d_ray.models.checkpoint import save_checkpoint
 from a2d_ray.models.contract import Contract
 from a2d_ray.runs.storage import RunDirectory
 from a2d_ray.training.engine import whole_weights
-from a2d_ray.training.plan import Plan
+from a2d_ray.training.plan import TrainingPlan
 from a2d_ray.training.ranks import Ranks
-from a2d_ray.training.state import STATE_DIRECTORY, Progress, save_state
+from a2d_ray.training.state import STATE_DIRECTORY, RunProgress, save_state
 
 FINAL_NAME = "checkpoint-final"
 BEST_NAME = "checkpoint-best"
@@ -41,7 +41,7 @@ class CheckpointWriter:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: TrainingPlan,
         ranks: Ranks,
         directory: RunDirectory,
         contract: Contract,
@@ -70,7 +70,7 @@ class CheckpointWriter:
             RuntimeError: the last checkpoint of the run cannot be written.
         """
         is_last = step == self._plan.num_steps
-        progress = Progress(step=step, rows=step * self._plan.config.batch.rows)
+        progress = RunProgress(step=step, rows=step * self._plan.config.batch.rows)
         with tempfile.TemporaryDirectory(prefix="a2d-checkpoint-") as scratch:
             path = Path(scratch)
             problem = self._write(engine, path, progress)
@@ -95,7 +95,7 @@ class CheckpointWriter:
                 keep_best(self._directory, path, step, nelbo)
         return None
 
-    def _write(self, engine: Any, path: Path, progress: Progress) -> str | None:
+    def _write(self, engine: Any, path: Path, progress: RunProgress) -> str | None:
         """Writes a checkpoint into a scratch directory; returns what went wrong on this rank."""
         is_first = self._ranks.is_first
         moments = save_state(engine, path, progress, is_writer=is_first)

@@ -43,7 +43,7 @@ def make_engine(module: Any, optimizer: torch.optim.Optimizer, config: dict[str,
     # Its shared-memory all-reduce would be compiled at first use (35 s, a C++ compiler); gloo does.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
-    if zero_stage(engine) == 0 and dist.get_world_size() == 1:
+    if engine_stage(engine) == 0 and dist.get_world_size() == 1:
         engine.enable_backward_allreduce = False  # it would flatten every gradient for nobody
     if is_partitioned(engine):
         _keep_whole(engine, module.head)
@@ -60,19 +60,19 @@ def take_step(engine: Any) -> float:
         return 0.0
     # ZeRO 1 to 3 know the norm after the step; plain DDP does not keep it.
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients) if zero_stage(engine) == 0 else None
+    norm = torch.nn.utils.get_total_norm(gradients) if engine_stage(engine) == 0 else None
     engine.step()
     return float(engine.get_global_grad_norm() if norm is None else norm)
 
 
-def zero_stage(engine: Any) -> int:
+def engine_stage(engine: Any) -> int:
     """The ZeRO stage of an engine."""
     return int(engine.zero_optimization_stage())
 
 
 def is_partitioned(engine: Any) -> bool:
     """Whether the weights themselves are spread over the ranks (ZeRO-3)."""
-    return zero_stage(engine) == 3
+    return engine_stage(engine) == 3
 
 
 def _keep_whole(engine: Any, weight: Tensor) -> None:

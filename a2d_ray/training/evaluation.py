@@ -14,7 +14,7 @@ from a2d_ray.models.adapters import merged_copy
 from a2d_ray.models.contract import Contract
 from a2d_ray.training.engine import is_partitioned
 from a2d_ray.training.ranks import Ranks
-from a2d_ray.training.samples import Sample, generate_samples
+from a2d_ray.training.samples import HeldOutSample, generate_samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class Evaluator:
         )
         return sums if held_out else torch.zeros_like(sums)
 
-    def samples(self, engine: Any) -> list[Sample]:
+    def samples(self, engine: Any) -> list[HeldOutSample]:
         """Answers to held-out prompts, on rank 0. Not with weights that ZeRO-3 has partitioned."""
         wanted = min(self.config.schedule.eval_samples, self.num_rows)
         if wanted == 0 or not self.ranks.is_first or is_partitioned(engine):

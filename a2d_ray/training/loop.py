@@ -33,10 +33,10 @@ from a2d_ray.training.optim import (
     make_optimizer,
     open_block_sizes,
 )
-from a2d_ray.training.plan import Plan, is_due
+from a2d_ray.training.plan import TrainingPlan, is_due
 from a2d_ray.training.ranks import Ranks
 from a2d_ray.training.reporting import MetricsLog, RunReporter
-from a2d_ray.training.state import Progress, restore_state
+from a2d_ray.training.state import RunProgress, restore_state
 from a2d_ray.training.stopping import StopWatch
 
 
@@ -44,17 +44,17 @@ def train_loop(plan: dict[str, Any]) -> None:
     """Trains until the plan's last step; continues from the latest registered checkpoint."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        _Worker(Plan.from_dict(plan), None).run()
+        _Worker(TrainingPlan.from_dict(plan), None).run()
         return
     with checkpoint.as_directory() as directory:
-        worker = _Worker(Plan.from_dict(plan), Path(directory))
+        worker = _Worker(TrainingPlan.from_dict(plan), Path(directory))
     worker.run()
 
 
 class _Worker:
     """One rank: model, engine, data and reporting."""
 
-    def __init__(self, plan: Plan, resumed: Path | None) -> None:
+    def __init__(self, plan: TrainingPlan, resumed: Path | None) -> None:
         self.plan = plan
         self.config = plan.config
         context = ray.train.get_context()
@@ -68,7 +68,7 @@ class _Worker:
         self.packed = PackedSet.open(plan.packed_path)
         self.step = self.saved_step = 0
         if resumed is not None:
-            self.step = self.saved_step = Progress.read(resumed).step
+            self.step = self.saved_step = RunProgress.read(resumed).step
         self._load(resumed)
         storage = context.get_storage()
         directory = RunDirectory(storage.storage_filesystem, storage.experiment_fs_path)

@@ -7,7 +7,7 @@ from a2d_ray.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What the driver has settled and every worker must agree on.
 
     Attributes:
@@ -27,7 +27,7 @@ class Plan:
         return {**vars(self), "config": self.config.model_dump(mode="json")}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Plan":
+    def from_dict(cls, values: dict[str, Any]) -> "TrainingPlan":
         """The plan that `to_dict` wrote."""
         return cls(**{**values, "config": TrainConfig.model_validate(values["config"])})
 

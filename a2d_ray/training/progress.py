@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from a2d_ray.runs.storage import METRICS_FILE, RunDirectory
 
-POLL_S = 0.5
+PROGRESS_POLL_S = 0.5
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def _follow(path: Path, bar: tqdm, done: threading.Event) -> None:
                 bar.update(step - bar.n)
         if is_last:
             return
-        done.wait(POLL_S)
+        done.wait(PROGRESS_POLL_S)
 
 
 def _last_lines(path: Path, num_bytes: int = 4096) -> list[dict[str, float]]:

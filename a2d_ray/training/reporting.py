@@ -10,11 +10,11 @@ from a2d_ray.config import TrainConfig
 from a2d_ray.runs.storage import METRICS_FILE, RunDirectory
 from a2d_ray.training.curves import draw_curves
 from a2d_ray.training.gauges import RunGauges
-from a2d_ray.training.samples import Sample
+from a2d_ray.training.samples import HeldOutSample
 
 SAMPLES_FILE = "samples.jsonl"
 PLOT_FILE = "loss.png"
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -84,7 +84,7 @@ class RunReporter:
         """Reports one optimizer step."""
         self._record(line)
 
-    def evaluation(self, line: dict[str, Any], samples: Sequence[Sample] = ()) -> None:
+    def evaluation(self, line: dict[str, Any], samples: Sequence[HeldOutSample] = ()) -> None:
         """Reports held-out figures and answers, and draws the curves."""
         self._record(line)
         for sample in samples:
@@ -99,7 +99,7 @@ class RunReporter:
 
     def warn(self, text: str) -> None:
         """Says what went wrong without ending the run."""
-        log.warning(text)
+        _log.warning(text)
 
     def close(self) -> None:
         """Finishes the files."""

@@ -17,7 +17,7 @@ NUM_PROMPT_TOKENS = 16  # of plain text, which has no prompt
 
 
 @dataclass(frozen=True)
-class Sample:
+class HeldOutSample:
     """One held-out prompt, what the data says and what the model says.
 
     Attributes:
@@ -33,7 +33,7 @@ class Sample:
 
 def generate_samples(
     model: Any, rows: Sequence[PackedRow], contract: Contract, tokenizer: Any
-) -> list[Sample]:
+) -> list[HeldOutSample]:
     """Answers to the last turn of the first document of each row, greedily.
 
     Prompts that leave no room for an answer are left out.
@@ -69,7 +69,7 @@ def generate_samples(
             for output in engine.step():
                 answers[int(output.request_id)] += output.token_ids
     return [
-        Sample(
+        HeldOutSample(
             _text(tokenizer, sum(prompt, ())), _text(tokenizer, reference), _text(tokenizer, ids)
         )
         for (prompt, reference), ids in zip(cases, answers, strict=True)

@@ -20,14 +20,14 @@ from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimiz
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from a2d_ray.training.engine import is_partitioned, zero_stage
+from a2d_ray.training.engine import engine_stage, is_partitioned
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE_DIRECTORY = "state"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class RunProgress:
     """Where a run stands.
 
     Attributes:
@@ -39,13 +39,13 @@ class Progress:
     rows: int
 
     @classmethod
-    def read(cls, checkpoint: Path) -> "Progress":
+    def read(cls, checkpoint: Path) -> "RunProgress":
         """The progress of a checkpoint directory."""
         return cls(**json.loads((checkpoint / STATE_DIRECTORY / "progress.json").read_text()))
 
 
 def save_state(
-    engine: Any, directory: Path, progress: Progress, *, is_writer: bool
+    engine: Any, directory: Path, progress: RunProgress, *, is_writer: bool
 ) -> Callable[[], None]:
     """Gathers moments; what it returns writes them and the progress below `directory`.
 
@@ -67,7 +67,7 @@ def save_state(
 
 def restore_state(engine: Any, checkpoint: Path) -> None:
     """Puts the moments and the step count of a checkpoint into a fresh engine's optimizer."""
-    step = Progress.read(checkpoint).step
+    step = RunProgress.read(checkpoint).step
     optimizer = _base_optimizer(engine)
     for parameter in _stepped(engine, optimizer):
         optimizer.state[parameter] = {
@@ -113,7 +113,7 @@ def _link_moments(engine: Any) -> None:
 
 
 def _is_sharded(engine: Any) -> bool:
-    return zero_stage(engine) > 0
+    return engine_stage(engine) > 0
 
 
 def _gather(engine: Any, key: str, *, is_kept: bool) -> dict[str, Tensor]:

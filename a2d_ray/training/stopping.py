@@ -13,7 +13,7 @@ from a2d_ray.runs.storage import RunDirectory
 from a2d_ray.signals import handling
 
 STOP_FILE = "stop"
-POLL_S = 1.0
+STOP_POLL_S = 1.0
 
 
 def stop_on_sigterm(directory: RunDirectory) -> AbstractContextManager[None]:
@@ -50,7 +50,7 @@ class StopWatch:
         now = time.time()
         if self._deadline is not None and now + 2 * step_s + self.save_s > self._deadline:
             return True
-        if not self._is_asked and now - self._looked_at >= POLL_S:
+        if not self._is_asked and now - self._looked_at >= STOP_POLL_S:
             self._looked_at = now
             self._is_asked = self._directory.read(STOP_FILE) is not None
         return self._is_asked

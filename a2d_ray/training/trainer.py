@@ -31,19 +31,19 @@ from a2d_ray.runs.environment import worker_env
 from a2d_ray.runs.resources import wants_gpu
 from a2d_ray.runs.settings import check_same_settings
 from a2d_ray.runs.storage import (
-    CONFIG_FILE,
     PLAN_FILE,
+    RUN_CONFIG_FILE,
     RunDirectory,
     absolute_if_local,
     absolute_path,
 )
 from a2d_ray.training.loop import train_loop
-from a2d_ray.training.plan import Plan
+from a2d_ray.training.plan import TrainingPlan
 from a2d_ray.training.preflight import check_run
 from a2d_ray.training.progress import progress_bar
 from a2d_ray.training.stopping import STOP_FILE, stop_on_sigterm
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _FREE_TO_CHANGE = ("run", "scaling", "wandb")  # a resumed run may differ in these, but the seed
 
@@ -52,7 +52,7 @@ EXIT_UNFINISHED = 75  # sysexits' EX_TEMPFAIL: run the command again
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How a command ends.
 
     Attributes:
@@ -67,7 +67,7 @@ class Outcome:
 class DiffusionTrainer(TorchTrainer):
     """A TorchTrainer whose `fit` shows a progress bar, and saves and stops on SIGTERM."""
 
-    plan: Plan
+    plan: TrainingPlan
     run_directory: RunDirectory
 
     def fit(self) -> Result:
@@ -79,14 +79,14 @@ class DiffusionTrainer(TorchTrainer):
         ):
             return super().fit()
 
-    def outcome(self, result: Result) -> Outcome:
+    def outcome(self, result: Result) -> RunOutcome:
         """What a run has come to: finished, or stopped early and to be resumed."""
         metrics = result.metrics or {}
         step = int(metrics.get("step", 0))
         where = f"checkpoint: {result.checkpoint.path}" if result.checkpoint else "no checkpoint"
         if step == self.plan.num_steps:
-            return Outcome(f"{metrics}\n{where}", 0)
-        return Outcome(
+            return RunOutcome(f"{metrics}\n{where}", 0)
+        return RunOutcome(
             f"stopped at step {step} of {self.plan.num_steps}; {where}\n"
             "go on with the same command and run.resume=true",
             EXIT_UNFINISHED,
@@ -119,10 +119,12 @@ def build_trainer(
     scaling = config.scaling
     start_ray(scaling.world_sizes[-1] * scaling.cpus_per_worker + 2)
     packed = prepare(config.data, config.objective, config.model.path)
-    plan = Plan(_with_absolute_model(config), str(packed.path), num_steps(config, packed), deadline)
+    plan = TrainingPlan(
+        _with_absolute_model(config), str(packed.path), num_steps(config, packed), deadline
+    )
     _settle(config, plan, directory)
     directory.delete(STOP_FILE)
-    log.info("%s: %d steps of %d rows", config.run.name, plan.num_steps, config.batch.rows)
+    _log.info("%s: %d steps of %d rows", config.run.name, plan.num_steps, config.batch.rows)
     trainer = DiffusionTrainer(
         train_loop,
         train_loop_config=plan.to_dict(),
@@ -173,7 +175,7 @@ def num_steps(config: TrainConfig, packed: PackedSet) -> int:
 
 def _remaining_rows(plan: dict[str, Any], storage_path: str) -> Dataset:
     """The rows behind the latest checkpoint; Ray Train calls it at every (re)start."""
-    whole = Plan.from_dict(plan)
+    whole = TrainingPlan.from_dict(plan)
     config = whole.config
     start = _rows_consumed(f"{storage_path}/{config.run.name}")
     stop = whole.num_steps * config.batch.rows
@@ -204,7 +206,7 @@ def _rows_consumed(run_path: str) -> int:
 
 def _check_resumed(config: TrainConfig, directory: RunDirectory) -> None:
     """A resumed run must be the same run: the same data, objective, optimizer, schedule, seed."""
-    stored = directory.read(CONFIG_FILE)
+    stored = directory.read(RUN_CONFIG_FILE)
     if stored is None:
         return
     ours = config.model_dump(mode="json")
@@ -218,7 +220,7 @@ def _check_resumed(config: TrainConfig, directory: RunDirectory) -> None:
     check_same_settings(ours, theirs, field="run.name", value=config.run.name)
 
 
-def _settle(config: TrainConfig, plan: Plan, directory: RunDirectory) -> None:
+def _settle(config: TrainConfig, plan: TrainingPlan, directory: RunDirectory) -> None:
     """Writes down what a run is, or finds that a resumed one is still the same.
 
     Raises:
@@ -227,7 +229,7 @@ def _settle(config: TrainConfig, plan: Plan, directory: RunDirectory) -> None:
     stored = directory.read(PLAN_FILE)
     settled = {"packed_path": plan.packed_path, "num_steps": plan.num_steps}
     if stored is None:
-        directory.write(CONFIG_FILE, to_yaml(config).encode())
+        directory.write(RUN_CONFIG_FILE, to_yaml(config).encode())
         directory.write(PLAN_FILE, json.dumps(settled).encode())
         return
     check_same_settings(

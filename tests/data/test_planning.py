@@ -14,9 +14,9 @@ from a2d_ray.data.packing.planning import (
     HELD_OUT,
     OVER_LIMIT,
     Index,
-    Limits,
+    IndexLimits,
     make_plan,
-    select,
+    split_index,
 )
 from a2d_ray.data.packing.tokenizing import INDEX_SCHEMA
 
@@ -42,7 +42,7 @@ def places(index):
 
 def test_training_rows_that_equal_a_held_out_row_are_dropped():
     entries = [entry(0), entry(1, content=7), entry(2, content=7, is_test=True)]
-    train, test, dropped = select(index_of(entries), Limits())
+    train, test, dropped = split_index(index_of(entries), IndexLimits())
     assert (places(train), places(test)) == ([0], [2])
     assert dropped == {(0, HELD_OUT): 1}
 
@@ -54,25 +54,25 @@ def test_of_equal_rows_the_first_source_s_is_kept_with_all_its_documents():
         entry(2, source=0, content=7, row=entry(1)["row"], doc_id=22),
         entry(3, source=1, content=8),
     ]
-    train, _, dropped = select(index_of(entries), Limits(deduplicate=True))
+    train, _, dropped = split_index(index_of(entries), IndexLimits(deduplicate=True))
     assert places(train) == [1, 2, 3] and dropped == {(1, DUPLICATE): 1}
-    assert places(select(index_of(entries), Limits())[0]) == [0, 1, 2, 3]
+    assert places(split_index(index_of(entries), IndexLimits())[0]) == [0, 1, 2, 3]
 
 
 @given(st.randoms(use_true_random=False), st.integers(1, 30))
 def test_a_cap_takes_the_same_rows_whatever_order_they_come_in(random, most):
     entries = [entry(i, source=i % 3) for i in range(40)]
     shuffled = random.sample(entries, len(entries))
-    limits = Limits(max_rows=most)
-    train, _, dropped = select(index_of(entries), limits)
-    again, _, _ = select(index_of(shuffled), limits)
+    limits = IndexLimits(max_rows=most)
+    train, _, dropped = split_index(index_of(entries), limits)
+    again, _, _ = split_index(index_of(shuffled), limits)
     assert places(train) == places(again) and len(places(train)) == most
     assert sum(dropped.values()) == 40 - most and {r for _, r in dropped} == {OVER_LIMIT}
 
 
 def test_a_cap_of_tokens_counts_every_copy():
     entries = [entry(i, tokens=10, copies=2) for i in range(10)]
-    train, _, _ = select(index_of(entries), Limits(max_tokens=65))
+    train, _, _ = split_index(index_of(entries), IndexLimits(max_tokens=65))
     assert train["tokens"].size == 3
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from a2d_ray.data.sources.adapters import Example
 from a2d_ray.data.sources.mixture import check_spec, parse_spec
-from a2d_ray.data.sources.shards import Shape, read_shard, resolve
+from a2d_ray.data.sources.shards import Shape, read_shard, resolve_source
 
 PAIR = (("user", "What is 2 + 2?"), ("assistant", "4"))
 TOOLS = "tool messages are not supported"
@@ -43,7 +43,7 @@ SCHEMAS = {
 
 
 def examples(spec, split="train", **shape):
-    source = resolve(parse_spec(str(spec))[0])
+    source = resolve_source(parse_spec(str(spec))[0])
     how = Shape(**shape)
     how.find(source.columns, source.spec.name)
     rows = [row for shard in getattr(source, split) for row in read_shard(shard, source.spec, how)]
@@ -228,10 +228,10 @@ def test_unknown_columns_and_empty_folders_are_errors(tmp_path):
 
 def test_the_identity_follows_the_files(tmp_path):
     spec = parse_spec(str(write_jsonl(tmp_path / "rows.jsonl", [{"messages": TURNS}])))[0]
-    before = resolve(spec).identity
-    assert resolve(spec).identity == before
+    before = resolve_source(spec).identity
+    assert resolve_source(spec).identity == before
     write_jsonl(tmp_path / "rows.jsonl", [{"messages": TURNS}] * 2)
-    assert resolve(spec).identity != before
+    assert resolve_source(spec).identity != before
 
 
 def test_embedded_sets_have_their_own_splits():

@@ -18,7 +18,7 @@ def case_layout(spec, documents):
 
 
 def flex_hidden(model, ids, layout, is_causal_clean):
-    model.config._attn_implementation = flex_attention.NAME
+    model.config._attn_implementation = flex_attention.FLEX_ATTENTION
     return model.model(
         input_ids=ids,
         position_ids=layout.position_RT,

@@ -161,4 +161,4 @@ def test_checkpointing_keeps_the_inputs_of_layers():
 
 
 def test_the_chunk_of_logits_is_the_loss_s():
-    assert memory.CHUNK_TOKENS == losses.CHUNK_TOKENS
+    assert memory.LOGITS_CHUNK_TOKENS == losses.CHUNK_TOKENS

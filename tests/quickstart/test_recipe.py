@@ -14,20 +14,20 @@ CONFIG = QuickstartConfig(root="runs/q", eval_tasks=40)
 
 
 def test_without_the_variable_the_configuration_stays():
-    assert recipe.resolve(CONFIG, {}) == CONFIG
-    assert recipe.resolve(CONFIG.model_copy(update={"steps": 300}), {}).root == "runs/q"
+    assert recipe.resolve_config(CONFIG, {}) == CONFIG
+    assert recipe.resolve_config(CONFIG.model_copy(update={"steps": 300}), {}).root == "runs/q"
 
 
 @pytest.mark.parametrize(("steps", "environ"), [(2, {}), (None, {"QUICKSTART_STEPS": "2"})])
 def test_a_smoke_test_has_few_tasks_and_its_own_root(steps, environ):
-    resolved = recipe.resolve(CONFIG.model_copy(update={"steps": steps}), environ)
+    resolved = recipe.resolve_config(CONFIG.model_copy(update={"steps": steps}), environ)
     assert (resolved.steps, resolved.root, resolved.eval_tasks) == (2, "runs/q-smoke", 4)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two"])
 def test_a_bad_variable_is_refused(value):
     with pytest.raises(ValueError, match=f"QUICKSTART_STEPS={value}"):
-        recipe.resolve(CONFIG, {"QUICKSTART_STEPS": value})
+        recipe.resolve_config(CONFIG, {"QUICKSTART_STEPS": value})
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 4])

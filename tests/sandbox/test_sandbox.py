@@ -44,7 +44,7 @@ else:
     ],
 )
 def test_ordinary_programs_run(code):
-    assert run_code(code, SHORT) == sandbox.Outcome(is_ok=True, reason="ok")
+    assert run_code(code, SHORT) == sandbox.Execution(is_ok=True, reason="ok")
 
 
 @isolated
@@ -132,11 +132,11 @@ def test_the_numbers_of_denied_calls_are_the_kernels(machine, header):
     if not path.exists():
         pytest.skip(f"needs {path}")
     numbers = dict(re.findall(r"#define __NR_(\w+)\s+(\d+)", path.read_text()))
-    column = list(jail.ARCHITECTURES).index(machine)
+    column = list(jail.PROCESSORS).index(machine)
     for name, pair in jail.DENIED.items():
         assert int(numbers.get(name, pair[column])) == pair[column], name
-    assert int(numbers["clone"]) == jail.ARCHITECTURES[machine].clone
-    assert int(numbers["pivot_root"]) == jail.ARCHITECTURES[machine].pivot_root
+    assert int(numbers["clone"]) == jail.PROCESSORS[machine].clone
+    assert int(numbers["pivot_root"]) == jail.PROCESSORS[machine].pivot_root
 
 
 @isolated

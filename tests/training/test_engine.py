@@ -46,7 +46,7 @@ def make_micros(step, size):
 def train(stage, num_micro, *, num_steps=NUM_STEPS, checkpoint=None, model=None):
     """The engine after some clipped steps from `checkpoint` on, and their gradient norms."""
     from a2d_ray.training.engine import make_engine, take_step
-    from a2d_ray.training.state import Progress, restore_state
+    from a2d_ray.training.state import RunProgress, restore_state
 
     rank, world = dist.get_rank(), dist.get_world_size()
     module = module_of(model or tiny_a2d_model("llama").train())
@@ -63,7 +63,7 @@ def train(stage, num_micro, *, num_steps=NUM_STEPS, checkpoint=None, model=None)
     first = 0
     if checkpoint is not None:
         restore_state(engine, checkpoint)
-        first = Progress.read(checkpoint).step
+        first = RunProgress.read(checkpoint).step
     norms = []
     for step in range(first, num_steps):
         micros = list(make_micros(step, size))
@@ -128,13 +128,13 @@ STAGES = [(3, 3), (0, 3), (3, 2)]
 
 def _moved_between_stages(rank, directory):
     """For each pair: two steps at one stage, saved; the third at another."""
-    from a2d_ray.training.state import Progress, save_state
+    from a2d_ray.training.state import RunProgress, save_state
 
     results = {}
     for first, second in STAGES:
         target = directory / f"{first}-{second}"
         engine, norms = train(first, 2, num_steps=2)
-        write = save_state(engine, target, Progress(step=2, rows=8), is_writer=rank == 0)
+        write = save_state(engine, target, RunProgress(step=2, rows=8), is_writer=rank == 0)
         if rank == 0:
             write()
         model = tiny_a2d_model("llama").train()
@@ -164,12 +164,12 @@ def test_a_disk_that_is_full_is_a_problem_that_is_told(make_config, tmp_path):
     from a2d_ray.models.contract import Contract
     from a2d_ray.runs.storage import RunDirectory
     from a2d_ray.training.checkpoints import CheckpointWriter
-    from a2d_ray.training.plan import Plan
+    from a2d_ray.training.plan import TrainingPlan
     from a2d_ray.training.ranks import Ranks
-    from a2d_ray.training.state import Progress
+    from a2d_ray.training.state import RunProgress
 
-    plan, ranks = Plan(make_config("full"), "nowhere", 6), Ranks(0, 1, torch.device("cpu"))
-    directory, progress = RunDirectory.of(str(tmp_path), "run"), Progress(step=1, rows=4)
+    plan, ranks = TrainingPlan(make_config("full"), "nowhere", 6), Ranks(0, 1, torch.device("cpu"))
+    directory, progress = RunDirectory.of(str(tmp_path), "run"), RunProgress(step=1, rows=4)
     writer = CheckpointWriter(plan, ranks, directory, Contract(mask_token_id=3), None, None)
     engine, _ = train(2, 1, num_steps=1)
     (tmp_path / "run").mkdir()

@@ -98,7 +98,7 @@ def test_a_resumed_run_is_the_same_wandb_run(tmp_path):
     from a2d_ray.config import TrainConfig
     from a2d_ray.training.gauges import RunGauges
     from a2d_ray.training.reporting import RunReporter
-    from a2d_ray.training.samples import Sample
+    from a2d_ray.training.samples import HeldOutSample
 
     config = TrainConfig.model_validate(
         {
@@ -116,7 +116,7 @@ def test_a_resumed_run_is_the_same_wandb_run(tmp_path):
         for step in (start + 1, start + 2):
             reporter.step({"step": step, "loss": 1.0, "grad_norm": 1.0, "lr": 0.1})
         line = {"step": start + 2, "eval/nelbo": 1.0}
-        reporter.evaluation(line, [Sample("say 1", "one", f"answer {start}")])
+        reporter.evaluation(line, [HeldOutSample("say 1", "one", f"answer {start}")])
         reporter.close()
     ids = [path.name.split("-")[3] for path in (tmp_path / "mine/wandb").glob("offline-run-*")]
     assert ids == ["mine"] * len(ids) and ids

@@ -18,7 +18,7 @@ from typing import Any
 
 from a2d_ray.data.packing.packed import MANIFEST
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 LOCK = "lock"
 DOCUMENTS = "documents"
@@ -74,7 +74,7 @@ def remove_leftovers(parent: Path) -> None:
             continue
         with contextlib.suppress(OSError), (place / LOCK).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            log.info("removing %s, which a killed job left", place)
+            _log.info("removing %s, which a killed job left", place)
             shutil.rmtree(place, ignore_errors=True)
 
 

@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from a2d_ray.data.packing.packed import PackedSet, Split
+from a2d_ray.data.packing.packed import PackedSet
+from a2d_ray.data.sources.mixture import Split
 from a2d_ray.diffusion.layout import LayoutSpec, PackedRow, build_layout
 from a2d_ray.diffusion.noise import eos_tail_lengths
 

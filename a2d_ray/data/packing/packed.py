@@ -12,18 +12,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from a2d_ray.data.sources.mixture import Split
 
 if TYPE_CHECKING:  # tasks that read packed rows start faster without torch
     import torch
 
     from a2d_ray.diffusion.layout import PackedRow
 
-Split = Literal["train", "test"]
 ROWS_PER_GROUP = 64
 ROWS_PER_PART = 16 * ROWS_PER_GROUP
 MANIFEST = "manifest.json"

@@ -24,8 +24,8 @@ OVER_LIMIT = "beyond data.max_rows or data.max_tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What `select` leaves out: ``data.deduplicate``, ``data.max_rows``, ``data.max_tokens``."""
+class IndexLimits:
+    """What `split_index` leaves out: duplicates, and what is beyond a cap of the data section."""
 
     deduplicate: bool = False
     max_rows: int | None = None
@@ -62,7 +62,7 @@ class Index:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SplitPacks:
     """The packs of a split.
 
     Attributes:
@@ -94,7 +94,7 @@ class Plan:
         return tables
 
 
-def select(index: Index, limits: Limits) -> tuple[Index, Index, Counter[tuple[int, str]]]:
+def split_index(index: Index, limits: IndexLimits) -> tuple[Index, Index, Counter[tuple[int, str]]]:
     """The training and the held-out documents, and why rows were left out.
 
     Returns:
@@ -113,7 +113,7 @@ def select(index: Index, limits: Limits) -> tuple[Index, Index, Counter[tuple[in
     return train, test, dropped
 
 
-def make_plan(index: Index, capacity: int, seed: int, *, is_packed: bool = True) -> Plan:
+def make_plan(index: Index, capacity: int, seed: int, *, is_packed: bool = True) -> SplitPacks:
     """Packs of documents of all sources in a random order.
 
     A document of weight above 1 appears several times, each with an id, and so noise, of its own.
@@ -128,7 +128,7 @@ def make_plan(index: Index, capacity: int, seed: int, *, is_packed: bool = True)
     order = np.argsort(scramble(repeated["doc_id"], seed), kind="stable")
     shuffled = repeated.take(order)
     if not is_packed:
-        return Plan(shuffled, np.ones(order.size, dtype=np.int64))
+        return SplitPacks(shuffled, np.ones(order.size, dtype=np.int64))
     costs = shuffled["cost"].tolist()
     places: list[int] = []
     docs_per_pack: list[int] = []
@@ -137,7 +137,7 @@ def make_plan(index: Index, capacity: int, seed: int, *, is_packed: bool = True)
             places += [start + i for i in indices]
             docs_per_pack.append(len(indices))
     packed = shuffled.take(np.array(places, dtype=np.int64))
-    return Plan(packed, np.array(docs_per_pack, dtype=np.int64))
+    return SplitPacks(packed, np.array(docs_per_pack, dtype=np.int64))
 
 
 def _with_copies(index: Index) -> Index:
@@ -164,7 +164,7 @@ def _is_repeated(index: Index) -> np.ndarray:
     return is_repeated
 
 
-def _is_beyond(index: Index, limits: Limits) -> np.ndarray:
+def _is_beyond(index: Index, limits: IndexLimits) -> np.ndarray:
     """Documents of rows beyond the limits, rows being taken in a random order over all sources."""
     rows, inverse = np.unique(index["row"], return_inverse=True)  # row ids are hashes
     copies = index["copies"].astype(np.int64)

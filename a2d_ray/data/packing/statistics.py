@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from a2d_ray.config import DataSection
-from a2d_ray.data.packing.planning import Index, Plan
+from a2d_ray.data.packing.planning import Index, SplitPacks
 from a2d_ray.data.packing.tokenizing import MAX_OFFENDERS
-from a2d_ray.data.sources.mixture import SpecError
-from a2d_ray.data.sources.shards import SPLITS, Split
+from a2d_ray.data.sources.mixture import SPLITS, SpecError, Split
 
 HISTOGRAM_BINS = 32
 
@@ -64,7 +63,7 @@ class Report:
                 f"mend them, or raise that. The first:\n{listed}",
             )
 
-    def check_train(self, plan: Plan, data: DataSection) -> None:
+    def check_train(self, plan: SplitPacks, data: DataSection) -> None:
         """Refuses a training split that holds nothing to learn; says why rows were dropped."""
         if plan.num_packs:
             return
@@ -78,7 +77,9 @@ class Report:
             data.spec, f"has no target in {rows} training rows", listed or "there are no rows"
         )
 
-    def split(self, split: Split, plan: Plan, capacity: int, max_length: int) -> dict[str, Any]:
+    def split(
+        self, split: Split, plan: SplitPacks, capacity: int, max_length: int
+    ) -> dict[str, Any]:
         """The counts of a split.
 
         Args:

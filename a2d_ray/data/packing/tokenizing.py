@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from a2d_ray.data.chat import ChatRenderer, Piece, encode_pieces
+from a2d_ray.data.chat import ChatRenderer, SegmentText, encode_pieces
 from a2d_ray.data.hashing import stable_id
 from a2d_ray.data.literals import LiteralSpecials
 from a2d_ray.data.packing.costs import Streams
@@ -209,13 +209,13 @@ def _documents(
 
 def _render(
     rows: Sequence[dict[str, Any]], renderer: ChatRenderer, literals: LiteralSpecials
-) -> list[list[Piece] | str]:
+) -> list[list[SegmentText] | str]:
     """Pieces per row, or why there are none. A text is pieces that are all answers.
 
     Special tokens that a row spells out stay text, as in prompts: a document can neither hold the
     mask token nor end a turn from within.
     """
-    results: list[list[Piece] | str] = []
+    results: list[list[SegmentText] | str] = []
     for row in rows:
         if row["reason"] is not None:
             results.append(row["reason"])
@@ -223,7 +223,7 @@ def _render(
         payload = json.loads(row["payload"])
         if isinstance(payload, str):
             texts = map(literals.hide_in, _cut_text(payload))
-            results.append([Piece(text, is_answer=True) for text in texts])
+            results.append([SegmentText(text, is_answer=True) for text in texts])
             continue
         try:
             messages = [{"role": role, "content": content} for role, content in payload]

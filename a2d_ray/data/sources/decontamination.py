@@ -15,7 +15,7 @@ import numpy as np
 from a2d_ray.config import OptionError
 from a2d_ray.data.sources.adapters import Example
 from a2d_ray.data.sources.mixture import parse_spec
-from a2d_ray.data.sources.shards import Shape, read_shard, resolve
+from a2d_ray.data.sources.shards import Shape, read_shard, resolve_source
 
 CONTAMINATED = "overlaps data.decontaminate"
 SHORTEST_WORDS = 4  # an evaluation row of fewer words says too little to look for it
@@ -42,7 +42,7 @@ def evaluation_ngrams(specs: Sequence[str], size: int, shape: Shape) -> dict[int
     found: dict[int, list[np.ndarray]] = {}
     for text in specs:
         for spec in parse_spec(text):
-            source = resolve(spec, is_evaluation=True)
+            source = resolve_source(spec, is_evaluation=True)
             shards = source.test or source.train
             rows = (row.example for shard in shards for row in read_shard(shard, spec, shape))
             for words in _all_words(example for example in rows if example is not None):

@@ -13,10 +13,12 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from a2d_ray.config import OptionError
 
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
 FORM = "write name[key:value,...] joined by '+'"
 EMBEDDED_NAMES = ("sums", "sorting", "spelling", "maths", "chat", "story")
 DATASETS_DIR_VARIABLE = "A2D_DATASETS_DIR"

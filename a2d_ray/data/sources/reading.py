@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from a2d_ray.config import DataSection
-from a2d_ray.data.hashing import stable_id, uniform
+from a2d_ray.data.hashing import stable_id, uniform_hash
 from a2d_ray.data.sources.adapters import Example
 from a2d_ray.data.sources.decontamination import CONTAMINATED, overlaps
-from a2d_ray.data.sources.shards import SPLITS, ReadRow, Shape, Shard, Source, Split, read_shard
+from a2d_ray.data.sources.mixture import SPLITS, Split
+from a2d_ray.data.sources.shards import ReadRow, Shape, Shard, Source, read_shard
 
 ROWS_SCHEMA = pa.schema(
     [
@@ -64,7 +65,7 @@ class Unit:
         """The split of a row with this content. Equal rows fall on the same side."""
         if self.split is not None:
             return self.split
-        is_test = uniform(f"{self.seed}|split|{content}") < self.test_fraction
+        is_test = uniform_hash(f"{self.seed}|split|{content}") < self.test_fraction
         return "test" if is_test else "train"
 
     def copies(self, content: int, split: Split) -> int:
@@ -72,7 +73,7 @@ class Unit:
         if split == "test":
             return 1
         whole, part = divmod(self.source.spec.weight, 1)
-        return int(whole) + (uniform(f"{self.seed}|weight|{content}") < part)
+        return int(whole) + (uniform_hash(f"{self.seed}|weight|{content}") < part)
 
 
 def reading_units(

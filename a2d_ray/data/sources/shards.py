@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 from a2d_ray.config import DataSection
 from a2d_ray.data.hashing import code_hash
@@ -23,11 +22,9 @@ from a2d_ray.data.sources.adapters import (
     matches_language,
 )
 from a2d_ray.data.sources.files import FORMATS, NumberedRow, file_format, read_file
-from a2d_ray.data.sources.mixture import SourceSpec, SpecError
+from a2d_ray.data.sources.mixture import SPLITS, SourceSpec, SpecError, Split
 from a2d_ray.data.sources.storage import DataFile, list_files
 
-Split = Literal["train", "test"]
-SPLITS: tuple[Split, ...] = ("train", "test")
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "train_sft", "training"),
     "test": ("test", "test_sft", "validation", "valid", "eval", "dev"),
@@ -99,7 +96,7 @@ class ReadRow:
     is_other_language: bool = False
 
 
-def resolve(spec: SourceSpec, *, is_evaluation: bool = False) -> Source:
+def resolve_source(spec: SourceSpec, *, is_evaluation: bool = False) -> Source:
     """Finds the files of a source and looks at its first rows.
 
     Args:
@@ -134,7 +131,7 @@ def read_shard(shard: Shard, spec: SourceSpec, shape: Shape) -> Iterator[ReadRow
     """Rows of a shard in order.
 
     Args:
-        shard: from `resolve`.
+        shard: from `resolve_source`.
         spec: its source; with ``lang``, rows say whether they are of that language.
         shape: how rows become examples; the columns of the shard's first good row decide.
 

@@ -14,7 +14,7 @@ from a2d_ray.runs.environment import worker_env
 from a2d_ray.runs.resources import Share, available_resources, check_room
 
 
-class Evaluator:
+class BackendActor:
     """One actor: a backend whose results are sent back piece by piece."""
 
     def __init__(self, model: dict[str, Any], objective: str | None, batch_size: int) -> None:
@@ -70,7 +70,7 @@ class RayBackend:
             gpus=Share(gpus_per_worker, "gpus_per_worker"),
         )
         start_ray(max(1, math.ceil(num_workers * cpus_per_worker)))
-        actor = ray.remote(Evaluator).options(
+        actor = ray.remote(BackendActor).options(
             num_cpus=cpus_per_worker,
             num_gpus=gpus_per_worker,
             max_restarts=3,

@@ -26,7 +26,7 @@ from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.signals import Interrupt, noting_interrupts
 from a2d_ray.text.stream import cut_at_stop
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 # Options with a name of their own in the API; the others go into `diffusion`.
 OPENAI_NAMES = {"max_new_tokens": "max_tokens", "temperature": "temperature", "seed": "seed"}
@@ -65,7 +65,7 @@ class EndpointBackend:
         """The address and name, and what the model's card tells."""
         fingerprint = _fingerprint(self._card)
         if fingerprint is None:
-            logger.warning(
+            _log.warning(
                 "%s does not tell which weights %s has: its answers are kept for this run only",
                 self._base_url,
                 self._model,

@@ -5,8 +5,8 @@ from typing import Any, Self
 
 from a2d_ray.generation.decoding.params import SamplingParams
 
-Segments = tuple[tuple[int, ...], ...]
-Prompt = str | Segments | list[dict[str, str]]
+TokenSegments = tuple[tuple[int, ...], ...]
+BackendPrompt = str | TokenSegments | list[dict[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class GenerateRequest:
         params: how to decode.
     """
 
-    prompt: Prompt
+    prompt: BackendPrompt
     params: SamplingParams
 
 
@@ -68,7 +68,7 @@ class ScoreRequest:
         block_size: of BD3LM; None: the checkpoint's own.
     """
 
-    context: Segments
+    context: TokenSegments
     continuation: tuple[int, ...]
     is_complete: bool = False
     num_draws: int = 16
@@ -112,11 +112,11 @@ class LogLikelihood(float):
         return self
 
 
-Request = GenerateRequest | ScoreRequest
-Result = Answer | Score
+BackendRequest = GenerateRequest | ScoreRequest
+BackendResult = Answer | Score
 
 
-def to_values(request: Request) -> dict[str, Any]:
+def to_values(request: BackendRequest) -> dict[str, Any]:
     """A request as JSON values, with its kind."""
     values = {"kind": type(request).__name__, **vars(request)}
     if isinstance(request, GenerateRequest):

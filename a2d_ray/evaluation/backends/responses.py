@@ -15,9 +15,9 @@ from tqdm import tqdm
 from a2d_ray.evaluation.backends.local import Backend
 from a2d_ray.evaluation.backends.requests import (
     Answer,
+    BackendRequest,
+    BackendResult,
     GenerateRequest,
-    Request,
-    Result,
     Score,
     ScoreRequest,
     to_values,
@@ -25,9 +25,9 @@ from a2d_ray.evaluation.backends.requests import (
 from a2d_ray.evaluation.backends.score_batches import plan_batches
 from a2d_ray.models.contract import Contract
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-FORMAT = 2  # of what is kept; results of another one are not read
+CACHE_FORMAT = 2  # of what is kept; results of another one are not read
 
 
 class ResponseCache:
@@ -46,9 +46,9 @@ class ResponseCache:
         self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, value TEXT)")
-        self._prefix = json.dumps([FORMAT, fingerprint], sort_keys=True)
+        self._prefix = json.dumps([CACHE_FORMAT, fingerprint], sort_keys=True)
 
-    def get(self, request: Request) -> Result | None:
+    def get(self, request: BackendRequest) -> BackendResult | None:
         """The result, if it is there."""
         row = self._db.execute(
             "SELECT value FROM results WHERE key = ?", (self._key(request),)
@@ -58,12 +58,12 @@ class ResponseCache:
         kind = Answer if isinstance(request, GenerateRequest) else Score
         return kind(**json.loads(row[0]))
 
-    def put(self, request: Request, result: Result) -> None:
+    def put(self, request: BackendRequest, result: BackendResult) -> None:
         """Keeps a result."""
         values = (self._key(request), json.dumps(asdict(result)))
         self._db.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", values)
 
-    def _key(self, request: Request) -> str:
+    def _key(self, request: BackendRequest) -> str:
         text = self._prefix + json.dumps(to_values(request), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -159,20 +159,20 @@ class Responder:
                 self.observe(num_done, len(requests))
         return [known[i] for i in range(len(requests))]
 
-    def _cached(self, request: Request) -> Any:
+    def _cached(self, request: BackendRequest) -> Any:
         return None if self._cache is None else self._cache.get(request)
 
     def _count_cut(self, num_cut: int, num_asked: int) -> None:
         self.num_cut += num_cut
         if num_cut:
-            logger.warning(
+            _log.warning(
                 "%d of %d prompts were too long: their oldest tokens were left out, or the server "
                 "refused them and their answers are empty",
                 num_cut,
                 num_asked,
             )
 
-    def _keep(self, request: Request, result: Result) -> None:
+    def _keep(self, request: BackendRequest, result: BackendResult) -> None:
         is_refused = isinstance(result, Answer) and result.finish_reason == "refused"
         if self._cache is not None and not is_refused:
             self._cache.put(request, result)

@@ -9,7 +9,7 @@ from a2d_ray.data.sources.embedded import embedded_rows
 from a2d_ray.generation.decoding.params import SamplingParams
 
 
-class Generation(Protocol):
+class HasTokenIds(Protocol):
     """What is read of one answer."""
 
     token_ids: Sequence[int]
@@ -21,11 +21,11 @@ class Generator(Protocol):
     """Anything that answers chats, such as `a2d_ray.load`'s language model."""
 
     def generate(self, prompts: Any, params: SamplingParams) -> Sequence[Any]:
-        """One `Generation` per chat, in the same order."""
+        """One `HasTokenIds` per chat, in the same order."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
+class Task:
     """One task with its answer."""
 
     question: str
@@ -54,7 +54,7 @@ class ExactMatch:
     num_tasks: int
     tokens_per_forward: float
     tokens_per_s: float
-    examples: tuple[Example, ...]
+    examples: tuple[Task, ...]
 
 
 def held_out_tasks(name: str, num_tasks: int) -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ def exact_match(
     answers = lm.generate(prompts, params)
     seconds = time.perf_counter() - start
     examples = tuple(
-        Example(
+        Task(
             question=task["messages"][-2]["content"],
             expected=task["messages"][-1]["content"],
             answer=answer.text,

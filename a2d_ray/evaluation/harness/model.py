@@ -20,12 +20,12 @@ from a2d_ray.config import override
 from a2d_ray.data.chat import ChatRenderer
 from a2d_ray.evaluation.backends.local import Backend, Description, load_backend
 from a2d_ray.evaluation.backends.requests import (
+    BackendPrompt,
     GenerateRequest,
     LogLikelihood,
-    Prompt,
     Score,
     ScoreRequest,
-    Segments,
+    TokenSegments,
 )
 from a2d_ray.evaluation.backends.responses import Responder, ResponseCache, Speed
 from a2d_ray.evaluation.harness.options import Options, read_options, read_task_options
@@ -134,13 +134,13 @@ class A2DHarnessModel(LM):
         self._chats[text] = messages
         return text
 
-    def _prompt(self, context: str) -> Prompt:
+    def _prompt(self, context: str) -> BackendPrompt:
         """Tokens, or what an endpoint turns into the same tokens."""
         if self.described.tokenizer is None:
             return self._chats.get(context, context)
         return self._segments(context)
 
-    def _segments(self, context: str) -> Segments:
+    def _segments(self, context: str) -> TokenSegments:
         """The context as segments; what an answer begins with is a segment of its own."""
         from a2d_ray.data.chat import render_prompt
 

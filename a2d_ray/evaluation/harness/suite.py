@@ -15,7 +15,7 @@ from a2d_ray.evaluation.report.statistics import monte_carlo_stderr, root_of_squ
 from a2d_ray.sandbox.runner import check_isolation
 
 Observer = Callable[[str, int, int], None]
-FORMAT = 1
+REPORT_FORMAT = 1
 
 
 def run_suite(
@@ -45,7 +45,7 @@ def run_suite(
             model.responder.observe = partial(observe, task.task)
         results[task.task] = _run_task(config, task, found, model)
     return {
-        "format": FORMAT,
+        "format": REPORT_FORMAT,
         "name": config.name,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started, 3),

@@ -35,7 +35,7 @@ class EvaluationRequest(Plain):
     limit: int | None = Field(None, ge=1)
 
 
-def create_app(
+def create_evaluation_app(
     runner: Runner,
     suites: Mapping[str, EvaluateConfig],
     options: EvaluationServiceConfig,

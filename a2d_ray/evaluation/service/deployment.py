@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from a2d_ray.config import EvaluateConfig, EvaluationServiceConfig, ServeConfig
-from a2d_ray.evaluation.service.app import PREFIX, create_app
+from a2d_ray.evaluation.service.app import PREFIX, create_evaluation_app
 from a2d_ray.evaluation.service.runner import Runner
 from a2d_ray.evaluation.service.store import EvaluationStore
 from a2d_ray.evaluation.service.suites import read_suites
@@ -92,7 +92,7 @@ class Evaluations:
         self._runner.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(
+        return create_evaluation_app(
             self._runner,
             self._suites,
             self._config,

@@ -23,7 +23,7 @@ from a2d_ray.evaluation.service.store import Evaluation, EvaluationStore
 from a2d_ray.evaluation.service.worker import TRY_AGAIN
 from a2d_ray.http.errors import RequestError, overloaded
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 3  # that end without a result of their own: a lost endpoint, a killed worker
 _GRACE_S = 5.0
@@ -115,9 +115,9 @@ class Runner:
                 try:
                     self._run(evaluation_id)
                 except RequestError:
-                    logger.warning("evaluation %s was removed from the disk", evaluation_id)
+                    _log.warning("evaluation %s was removed from the disk", evaluation_id)
                 except Exception as error:  # a defect of ours must not end the thread
-                    logger.exception("evaluation %s failed", evaluation_id)
+                    _log.exception("evaluation %s failed", evaluation_id)
                     self._finish(evaluation_id, status="failed", error=f"internal error: {error}")
 
     def _next(self) -> str | None:
@@ -146,7 +146,7 @@ class Runner:
             report = json.loads((directory / "report.json").read_text())
             self._finish(evaluation_id, status="completed", results=results_of(report))
         elif (code < 0 or code == TRY_AGAIN) and evaluation.num_attempts < _MAX_ATTEMPTS:
-            logger.warning("evaluation %s: attempt ended with %d", evaluation_id, code)
+            _log.warning("evaluation %s: attempt ended with %d", evaluation_id, code)
         else:
             self._finish(evaluation_id, status="failed", error=_why(directory, code))
 

@@ -19,7 +19,7 @@ from a2d_ray.config import EvaluateConfig
 from a2d_ray.http.errors import RequestError
 from a2d_ray.runs.storage import write_whole
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 _ID = re.compile(r"eval-[0-9a-f]{24}")
@@ -109,7 +109,7 @@ class EvaluationStore:
             except FileNotFoundError:
                 pass
             except ValidationError as error:
-                logger.warning("%s/%s is not readable: %s", self.path, evaluation_id, error)
+                _log.warning("%s/%s is not readable: %s", self.path, evaluation_id, error)
         raise RequestError(
             f"The evaluation {evaluation_id!r} does not exist: GET /v1/evaluations lists yours",
             status=404,

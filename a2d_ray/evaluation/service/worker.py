@@ -19,7 +19,7 @@ TRY_AGAIN = 75  # exit code: the endpoint failed; answers so far are kept
 _MIN_INTERVAL_S = 0.2  # between writes of the progress
 
 
-class Progress:
+class ProgressFile:
     """Writes how far an evaluation is.
 
     Args:
@@ -52,7 +52,7 @@ def evaluate(directory: Path) -> None:
     from a2d_ray.evaluation.report.report import log_to_wandb, write_report
 
     config = EvaluateConfig.model_validate_json((directory / "config.json").read_text())
-    progress = Progress(directory / "progress.json", [task.task for task in config.tasks])
+    progress = ProgressFile(directory / "progress.json", [task.task for task in config.tasks])
     report = run_suite(config, observe=progress)
     write_report(report, directory)
     log_to_wandb(report, config, directory)

@@ -18,13 +18,13 @@ from transformers import AttentionInterface
 
 from a2d_ray.generation.engine.cache import KVStore, Runs
 
-NAME = "a2d_engine"
+ENGINE_ATTENTION = "a2d_engine"
 _CONTIGUOUS = torch.contiguous_format
 ROWS_PER_TILE = 128  # of a long slice: early rows are spared the keys that only late rows see
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tile:
+class RowTile:
     """Rows of a slice that are computed together.
 
     Attributes:
@@ -40,7 +40,7 @@ class Tile:
     hidden_RS: Tensor | None
 
 
-def make_tiles(num_visible: Sequence[int], device: torch.device) -> tuple[Tile, ...]:
+def make_tiles(num_visible: Sequence[int], device: torch.device) -> tuple[RowTile, ...]:
     """Tiles of a slice from the number of keys that each of its tokens sees (not decreasing)."""
     tiles = []
     for first in range(0, len(num_visible), ROWS_PER_TILE):
@@ -52,7 +52,7 @@ def make_tiles(num_visible: Sequence[int], device: torch.device) -> tuple[Tile, 
             hidden = torch.arange(common, most) >= torch.tensor(visible)[:, None]
             hidden = hidden.to(device)
         rows = (first, first + len(visible))
-        tiles.append(Tile(rows=rows, num_keys=most, num_common=common, hidden_RS=hidden))
+        tiles.append(RowTile(rows=rows, num_keys=most, num_common=common, hidden_RS=hidden))
     return tuple(tiles)
 
 
@@ -70,7 +70,7 @@ class Slice:
     num_tokens: int
     new_runs: Runs | None
     all_runs: Runs
-    tiles: tuple[Tile, ...]
+    tiles: tuple[RowTile, ...]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -117,7 +117,7 @@ class Round:
 
 
 def _attend_cpu(
-    query_nHd: Tensor, key_KSd: Tensor, value_KSd: Tensor, tiles: Sequence[Tile], scale: float
+    query_nHd: Tensor, key_KSd: Tensor, value_KSd: Tensor, tiles: Sequence[RowTile], scale: float
 ) -> Tensor:
     """Two matrix products per tile; the G query heads of a key head are rows of one product."""
     (n, num_heads, dim) = query_nHd.shape
@@ -141,7 +141,7 @@ def _attend_cpu(
 
 
 def _attend_sdpa(
-    query_nHd: Tensor, key_KSd: Tensor, value_KSd: Tensor, tiles: Sequence[Tile], scale: float
+    query_nHd: Tensor, key_KSd: Tensor, value_KSd: Tensor, tiles: Sequence[RowTile], scale: float
 ) -> Tensor:
     """The same by torch's fused attention, for GPUs."""
     outputs = []
@@ -178,4 +178,4 @@ def engine_attention(
     return ragged.attend(module.layer_idx, query, key, value, scaling)[None], None
 
 
-AttentionInterface.register(NAME, engine_attention)
+AttentionInterface.register(ENGINE_ATTENTION, engine_attention)

@@ -19,7 +19,7 @@ from a2d_ray.generation.decoding.denoise import (
 )
 from a2d_ray.generation.engine.pages import Page, PageTable, root_key
 from a2d_ray.generation.engine.request import Request, StepOutput
-from a2d_ray.generation.engine.storage import Chunk, SequenceStorage, block_edges
+from a2d_ray.generation.engine.storage import SequenceStorage, StoredBlocks, block_edges
 from a2d_ray.models.contract import Contract
 
 
@@ -42,7 +42,7 @@ class Work:
     storage: SequenceStorage | None
     start: int
     stop: int
-    chunk: Chunk
+    chunk: StoredBlocks
     ids_n: Tensor
     num_visible: list[int]
     asked: Tensor
@@ -138,7 +138,7 @@ class Sequence:
         chunks = []
         coming = set(in_flight)
         for branch in self._branches:
-            chunk = Chunk(start=0, stop=0, pages=())
+            chunk = StoredBlocks(start=0, stop=0, pages=())
             if branch.storage is not None:
                 chunk = branch.storage.next_chunk(budget, coming)
             coming.update(chunk.pages)
@@ -181,7 +181,7 @@ class Sequence:
             if branch.storage is not None:
                 branch.storage.release()
 
-    def _work(self, branch: _Branch, chunk: Chunk, *, is_asked: bool) -> Work:
+    def _work(self, branch: _Branch, chunk: StoredBlocks, *, is_asked: bool) -> Work:
         stop = chunk.stop
         if is_asked:
             stop = len(self._canvas) if branch.storage is None else self._window[1]

@@ -11,7 +11,7 @@ from a2d_ray.generation.engine.pages import Page, PageTable, page_key
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chunk:
+class StoredBlocks:
     """Finished blocks that a round stores.
 
     Attributes:
@@ -71,7 +71,7 @@ class SequenceStorage:
         self._key = page_key(self._key, ids)
         self._append_page(len(ids), self._key)
 
-    def next_chunk(self, budget: int, in_flight: Collection[Page]) -> Chunk:
+    def next_chunk(self, budget: int, in_flight: Collection[Page]) -> StoredBlocks:
         """The blocks to store in this round: as many as the budget allows, but never none.
 
         Blocks that are stored, or that another request stores in this round, are skipped. The
@@ -87,7 +87,7 @@ class SequenceStorage:
                 break
             pages.append(page)
             self._advance()
-        return Chunk(start=start, stop=self.num_stored, pages=tuple(pages))
+        return StoredBlocks(start=start, stop=self.num_stored, pages=tuple(pages))
 
     @property
     def is_stored(self) -> bool:
@@ -99,7 +99,7 @@ class SequenceStorage:
         """Final hidden state [H] of the last stored token, where pages keep it."""
         return self._pages[-1].last_hidden_H if self._pages else None
 
-    def runs(self, chunk: Chunk, num_active: int) -> tuple[list[tuple[int, int]], ...]:
+    def runs(self, chunk: StoredBlocks, num_active: int) -> tuple[list[tuple[int, int]], ...]:
         """Slots of a round's new tokens, and of all keys: stored, chunk and active block."""
         active, _ = split_runs(self._own_runs, num_active)
         new = join_runs([run for page in chunk.pages for run in page.runs] + active)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from a2d_ray.generation.engine.attention import NAME, Round
+from a2d_ray.generation.engine.attention import ENGINE_ATTENTION, Round
 
 # Prefixes of transformers' classes whose Attention, MLP and RMSNorm compute what the twins do.
 FUSED_PREFIXES = ("Llama", "Qwen2", "Qwen3")
@@ -32,7 +32,7 @@ def inference_twin(model: nn.Module) -> Any:
     known = _known.get(model)
     if known is None or known[0] != stamp:
         config: Any = copy.copy(model.config)
-        config._attn_implementation = NAME
+        config._attn_implementation = ENGINE_ATTENTION
         with torch.no_grad():
             known = _known[model] = (stamp, _twin(model, model.config, config))
     return known[1]

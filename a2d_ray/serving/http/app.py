@@ -30,7 +30,7 @@ from a2d_ray.serving.openai.protocol import CompletionRequest, GenerationRequest
 from a2d_ray.serving.openai.responses import ChatCompletion, Completion
 from a2d_ray.serving.openai.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def create_app(

@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
 class EventStream(StreamingResponse):
@@ -29,7 +29,7 @@ class EventStream(StreamingResponse):
                 await generator.aclose()
 
 
-async def unless_disconnected(work: Coroutine[Any, Any, Result], request: Request) -> Result:
+async def unless_disconnected(work: Coroutine[Any, Any, _Result], request: Request) -> _Result:
     """The result of `work`, which is cancelled if the client goes away.
 
     Raises:

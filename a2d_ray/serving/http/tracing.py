@@ -10,7 +10,7 @@ from a2d_ray.http.access import ANYBODY
 from a2d_ray.http.request_ids import plain_request_id
 from a2d_ray.serving.model.metrics import HttpMetrics
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class RequestLog:
@@ -46,7 +46,7 @@ class RequestLog:
             await self._app(scope, receive, observed)
         finally:
             self._metrics.count(scope["method"], _route(scope), status)
-            logger.info(
+            _log.info(
                 "request_id=%s method=%s path=%s status=%d caller=%s bytes=%d ms=%.1f",
                 request_id,
                 scope["method"],

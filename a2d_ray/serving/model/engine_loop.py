@@ -11,7 +11,7 @@ from typing import Any
 
 from a2d_ray.generation.engine.engine import Engine, Request, StepOutput
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class EngineDeadError(RuntimeError):
@@ -120,7 +120,7 @@ class AsyncEngine:
                     self._deliver(outputs)
         except Exception as error:  # whatever it is, those who wait must hear of it
             reason = f"the engine failed: {_explain(error)}"
-            logger.exception("the engine failed")
+            _log.exception("the engine failed")
         finally:
             self._die(EngineDeadError(reason))
 

@@ -26,14 +26,14 @@ from a2d_ray.serving.model.writing import ChoiceWriter, InfillWriter, TokenReade
 from a2d_ray.serving.openai.infill import InfillRequest
 from a2d_ray.serving.openai.options import DiffusionOptions
 from a2d_ray.serving.openai.pieces import ModelFacts, Piece
-from a2d_ray.serving.openai.protocol import GenerationRequest, Prompt
+from a2d_ray.serving.openai.protocol import GenerationRequest, RequestPrompt
 from a2d_ray.serving.openai.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 from a2d_ray.text.stream import decode
 
 if TYPE_CHECKING:
     from a2d_ray.text.language_model import LanguageModel
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class ModelServer:
@@ -121,7 +121,7 @@ class ModelServer:
         except ValueError as error:
             raise _refusal(error, request) from error
         except GenerationError as error:
-            logger.exception("a request failed")
+            _log.exception("a request failed")
             raise RequestError(str(error), status=500, code="generation_failed") from error
         except EngineDeadError as error:
             raise not_ready(str(error), code=ENGINE_DEAD) from error
@@ -200,7 +200,7 @@ class ModelServer:
         self._tokenizer_thread.shutdown(wait=False)
 
     async def _choice(
-        self, asked: "_Asked", prompt: Prompt, index: int, choice: int
+        self, asked: "_Asked", prompt: RequestPrompt, index: int, choice: int
     ) -> AsyncGenerator[Piece, None]:
         """The pieces of one choice, its prompt first if it is to be echoed."""
         request = asked.request
@@ -299,7 +299,7 @@ class ModelServer:
         self,
         request: GenerationRequest | TokenizeRequest,
         encode: Callable[[Any], Any],
-        prompt: Prompt,
+        prompt: RequestPrompt,
     ) -> tuple[tuple[int | None, ...], ...]:
         try:
             return await self._in_tokenizer_thread(encode, prompt)
@@ -310,7 +310,7 @@ class ModelServer:
                 str(error), param=field if is_field else request.prompt_field()
             ) from error
 
-    async def _echo(self, prompt: Prompt) -> str:
+    async def _echo(self, prompt: RequestPrompt) -> str:
         if isinstance(prompt, str):
             return prompt
         ids = [token for token in prompt if isinstance(token, int)]

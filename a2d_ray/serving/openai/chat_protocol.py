@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from a2d_ray.http.errors import RequestError
 from a2d_ray.serving.openai.options import Strict, only
-from a2d_ray.serving.openai.protocol import GenerationRequest, Prompt, TemplateOptions
+from a2d_ray.serving.openai.protocol import GenerationRequest, RequestPrompt, TemplateOptions
 from a2d_ray.serving.openai.structured import NamedTool, Tool, ToolCall, ToolChoice, describe_tools
 
 
@@ -18,7 +18,7 @@ class TextPart(Strict):
     text: str
 
 
-class Message(Strict):
+class ChatMessage(Strict):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -49,7 +49,7 @@ class Message(Strict):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-def chat_prompt(messages: Sequence[Message], tools: Sequence[Tool] | None) -> Prompt:
+def chat_prompt(messages: Sequence[ChatMessage], tools: Sequence[Tool] | None) -> RequestPrompt:
     """A chat as its template takes it; the tools are part of what the system says."""
     chat = [message.to_chat() for message in messages]
     if tools:
@@ -64,7 +64,7 @@ def chat_prompt(messages: Sequence[Message], tools: Sequence[Tool] | None) -> Pr
 class ChatCompletionRequest(GenerationRequest):
     """Body of ``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -145,7 +145,7 @@ class ChatCompletionRequest(GenerationRequest):
         """The field that gives the answer a form; None: it is free."""
         return "tools" if self.usable_tools() else super().constraint()
 
-    def prompts(self) -> list[Prompt]:
+    def prompts(self) -> list[RequestPrompt]:
         """The chat, as one prompt."""
         return [chat_prompt(self.messages, self.tools)]
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from a2d_ray.serving.openai.pieces import Piece, TokenInfo
 from a2d_ray.serving.openai.responses import (
     AssistantMessage,
-    Canvas,
+    CanvasBody,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
@@ -78,7 +78,7 @@ class ChatFormat:
         if text or call or piece.canvas is not None or logprobs:
             calls = call and [call.model_copy(update={"index": 0})]
             delta = Delta(content=text or None, tool_calls=calls)
-            made.append(self._chunk(piece.index, delta, None, Canvas.of(piece), logprobs))
+            made.append(self._chunk(piece.index, delta, None, CanvasBody.of(piece), logprobs))
         if piece.finish_reason is not None:
             reason = "tool_calls" if call else piece.finish_reason
             made.append(self._chunk(piece.index, Delta(), reason, stop_reason=piece.stop_reason))
@@ -129,7 +129,7 @@ class ChatFormat:
         index: int,
         delta: Delta,
         reason: str | None = None,
-        canvas: Canvas | None = None,
+        canvas: CanvasBody | None = None,
         logprobs: ChatLogprobs | None = None,
         *,
         stop_reason: str | int | None = None,
@@ -188,7 +188,7 @@ class CompletionFormat:
             text=piece.text,
             finish_reason=piece.finish_reason,
             stop_reason=piece.stop_reason,
-            diffusion=Canvas.of(piece),
+            diffusion=CanvasBody.of(piece),
             logprobs=self._logprobs(piece.index, piece.logprobs),
         )
         return [Completion(**self._envelope, choices=[choice])]

@@ -10,7 +10,7 @@ from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.http.errors import RequestError
 from a2d_ray.serving.openai.options import Strict, only
 from a2d_ray.serving.openai.pieces import Piece
-from a2d_ray.serving.openai.protocol import GenerationRequest, Prompt
+from a2d_ray.serving.openai.protocol import GenerationRequest, RequestPrompt
 from a2d_ray.serving.openai.responses import Usage
 
 _DEFAULT_TOKENS = 16
@@ -64,7 +64,7 @@ class InfillRequest(GenerationRequest):
             )
         return self
 
-    def prompts(self) -> list[Prompt]:
+    def prompts(self) -> list[RequestPrompt]:
         """The text, as one prompt."""
         return [self.to_parts()]
 

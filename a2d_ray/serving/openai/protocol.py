@@ -23,7 +23,7 @@ from a2d_ray.serving.openai.structured import (
     to_format,
 )
 
-Prompt = str | list[int] | list[dict[str, str]] | list[str | int]
+RequestPrompt = str | list[int] | list[dict[str, str]] | list[str | int]
 """Plain text, token ids, or chat messages, as `LanguageModel.encode` takes them; or what
 `LanguageModel.encode_infill` takes: texts and numbers of masked tokens."""
 
@@ -160,7 +160,7 @@ class GenerationRequest(Strict):
                 found[f"guided_{kind}"] = to_format(kind, value)
         return found
 
-    def prompts(self) -> list[Prompt]:
+    def prompts(self) -> list[RequestPrompt]:
         """The prompts; each gets `num_choices` answers."""
         raise NotImplementedError(f"{type(self).__name__}.prompts")
 
@@ -236,7 +236,7 @@ class CompletionRequest(GenerationRequest):
             )
         return self
 
-    def prompts(self) -> list[Prompt]:
+    def prompts(self) -> list[RequestPrompt]:
         """Every prompt, as text or token ids."""
         if isinstance(self.prompt, str):
             return [self.prompt]

@@ -74,7 +74,7 @@ class CanvasSlot(BaseModel):
     confidence: float
 
 
-class Canvas(BaseModel):
+class CanvasBody(BaseModel):
     """State of denoising (stream mode ``denoise``): replaces the one before, never adds to it."""
 
     replace: Literal[True] = True
@@ -84,7 +84,7 @@ class Canvas(BaseModel):
     completion_tokens: int
 
     @classmethod
-    def of(cls, piece: Piece) -> "Canvas | None":
+    def of(cls, piece: Piece) -> "CanvasBody | None":
         """The canvas that a piece carries."""
         if piece.canvas is None:
             return None
@@ -122,7 +122,7 @@ class TopLogprob(BaseModel):
         return cls(token=text, logprob=logprob, bytes=code)
 
 
-class TokenLogprob(TopLogprob):
+class TokenLogprobBody(TopLogprob):
     """A token of the answer, as likely as it was at the step that committed it."""
 
     top_logprobs: list[TopLogprob] = []
@@ -131,7 +131,7 @@ class TokenLogprob(TopLogprob):
 class ChatLogprobs(BaseModel):
     """Log-probabilities of a chat's answer."""
 
-    content: list[TokenLogprob]
+    content: list[TokenLogprobBody]
     refusal: None = None
 
     @classmethod
@@ -139,7 +139,7 @@ class ChatLogprobs(BaseModel):
         """Entries of tokens."""
         entries = []
         for info in infos:
-            entry = TokenLogprob.of(info.text, info.logprob)
+            entry = TokenLogprobBody.of(info.text, info.logprob)
             top = [TopLogprob.of(text, logprob) for text, logprob in info.top]
             entries.append(entry.model_copy(update={"top_logprobs": top}))
         return cls(content=entries)
@@ -233,7 +233,7 @@ class ChatChunkChoice(Sparse):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
-    diffusion: Canvas | None = None
+    diffusion: CanvasBody | None = None
 
 
 class ChatCompletionChunk(Envelope):
@@ -254,7 +254,7 @@ class CompletionChoice(Sparse):
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
-    diffusion: Canvas | None = None
+    diffusion: CanvasBody | None = None
 
 
 class Completion(Envelope):

@@ -5,9 +5,9 @@ from typing import Self
 from pydantic import BaseModel, Field, model_validator
 
 from a2d_ray.http.errors import RequestError
-from a2d_ray.serving.openai.chat_protocol import Message, chat_prompt
+from a2d_ray.serving.openai.chat_protocol import ChatMessage, chat_prompt
 from a2d_ray.serving.openai.options import Strict
-from a2d_ray.serving.openai.protocol import Prompt, TemplateOptions
+from a2d_ray.serving.openai.protocol import RequestPrompt, TemplateOptions
 from a2d_ray.serving.openai.structured import Tool
 
 
@@ -16,7 +16,7 @@ class TokenizeRequest(Strict):
 
     model: str
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1)
+    messages: list[ChatMessage] | None = Field(None, min_length=1)
     tools: list[Tool] | None = Field(None, max_length=128)
     chat_template_kwargs: TemplateOptions | None = Field(None, max_length=16)
 
@@ -34,7 +34,7 @@ class TokenizeRequest(Strict):
         """The field that holds the prompt."""
         return "prompt" if self.messages is None else "messages"
 
-    def to_prompt(self) -> Prompt:
+    def to_prompt(self) -> RequestPrompt:
         """What `LanguageModel.encode` takes."""
         if self.messages is None:
             return self.prompt or ""

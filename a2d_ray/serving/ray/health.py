@@ -10,7 +10,7 @@ from ray.serve.schema import DeploymentStatusOverview
 
 from a2d_ray.http.errors import not_ready
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _MAX_AGE_S = 1.0
 _AT_WORK = ("HEALTHY", "UPSCALING", "DOWNSCALING")
@@ -55,7 +55,7 @@ class DeploymentHealth:
         deployment = await self._deployment(name)
         if _is_running(deployment) or (self._scales_to_zero and deployment.status in _AT_WORK):
             return
-        logger.warning("%s is %s: %s", name, deployment.status.value, deployment.message)
+        _log.warning("%s is %s: %s", name, deployment.status.value, deployment.message)
         raise not_ready("a model has no running replica")
 
     async def is_running(self, name: str) -> bool:

@@ -20,7 +20,7 @@ from a2d_ray.serving.ray.admission import Admission
 from a2d_ray.serving.ray.conversations import conversation_key
 from a2d_ray.serving.ray.health import DeploymentHealth
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _METRICS_TIMEOUT_S = 5.0
 _FACTS_TIMEOUT_S = 2.0
@@ -90,7 +90,7 @@ class RemoteServer:
             except _ReplicaLostError as error:
                 if num_given or attempt == _MAX_ATTEMPTS - 1:
                     raise
-                logger.warning("attempt %d: %s: trying again", attempt + 1, error)
+                _log.warning("attempt %d: %s: trying again", attempt + 1, error)
                 await asyncio.sleep(_RETRY_DELAY_S * 2**attempt)
 
     async def _attempt(
@@ -122,7 +122,7 @@ class RemoteServer:
         except (RayActorError, RayServeException) as error:
             raise _ReplicaLostError(type(error).__name__) from error
         except RayTaskError as error:  # another replica would raise it, too
-            logger.error("a replica raised", exc_info=error)
+            _log.error("a replica raised", exc_info=error)
             raise internal_error() from error
 
     async def tokenize(self, request: TokenizeRequest) -> Tokens:
@@ -166,7 +166,7 @@ class RemoteServer:
             theirs = await asyncio.to_thread(response.results, timeout_s=_METRICS_TIMEOUT_S)
             return [ours, *theirs]
         except (RayActorError, RayTaskError, RayServeException, TimeoutError) as error:
-            logger.warning("no metrics of %s: %s", self._handle.deployment_name, error)
+            _log.warning("no metrics of %s: %s", self._handle.deployment_name, error)
             return [ours]
 
     async def check_health(self) -> None:

@@ -13,7 +13,7 @@ from a2d_ray.serving.openai.pieces import ModelFacts, Piece
 from a2d_ray.serving.openai.protocol import GenerationRequest
 from a2d_ray.serving.openai.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 SERVE_LOGGER = logging.getLogger("ray.serve")
 
 
@@ -92,7 +92,7 @@ def _exit_if_dead(error: RequestError) -> None:
     once. A health check that fails would leave it in rotation until it has failed three times.
     """
     if error.code == ENGINE_DEAD:
-        logger.critical("the replica ends: %s", error.message)
+        _log.critical("the replica ends: %s", error.message)
         logging.shutdown()
         os._exit(1)  # a thread that hangs would hold up any other way
 

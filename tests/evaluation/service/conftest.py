@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from a2d_ray.config import EvaluationServiceConfig
-from a2d_ray.evaluation.service.app import create_app
+from a2d_ray.evaluation.service.app import create_evaluation_app
 from a2d_ray.evaluation.service.runner import Runner
 from a2d_ray.evaluation.service.store import EvaluationStore
 from a2d_ray.evaluation.service.suites import read_suites
@@ -46,7 +46,9 @@ def serve_evaluations(tmp_path, suites):
             max_queued=config.max_queued,
         )
         found = read_suites(config.suites)
-        app = create_app(runner, found, config, served_models=lambda: ["tiny", "other"], keys=keys)
+        app = create_evaluation_app(
+            runner, found, config, served_models=lambda: ["tiny", "other"], keys=keys
+        )
         return runner, app
 
     return _make
