@@ -1,10 +1,11 @@
 """The one way to start or join Ray."""
 
+import contextlib
 import logging
 import os
+import random
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from a2d_ray.runs.environment import set_environment
 
@@ -57,7 +58,7 @@ def start_ray(
     return True
 
 
-@contextmanager
+@contextlib.contextmanager
 def running_ray(
     num_cpus: int | None = None,
     *,
@@ -83,7 +84,7 @@ def running_ray(
             ray.shutdown()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _workers_find_their_own_ray(port: int) -> Iterator[None]:
     """Processes that start in here ask the dashboard at `port`.
 
@@ -101,6 +102,10 @@ def _workers_find_their_own_ray(port: int) -> Iterator[None]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that neither the system nor Ray gives to anybody by itself."""
+    draw = random.SystemRandom()  # the user's seeds are none of its business
+    while True:
+        port = draw.randrange(20_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
