@@ -174,7 +174,7 @@ def test_autoscaling_reaches_serve_and_contradictions_are_refused(checkpoint):
     for wrong, message in (
         ({"autoscaling": scaling, "num_replicas": 2}, "num_replicas"),
         ({"autoscaling": {"min_replicas": 3, "max_replicas": 2}}, "min_replicas"),
-        ({"models": [models[0] | {"sampling": {"n": 65}}]}, r"models\.0\.sampling\.n \(65\)"),
+        ({"models": [models[0] | {"sampling": {"n": 65}}]}, r"models\.0\.sampling\.n=65"),
     ):
         with pytest.raises(ValueError, match=message):
             validate(ServeConfig, {"models": models} | wrong)

@@ -272,7 +272,7 @@ class ModelServer:
             if asked > most:
                 field = request.length_field()
                 raise RequestError(
-                    f"{field}={asked} exceeds the {most} tokens of this server: lower it",
+                    f"{field} ({asked} tokens) exceeds the {most} of this server: lower it",
                     param=field,
                 )
             return params
