@@ -18,13 +18,23 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: quickstart test test-all check fix serve bench clean help install
+.PHONY: quickstart test test-all test-rounding check fix serve bench clean help install
 
 quickstart: $(INSTALLED) ## convert, train, measure, serve and ask, on this machine (QUICKSTART_STEPS=2: smoke)
 	$(BIN)/python jobs/quickstart.py $(ARGS)
 
 test: $(INSTALLED) ## the tests that take minutes
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu and not browser" $(ARGS)
+
+# Older instruction sets for torch, oneDNN and MKL, and 1 or 2 threads: the same sums, rounded in other places.
+test-rounding: rounding-default-1 rounding-default-2 rounding-avx2-1 rounding-avx2-2 ## tests of sums, as older processors and more threads round them (-j4)
+
+rounding-default-%: ISA := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
+rounding-avx2-%: ISA := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+rounding-%: $(INSTALLED)
+	$(ISA) TEST_THREADS=$(lastword $(subst -, ,$*)) $(BIN)/python -m pytest -q \
+		-m "not slow and not gpu and not browser and not cluster" $(ARGS) \
+		$$(grep -rlE "(tests.closeness|generation.reference) import" tests --include="test_*.py")
 
 test-all: $(INSTALLED) ## every test that this machine can run
 	$(BIN)/python -m pytest $(PARALLEL) -m "(slow or not slow) $(SKIPPED)" $(ARGS)

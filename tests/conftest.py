@@ -13,7 +13,7 @@ os.environ.update(
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="a2d_ray.http.request_ids:serve_middlewares",
     RAY_USAGE_STATS_ENABLED="0",
     RAY_worker_niceness="0",  # at Ray's own 15, workers starve beside whatever else runs
-    OMP_NUM_THREADS="1",
+    OMP_NUM_THREADS=os.environ.get("TEST_THREADS", "1"),
     OMP_WAIT_POLICY="PASSIVE",
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_OFFLINE="1",
@@ -42,10 +42,10 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_torch_thread():
+def _torch_threads():
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)

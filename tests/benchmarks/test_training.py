@@ -8,6 +8,8 @@ import torch
 from a2d_ray.config import BenchmarkConfig
 from benchmarks import training
 from benchmarks.naive_training import naive_loss, padded_batch
+from tests.closeness import assert_close
+from tests.diffusion.test_objectives import gradients
 
 TINY = replace(
     training.SIZES, hidden=32, intermediate=64, layers=1, heads=4, kv_heads=2, head_dim=8
@@ -23,20 +25,15 @@ def test_naive_and_ours_have_one_gradient(masked_logits):
     layout, noise = training._draw(rows, views=1)
     batch = padded_batch(rows, layout, noise, multiple=training.BLOCK_SIZE, pad_id=2)
 
-    def gradient(loss):
-        module.zero_grad()
-        loss.backward()
-        return torch.cat([p.grad.flatten() for p in module.parameters()])
-
     packed, drawn = training._draw([training._join(rows)], views=1)
     ours = module(packed, drawn).loss
-    ours_gradient = gradient(ours)
+    ours_gradients = gradients(module, ours)
     module.model.config._attn_implementation = "sdpa"
     naive = naive_loss(
         module.model, batch, block_size=32, mask_id=training.MASK_ID, masked_logits=masked_logits
     )
-    torch.testing.assert_close(ours, naive, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(ours_gradient, gradient(naive), rtol=1e-3, atol=1e-4)
+    assert_close(ours, naive)
+    assert_close(ours_gradients, gradients(module, naive))
 
 
 def test_the_suite_yields_its_cases(monkeypatch):

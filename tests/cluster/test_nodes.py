@@ -50,9 +50,9 @@ def test_a_killed_node_changes_no_loss(said, workshop):
     whole, evaluations = metrics(workshop, "whole")
     killed, again = metrics(workshop, "killed")
     assert [x["step"] for x in whole] == list(range(1, 9))
-    assert_same_losses(killed, whole, rel=1e-6)
+    assert_same_losses(killed, whole, rel=1e-5)
     nelbo = [x["eval/nelbo"] for x in evaluations]
-    assert [x["eval/nelbo"] for x in again] == pytest.approx(nelbo, rel=1e-6)
+    assert [x["eval/nelbo"] for x in again] == pytest.approx(nelbo, rel=1e-5)
 
 
 def test_replicas_are_spread_and_come_back(said):

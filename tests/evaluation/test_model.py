@@ -22,6 +22,7 @@ from a2d_ray.evaluation.harness.ar import TimedHFLM
 from a2d_ray.evaluation.harness.model import A2DBd3lm, A2DMdlm, rolling_windows
 from a2d_ray.evaluation.harness.whole_answers import IS_WHOLE
 from a2d_ray.generation.decoding.params import derive_seed
+from tests.closeness import assert_close
 
 ROOT = Path(__file__).parent.parent.parent
 TASK = {"until": ["e"], "max_gen_toks": 24}
@@ -107,11 +108,11 @@ def test_likelihoods_are_the_estimators(make, checkpoints, objective):
         for context, tail in pairs
     ]
     for (value, is_greedy), request in zip(found, requests, strict=True):
-        assert value == pytest.approx(-scorer.score([request])[0].nats, rel=1e-6)
+        assert_close(value, -scorer.score([request])[0].nats)
         assert is_greedy is False
     assert found == model.loglikelihood(ask("loglikelihood", *pairs))
     (rolling,) = model.loglikelihood_rolling(ask("loglikelihood_rolling", ("alone",)))
-    assert rolling == found[1][0]
+    assert_close(rolling, found[1][0])
 
 
 @pytest.mark.parametrize("is_chat", [True, False])
@@ -135,7 +136,7 @@ def test_a_whole_answer_is_scored_as_it_is_trained_with_its_end(
     ((found, _),) = model.loglikelihood([asked])
     scorer = Likelihood(lm.model, lm.contract, eos_id=2, max_length=512)
     (score,) = scorer.score([request])
-    assert (found, found.stderr) == pytest.approx((-score.nats, score.stderr), rel=1e-6)
+    assert_close([found, found.stderr], [-score.nats, score.stderr])
     ((without, _),) = model.loglikelihood(ask("loglikelihood", (text, "It is four")))
     assert found < without
     cut = make(objective, max_length=10).score_request(text, "four", is_complete=True)
@@ -150,7 +151,8 @@ def test_an_ar_model_pays_for_stopping_too(checkpoints):
     whole = Instance("loglikelihood", {IS_WHOLE: True}, ("one", " two"), 0)
     plain, spelt = ask("loglikelihood", ("one", " two"), ("one", " two" + eos))
     found = [value for value, _ in model.loglikelihood([whole, plain, spelt])]
-    assert found[0] == pytest.approx(found[2]) and found[0] < found[1]
+    assert_close(found[0], found[2])
+    assert found[0] < found[1]
 
 
 def test_windows_of_a_text_add_up_their_errors(make):
@@ -355,7 +357,7 @@ def test_likelihoods_are_those_of_the_block_size_that_is_asked_for(make, lm):
     )
     pair = ask("loglikelihood", ("one", " two three"))
     ((found, _),) = make(mc_num=6, block_size=2).loglikelihood(pair)
-    assert found == pytest.approx(-scorer.score([request])[0].nats, rel=1e-6)
+    assert_close(found, -scorer.score([request])[0].nats)
     assert found != make(mc_num=6).loglikelihood(pair)[0][0]
     (rolling,) = make(mc_num=6, block_size=2).loglikelihood_rolling(ask("rolling", ("abcdef",)))
     assert rolling != make(mc_num=6).loglikelihood_rolling(ask("rolling", ("abcdef",)))[0]

@@ -5,6 +5,7 @@ import torch
 
 from a2d_ray.generation.engine.attention import Round, Slice, _attend_cpu, _attend_sdpa, make_tiles
 from a2d_ray.generation.engine.cache import KVStore
+from tests.closeness import assert_close
 
 N, S, H, K, D = 200, 260, 6, 2, 8  # more rows than a tile
 
@@ -31,7 +32,7 @@ def test_backends_equal_plain_attention(attend):
     tiles = make_tiles(VISIBLE, torch.device("cpu"))
     assert len(tiles) > 1 and tiles[0].num_keys < S
     got = attend(*tensors(), tiles, 0.3)
-    torch.testing.assert_close(got, plain(*tensors()), atol=1e-5, rtol=1e-5)
+    assert_close(got, plain(*tensors()))
 
 
 @pytest.mark.gpu
@@ -40,8 +41,7 @@ def test_gpu_equals_cpu(dtype):
     device = torch.device("cuda")
     got = _attend_sdpa(*tensors(device, dtype), make_tiles(VISIBLE, device), 0.3)
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
-    expected = plain(*tensors())
-    torch.testing.assert_close(got.float().cpu(), expected, atol=tolerance, rtol=tolerance)
+    assert_close(got.cpu(), plain(*tensors()), rounding=tolerance)
 
 
 @pytest.mark.parametrize("runs", [[(0, S)], [(300, 400), (20, 180)], [(10, 11), (500, 759)]])
@@ -63,4 +63,4 @@ def test_keys_and_values_are_read_as_they_were_written(runs):
     )
     round_ = Round(slices=[part], store=store)
     output = round_.attend(1, query, key[:, :N].transpose(0, 1), value[:, :N].transpose(0, 1), 0.3)
-    torch.testing.assert_close(output, plain(query, key, value), atol=1e-5, rtol=1e-5)
+    assert_close(output, plain(query, key, value))

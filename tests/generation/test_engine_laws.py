@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
 from a2d_ray.models.contract import Contract
+from tests.generation.test_reference import NO_TIES
 from tests.tiny import tiny_a2d_model
 
 MASK, EOS = 300, 7
@@ -72,6 +73,15 @@ params = st.builds(
     seed=st.integers(0, 5),
     ignore_eos=st.booleans(),
 )
+
+
+@st.composite
+def jobs(draw):
+    """Up to six requests: prompt, parameters, the round of arrival."""
+    drawn = draw(st.lists(st.tuples(segments, params, st.integers(0, 12)), min_size=1, max_size=6))
+    return [(prompt, p if prompt else p.model_copy(update=NO_TIES), r) for prompt, p, r in drawn]
+
+
 options = st.fixed_dictionaries(
     {
         "max_running": st.integers(1, 8),
@@ -86,10 +96,7 @@ options = st.fixed_dictionaries(
 @pytest.mark.parametrize("grid", ["segment", "absolute", "prompt_end"])
 @pytest.mark.parametrize("clean", ["block", "causal"])
 @LAW
-@given(
-    jobs=st.lists(st.tuples(segments, params, st.integers(0, 12)), min_size=1, max_size=6),
-    options=options,
-)
+@given(jobs=jobs(), options=options)
 def test_nothing_beside_a_request_changes_its_answer(grid, clean, jobs, options):
     requests = [
         Request(request_id=str(i), prompt=prompt, params=p) for i, (prompt, p, _) in enumerate(jobs)
@@ -106,10 +113,7 @@ def test_nothing_beside_a_request_changes_its_answer(grid, clean, jobs, options)
 
 
 @LAW
-@given(
-    jobs=st.lists(st.tuples(segments, params, st.integers(0, 12)), min_size=1, max_size=6),
-    max_running=st.integers(1, 8),
-)
+@given(jobs=jobs(), max_running=st.integers(1, 8))
 def test_the_same_for_mdlm(jobs, max_running):
     requests = [
         Request(request_id=str(i), prompt=prompt, params=p) for i, (prompt, p, _) in enumerate(jobs)

@@ -11,6 +11,7 @@ from a2d_ray.generation.engine.twins import (
     PackedLinear,
     inference_twin,
 )
+from tests.closeness import assert_close
 from tests.tiny import tiny_a2d_model
 
 LENGTH, BLOCK = 300, 4  # more than one tile
@@ -47,9 +48,7 @@ def test_twin_equals_model(architecture, is_fused, monkeypatch):
     kinds = {type(module) for module in twin.modules()}
     fused = {FusedAttention, FusedMLP, FusedRMSNorm}
     assert kinds & fused == (fused if is_fused else set()) and PackedLinear in kinds
-    torch.testing.assert_close(
-        twin_logits(twin, ids), model(ids, staircase()).logits, atol=2e-5, rtol=1e-4
-    )
+    assert_close(twin_logits(twin, ids), model(ids, staircase()).logits)
 
 
 @torch.inference_mode()

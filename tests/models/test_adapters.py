@@ -9,6 +9,7 @@ from a2d_ray.models.adapter_checkpoint import merge_adapters, save_adapters
 from a2d_ray.models.adapters import add_adapters, merged_copy, restore_adapters
 from a2d_ray.models.checkpoint import check_checkpoint, load_checkpoint
 from a2d_ray.training.optim import make_optimizer
+from tests.closeness import assert_close
 from tests.tiny import save_tiny_ar
 
 LORA = LoraSection(r=4, alpha=8)
@@ -67,10 +68,7 @@ def test_merged_saved_loaded_and_adapted_give_the_same_logits(base, tmp_path):
     plain = logits_of(load_checkpoint(base, **CPU).model, mask_id)
     assert (expected - plain).abs().max() > 0.05  # the adapters do something
     columns = [i for i in range(expected.shape[-1]) if i != mask_id]
-    close = {"rtol": 1e-4, "atol": 1e-5}
-    torch.testing.assert_close(
-        logits_of(merged_copy(adapted), mask_id)[..., columns], expected[..., columns], **close
-    )
+    assert_close(logits_of(merged_copy(adapted), mask_id)[..., columns], expected[..., columns])
     saved = tmp_path / "adapters"
     saved.mkdir()
     save_adapters(saved, adapted, tokenizer=loaded.tokenizer, contract=contract)
@@ -80,12 +78,10 @@ def test_merged_saved_loaded_and_adapted_give_the_same_logits(base, tmp_path):
     for path in (saved, out):
         again = load_checkpoint(path, **CPU)
         assert again.contract.objective == "bd3lm" and again.tokenizer is not None
-        torch.testing.assert_close(
-            logits_of(again.model, mask_id)[..., columns], expected[..., columns], **close
-        )
+        assert_close(logits_of(again.model, mask_id)[..., columns], expected[..., columns])
     fresh = load_checkpoint(base, **CPU)
     restore_adapters(add_adapters(fresh.model, LORA, mask_id=mask_id, base=base), saved)
-    assert torch.equal(logits_of(fresh.model.eval(), mask_id), expected)
+    assert_close(logits_of(fresh.model.eval(), mask_id), expected)
 
 
 def test_what_cannot_be_merged_or_adapted(base, tmp_path):

@@ -8,11 +8,11 @@ import torch
 from transformers import DynamicCache
 
 from a2d_ray.models.architectures import ARCHITECTURES, bidirectional_mask
+from tests.closeness import assert_close
 from tests.tiny import tiny_a2d_model, tiny_ar_model
 
 NAMES = [row.ar_model_type for row in ARCHITECTURES]
 PAD = 2
-TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
 
 
 @pytest.fixture(params=NAMES)
@@ -49,7 +49,7 @@ def test_a_mask_of_all_real_tokens_changes_nothing(model, mask):
     }
     per_head = torch.ones(2, 4, 7, 7, dtype=torch.bool)
     expected = model(input_ids=ids, attention_mask=per_head).logits
-    torch.testing.assert_close(model(ids, masks[mask]).logits, expected, **TOLERANCE)
+    assert_close(model(ids, masks[mask]).logits, expected)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -58,7 +58,7 @@ def test_padding_is_invisible(model, side):
     padded, is_real = pad_to(ids, 9, side)
     alone = model(ids[None]).logits[0]
     logits = model(padded[None], is_real[None]).logits[0]
-    torch.testing.assert_close(logits[is_real.bool()], alone, **TOLERANCE)
+    assert_close(logits[is_real.bool()], alone)
 
 
 def test_rows_of_a_mixed_batch_do_not_see_each_other(model):
@@ -67,7 +67,7 @@ def test_rows_of_a_mixed_batch_do_not_see_each_other(model):
     ids, is_real = (torch.stack(part) for part in zip(*padded, strict=True))
     logits = model(ids, is_real).logits
     for row, row_logits, real in zip(rows, logits, is_real.bool(), strict=True):
-        torch.testing.assert_close(row_logits[real], model(row[None]).logits[0], **TOLERANCE)
+        assert_close(row_logits[real], model(row[None]).logits[0])
 
 
 def test_a_row_of_padding_alone_stays_finite(model):
@@ -101,7 +101,7 @@ def test_cached_block_decoding_equals_one_forward_with_the_staircase(model):
             use_cache=True,
             attention_mask=torch.ones(2, start + block_size),
         )
-        torch.testing.assert_close(out.logits, expected[:, start : start + block_size], **TOLERANCE)
+        assert_close(out.logits, expected[:, start : start + block_size])
     assert cache.get_seq_length() == length
 
 
@@ -112,7 +112,7 @@ def test_the_mask_may_be_omitted_with_a_cache(model):
         cache = model(ids[:, :4], use_cache=True).past_key_values
         logits = model(ids[:, 4:], mask, past_key_values=cache, use_cache=True).logits
         expected.append(logits)
-    torch.testing.assert_close(*expected, **TOLERANCE)
+    assert_close(*expected)
 
 
 def test_noised_and_clean_stream_of_one_block_equal_the_plain_forward(model):
@@ -124,8 +124,8 @@ def test_noised_and_clean_stream_of_one_block_equal_the_plain_forward(model):
     positions = torch.arange(length).repeat(2)[None].expand(2, -1)
     logits = model(ids.repeat(1, 2), own_stream, position_ids=positions).logits
     plain = model(ids).logits
-    torch.testing.assert_close(logits[:, :length], plain, **TOLERANCE)
-    torch.testing.assert_close(logits[:, length:], plain, **TOLERANCE)
+    assert_close(logits[:, :length], plain)
+    assert_close(logits[:, length:], plain)
 
 
 def test_backbone_and_head_alone_equal_the_model(model):
@@ -144,7 +144,7 @@ def test_causal_mask_gives_the_ar_logits(model, name):
     ids = random_ids(2, 9)
     causal = torch.ones(9, 9, dtype=torch.bool).tril().expand(2, 1, -1, -1)
     expected = tiny_ar_model(name)(ids).logits
-    torch.testing.assert_close(model(ids, causal).logits, expected, **TOLERANCE)
+    assert_close(model(ids, causal).logits, expected)
 
 
 def test_bfloat16_stays_close_to_float32(model):
@@ -152,7 +152,7 @@ def test_bfloat16_stays_close_to_float32(model):
     expected = model(ids, is_real).logits
     actual = model.bfloat16()(ids, is_real).logits
     assert actual.dtype == torch.bfloat16
-    torch.testing.assert_close(actual.float(), expected, atol=0.05, rtol=0.05)
+    assert_close(actual, expected, rounding=0.05)
 
 
 def test_gradients_flow_from_the_past_to_the_future(name):

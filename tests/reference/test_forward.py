@@ -1,10 +1,10 @@
 """The forward pass of a public-format checkpoint equals an independent implementation's."""
 
-import numpy as np
 import pytest
 import torch
 
-from tests.reference.published import IDS, arrays, load_reference
+from tests.closeness import assert_close
+from tests.reference.published import IDS, load_reference, tensor
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +18,10 @@ def test_logits(checkpoint, attention):
     ids = torch.arange(1, 9)[None]
     padded = torch.tensor([[1, 2, 3, 4, 5, 6, IDS["PAD"], IDS["PAD"]]])
     with torch.no_grad():
-        plain = checkpoint.model(ids).logits.numpy()
-        masked = checkpoint.model(padded, (padded != IDS["PAD"]).long()).logits.numpy()
-    np.testing.assert_allclose(plain, arrays()["logits/bidir"], atol=1e-5)
-    np.testing.assert_allclose(masked, arrays()["logits/padmask"], atol=1e-5)
+        plain = checkpoint.model(ids).logits
+        masked = checkpoint.model(padded, (padded != IDS["PAD"]).long()).logits
+    assert_close(plain, tensor("logits/bidir"))
+    assert_close(masked, tensor("logits/padmask"))
 
 
 def test_overrides_stand_in_for_the_contract(checkpoint):

@@ -10,6 +10,7 @@ from a2d_ray.diffusion.normalisation import normalise
 from a2d_ray.diffusion.recipe import recipe_rows
 from a2d_ray.training.module import DiffusionModule
 from a2d_ray.training.objective import layout_spec, loss_spec, noise_spec
+from tests.closeness import assert_close
 from tests.reference.published import IDS, REFERENCE, load_reference, schedule_name, tensor
 
 IGNORED = -100
@@ -106,6 +107,6 @@ def test_loss_and_gradient_norm(case):
     module = DiffusionModule(model, loss, is_causal_clean=False, compute_dtype=torch.float32)
     total = module(layout, noise).loss
     total.backward()
-    norm = torch.cat([p.grad.flatten() for p in module.parameters()]).norm().item()
-    assert total.item() == pytest.approx(case["loss"], rel=1e-5)
-    assert norm == pytest.approx(case["grad_norm"], rel=1e-5)
+    assert_close(total, case["loss"])
+    norm = torch.cat([p.grad.flatten() for p in module.parameters()]).norm()
+    assert_close(norm, case["grad_norm"])

@@ -11,6 +11,7 @@ from a2d_ray import SamplingParams
 from a2d_ray.config import SamplingSection
 from a2d_ray.serving.http.app import create_app
 from a2d_ray.serving.model.server import ModelServer
+from tests.closeness import assert_close
 from tests.serving.in_process import Client
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -75,8 +76,11 @@ def test_logprobs_are_those_of_the_answers_tokens(client, stop):
     assert columns["text_offset"] == [sum(lengths[:i]) for i in range(len(lengths))]
     chunks = client.events(TEXT, prompt="abc", logprobs=2, **options)
     parts = [chunk["choices"][0]["logprobs"] for chunk in chunks]
-    for column in columns:
-        assert [value for part in parts for value in part[column]] == columns[column]
+    joined = {column: [value for part in parts for value in part[column]] for column in columns}
+    assert all(joined[column] == columns[column] for column in ("tokens", "text_offset"))
+    assert_close(joined["token_logprobs"], columns["token_logprobs"])
+    for ours, theirs in zip(joined["top_logprobs"], columns["top_logprobs"], strict=True):
+        assert_close(ours, theirs)
 
 
 def test_chat_logprobs_have_the_confidence_of_the_commitment(client):

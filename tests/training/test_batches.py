@@ -14,6 +14,7 @@ from a2d_ray.config import (
 from a2d_ray.training.batches import COUNTS, StepBuilder
 from a2d_ray.training.module import DiffusionModule
 from a2d_ray.training.objective import loss_spec
+from tests.closeness import assert_close
 from tests.diffusion.test_objectives import MASK, gradients
 from tests.rows import LAST_ONLY, MIXED, packed_row, split_documents
 from tests.test_config import RECIPE, grid_of
@@ -63,11 +64,12 @@ def test_a_step_has_one_gradient_however_it_is_cut(objective):
     documents = LAST_ONLY if objective.get("name") == "mdlm" else MIXED
     rows = [packed_row(documents, seed=s) for s in range(3)]
     whole, counts = step_gradient(config, rows, 3)
-    assert counts["denominator"] == counts["targets"] > 0 and whole.abs().max() > 1e-4
+    assert counts["denominator"] == counts["targets"] > 0
+    assert all(gradient.any() for gradient in whole.values())
     for rows_per_micro in (1, 2):
         cut, same = step_gradient(config, rows, rows_per_micro)
         assert same == counts
-        torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-6)
+        assert_close(cut, whole)
 
 
 @pytest.mark.parametrize("name", ["mdlm", "bd3lm"])
@@ -89,8 +91,8 @@ def test_the_reference_preset_is_the_mean_over_its_micro_batches(name, shift):
         step_gradient_of_one(config, row, epoch) for row, epoch in zip(rows, EPOCHS, strict=True)
     ]
     if name == "bd3lm":  # mdlm's fill depends on the micro-batch
-        torch.testing.assert_close(mean, torch.stack(alone).mean(0), rtol=1e-4, atol=1e-6)
-    assert mean.isfinite().all() and mean.abs().max() > 1e-4
+        assert_close(mean, {name: sum(one[name] for one in alone) / 3 for name in mean})
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in mean.values())
 
 
 def step_gradient_of_one(config, row, epoch):

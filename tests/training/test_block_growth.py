@@ -42,5 +42,5 @@ def test_a_run_that_grows_begins_with_the_smallest_blocks(make_config, one_worke
         )
         packed = prepare(config.data, config.objective, config.model.path)
         losses[name] = BareLoop.of(config, str(packed.path), 0).step(0, 0, 2)[0]
-    assert losses["growing"] == pytest.approx(losses["small"], rel=1e-6)
+    assert losses["growing"] == pytest.approx(losses["small"], rel=1e-5)
     assert losses["all"] != pytest.approx(losses["small"], rel=1e-3)

@@ -11,6 +11,7 @@ from a2d_ray.config import OptimSection
 from a2d_ray.diffusion.layout import build_layout
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
 from a2d_ray.training.optim import make_optimizer
+from tests.closeness import assert_close
 from tests.diffusion.test_objectives import CASES
 from tests.rows import packed_row, split_documents
 from tests.tiny import tiny_a2d_model
@@ -83,12 +84,6 @@ def weights_of(engine):
     return {name: weight.detach().clone() for name, weight in weights.items()}
 
 
-def assert_same(actual, expected):
-    assert actual.keys() == expected.keys()
-    for name, weight in expected.items():
-        torch.testing.assert_close(actual[name], weight, rtol=1e-5, atol=1e-6)
-
-
 @pytest.fixture(scope="module")
 def reference():
     engine, norms = train(0, 1)
@@ -100,7 +95,7 @@ def reference():
 def test_clipped_steps_are_equal_at_any_stage_and_accumulation(reference, stage, num_micro):
     engine, norms = train(stage, num_micro)
     assert norms == pytest.approx(reference[1], rel=1e-5)
-    assert_same(weights_of(engine), reference[0])
+    assert_close(weights_of(engine), reference[0])
 
 
 @pytest.mark.parametrize(
@@ -151,13 +146,13 @@ def test_two_ranks_and_partitioned_weights(reference, tmp_path):
     for results in on_two_ranks(_moved_between_stages, tmp_path, tmp_path):
         for weights, norms, _ in results.values():
             assert norms == pytest.approx(reference[1], rel=1e-5)
-            assert_same(weights, reference[0])
+            assert_close(weights, reference[0])
     for first, second in STAGES:  # and from two ranks to one
         model = tiny_a2d_model("llama").train()
         model.load_state_dict(results[first, second][2])
         engine, norms = train(2, 1, checkpoint=tmp_path / f"{first}-{second}", model=model)
         assert norms == pytest.approx(reference[1][2:], rel=1e-5)
-        assert_same(weights_of(engine), reference[0])
+        assert_close(weights_of(engine), reference[0])
 
 
 def test_a_disk_that_is_full_is_a_problem_that_is_told(make_config, tmp_path):

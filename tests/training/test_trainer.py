@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from a2d_ray.runs.status import format_status, run_status
 from a2d_ray.training import trainer
+from tests.closeness import assert_close
 from tests.training import slow_rank
 from tests.training.runs import assert_same_losses, fit, metrics
 
@@ -90,9 +90,7 @@ def test_losses_and_norms_do_not_depend_on_workers_or_accumulation(
         load_file(workshop / "runs" / run / "checkpoint-final" / "state" / "exp_avg.safetensors")
         for run in (name, "one")
     )
-    assert ours.keys() == theirs.keys()
-    for key in ours:
-        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-3, atol=1e-5)
+    assert_close(ours, theirs)
 
 
 def test_mdlm_and_a_change_of_objective(one_worker, workshop, make_config):

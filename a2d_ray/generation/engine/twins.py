@@ -71,6 +71,13 @@ def _make_twin(module: nn.Module) -> nn.Module | None:
     return None
 
 
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs such weights on this CPU: bfloat16 needs AVX-512."""
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
 class PackedLinear(nn.Module):
     """Linear layers of one input, their outputs side by side: x [..., I] -> [..., sum of O]."""
 
@@ -80,7 +87,7 @@ class PackedLinear(nn.Module):
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         biases = [linear.bias for linear in linears if linear.bias is not None]
         self.bias = torch.cat([bias.detach() for bias in biases]) if biases else None
-        self.is_packed = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self.is_packed = weight.device.type == "cpu" and _can_pack(weight.dtype)
         if self.is_packed:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self.weight = weight
