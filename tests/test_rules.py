@@ -201,6 +201,16 @@ def test_points_of_a_frontier_stand_over_the_options_of_its_task():
         FrontierConfig.model_validate(bad)
 
 
+def test_the_command_line_chooses_over_the_files(tmp_path):
+    assert parse_config(SampleConfig, "sample", ["sampling.steps=16"]).sampling.rule == "steps"
+    file = tmp_path / "mine.yaml"
+    file.write_text("sampling: {rule: factor, factor: 2.0}\n")
+    chosen = parse_config(SampleConfig, "sample", [str(file), "sampling.rule=steps"]).sampling
+    assert (chosen.rule, chosen.factor) == ("steps", 1.0)
+    with pytest.raises(ValueError, match=r"sampling\.steps=16 has no effect with sampling\.rule"):
+        parse_config(SampleConfig, "sample", [str(file), "sampling.steps=16"])
+
+
 def test_help_tells_which_rule_knows_an_option(capsys):
     with pytest.raises(SystemExit):
         load_config(SampleConfig, "sample", ["--help"])
