@@ -2,10 +2,13 @@
 
 import io
 import json
+from contextlib import ExitStack
 
 import pytest
 from rich.console import Console
 
+from a2d_ray.config import QuickstartConfig
+from a2d_ray.quickstart.flow import _Quickstart
 from a2d_ray.quickstart.stages import Record, Stages
 
 
@@ -99,3 +102,13 @@ def test_the_record_is_readable_json(tmp_path):
     written = json.loads((tmp_path / "stages" / "train.json").read_text())
     assert written["inputs"] == {"steps": 2}
     assert written["seconds"] >= 0
+
+
+def test_training_goes_on_with_its_own_settings_only(tmp_path):
+    quickstart = _Quickstart(QuickstartConfig(root=str(tmp_path)), ExitStack())
+    quickstart.stages.run("plan", {"steps": 2}, lambda: {})
+    quickstart.refuse_other_settings({"steps": 3})  # nothing is trained yet
+    (tmp_path / "train").mkdir()
+    quickstart.refuse_other_settings({"steps": 2})
+    with pytest.raises(ValueError, match=r"^root=.* steps=2, not 3: delete it, or choose another"):
+        quickstart.refuse_other_settings({"steps": 3})
