@@ -1,8 +1,8 @@
 """One adapter per dataset shape: a row as it is stored -> `Example`.
 
-The shape is detected from the columns: ``messages`` (tulu-3, smoltalk, ultrachat),
-``conversations`` (ShareGPT), ``instruction``/``output`` (opc-sft, alpaca), ``question``/``answer``
-(GSM8K), ``text``; or ``data.adapter`` names a function of the user's own.
+The shape is detected from the columns: `SHAPES` is the table (tulu-3, smoltalk and ultrachat have
+``messages``, ShareGPT ``conversations``, opc-sft and alpaca ``instruction`` and ``output``). Or
+``data.adapter`` names a function of the user's own.
 """
 
 import importlib
@@ -15,12 +15,6 @@ from a2d_ray.config import OptionError
 from a2d_ray.data.roles import find_role, is_tool
 from a2d_ray.data.sources.mixture import SpecError
 
-_PAIRS = (
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("prompt", "completion"),
-    ("question", "answer"),
-)
 _LANGUAGE_COLUMNS = ("lang", "language", "programming_language")
 
 Row = Mapping[str, Any]
@@ -67,20 +61,14 @@ def find_adapter(
                 f"it has {', '.join(sorted(columns))}",
             )
         return lambda row: _from_text(row, text_field)
-    if "messages" in columns:
-        return _from_messages
-    if "conversations" in columns:
-        return _from_sharegpt
-    for question, answer in _PAIRS:
-        if question in columns and answer in columns:
-            return _pair_adapter(question, answer)
-    if "text" in columns:
-        return lambda row: _from_text(row, "text")
+    for needed, adapter in SHAPES.items():
+        if set(needed) <= set(columns):
+            return adapter
+    known = ", ".join(" and ".join(needed) for needed in SHAPES)
     raise SpecError(
         source,
         f"has the columns {', '.join(sorted(columns)) or '(none)'}",
-        "need messages, conversations, instruction and output, prompt and completion, question "
-        "and answer, or text (or set data.text_field or data.adapter)",
+        f"need {known} (or set data.text_field or data.adapter)",
     )
 
 
@@ -180,12 +168,24 @@ def _from_custom(result: Any) -> Example:
     if isinstance(result, Mapping) and "messages" in result:
         return _from_messages(result)
     if isinstance(result, Mapping) and "text" in result:
-        return _from_text(result, "text")
+        return _from_text(result)
     raise MalformedRowError("data.adapter returned neither messages nor text")
 
 
-def _from_text(row: Row, column: str) -> Example:
+def _from_text(row: Row, column: str = "text") -> Example:
     return Example(text=_content(row.get(column)))
+
+
+SHAPES: dict[tuple[str, ...], Adapter] = {
+    ("messages",): _from_messages,
+    ("conversations",): _from_sharegpt,
+    ("instruction", "output"): _pair_adapter("instruction", "output"),
+    ("instruction", "response"): _pair_adapter("instruction", "response"),
+    ("prompt", "completion"): _pair_adapter("prompt", "completion"),
+    ("question", "answer"): _pair_adapter("question", "answer"),
+    ("text",): _from_text,
+}
+"""The columns of each shape and its adapter; the first shape whose columns are there is taken."""
 
 
 def _conversation(turns: Any, role_key: str, content_key: str) -> Example:
