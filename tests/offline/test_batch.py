@@ -127,7 +127,7 @@ def test_an_empty_input_is_refused(checkpoint, tmp_path):
 def test_another_request_into_the_same_directory_is_refused(checkpoint, tmp_path):
     plan_batch(make_config(checkpoint, tmp_path))
     plan_batch(make_config(checkpoint, tmp_path, num_replicas=2))  # does not change the answers
-    with pytest.raises(ValueError, match=r"started with chat=auto, not False: .*another output"):
+    with pytest.raises(ValueError, match=r"started with chat=auto, not false: .*another output"):
         plan_batch(make_config(checkpoint, tmp_path, chat=False, sampling={
             "max_new_tokens": 8, "temperature": 1.0, "seed": 6, "ignore_eos": True
         }))  # fmt: skip
