@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from a2d_ray.sandbox import runner as sandbox
 from a2d_ray.sandbox.runner import Limits, SandboxError, run_code
 
 ROOT = Path(__file__).parent.parent.parent
+AMPLE = Limits(seconds=100, memory_mb=256)  # a busy machine takes its time
 SHORT = Limits(seconds=3, memory_mb=256)
 
 try:
@@ -44,7 +46,7 @@ else:
     ],
 )
 def test_ordinary_programs_run(code):
-    assert run_code(code, SHORT) == sandbox.Execution(is_ok=True, reason="ok")
+    assert run_code(code, AMPLE) == sandbox.Execution(is_ok=True, reason="ok")
 
 
 @isolated
@@ -56,9 +58,6 @@ def test_ordinary_programs_run(code):
         ("import sys; sys.exit(0)", "SystemExit"),
         ("import os; os._exit(0)", "exit code 0"),
         ("import ctypes; ctypes.string_at(0)", ""),
-        ("while True: pass", "timeout"),
-        ("import time; time.sleep(60)", "timeout"),
-        ("import signal, time\nsignal.alarm(0)\nwhile True: time.sleep(1)", "timeout"),
         ("x = 'a' * (1 << 30)", "MemoryError"),
         ("x = []\nwhile True: x.append(bytearray(1 << 20))", "MemoryError"),
         ("open('big', 'wb').write(bytes(64 << 20))", "OSError"),
@@ -67,14 +66,27 @@ def test_ordinary_programs_run(code):
     ],
 )
 def test_failures_and_excess_are_failures(code, reason):
-    started = time.monotonic()
-    outcome = run_code(code, SHORT)
+    outcome = run_code(code, AMPLE)
     assert not outcome.is_ok and reason in outcome.reason
-    assert time.monotonic() - started < 12
+
+
+@isolated
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import time\nend = time.monotonic() + 200\nwhile time.monotonic() < end: pass",
+        "import time; time.sleep(200)",
+        "import signal, time\nsignal.alarm(0)\nfor _ in range(200): time.sleep(1)",
+    ],
+)
+def test_what_takes_longer_than_its_limit_is_ended(code):
+    started = time.monotonic()
+    assert run_code(code, SHORT).reason == "timeout"
+    assert SHORT.seconds <= time.monotonic() - started < 60
 
 
 LIBC = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
-SMALL = Limits(seconds=5, memory_mb=200)
+SMALL = Limits(seconds=100, memory_mb=200)
 HOARDERS = {
     "shared memory": "libc.shmat.restype = ctypes.c_void_p\n"
     "for _ in range(6):\n"
@@ -120,7 +132,7 @@ def test_memory_that_no_limit_of_a_process_counts_is_denied(name):
 def test_a_new_file_system_stays_out_of_reach_of_every_call_that_makes_namespaces():
     """clone3 is missing, so that libc takes clone, whose flags can be read."""
     code = "assert libc.syscall(435, bytes(64), 64) == -1 and ctypes.get_errno() == 38\n"
-    assert run_code(LIBC + code, SHORT).reason == "ok"
+    assert run_code(LIBC + code, AMPLE).reason == "ok"
 
 
 @pytest.mark.parametrize(
@@ -145,11 +157,11 @@ def test_no_network():
         server.settimeout(0.1)
         port = server.getsockname()[1]
         code = f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)"
-        assert "unreachable" in run_code(code, SHORT).reason
+        assert "unreachable" in run_code(code, AMPLE).reason
         with pytest.raises(TimeoutError):
             server.accept()
     lookup = "import socket; socket.getaddrinfo('example.org', 80)"
-    assert not run_code(lookup, SHORT).is_ok
+    assert not run_code(lookup, AMPLE).is_ok
 
 
 @isolated
@@ -157,14 +169,14 @@ def test_no_files_of_this_machine(tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text("s3cret")
     for path in (secret, Path("/etc/passwd"), Path(__file__), Path.home() / ".bashrc"):
-        assert not run_code(f"open({str(path)!r}).read()", SHORT).is_ok
-    assert not run_code(f"open({str(secret)!r}, 'w')", SHORT).is_ok
-    assert not run_code("open('/usr/evil', 'w')", SHORT).is_ok
-    assert not run_code("open('/evil', 'w')", SHORT).is_ok
+        assert not run_code(f"open({str(path)!r}).read()", AMPLE).is_ok
+    assert not run_code(f"open({str(secret)!r}, 'w')", AMPLE).is_ok
+    assert not run_code("open('/usr/evil', 'w')", AMPLE).is_ok
+    assert not run_code("open('/evil', 'w')", AMPLE).is_ok
     assert secret.read_text() == "s3cret" and not Path("/usr/evil").exists()
     listing = "import os; assert set(os.listdir('/')) <= {'usr', 'lib', 'lib64', 'bin', 'proc', "
     listing += f"'dev', 'work', {sys.base_prefix.split('/')[1]!r}}}, os.listdir('/')"
-    assert run_code(listing, SHORT).is_ok
+    assert run_code(listing, AMPLE).is_ok
 
 
 @isolated
@@ -179,7 +191,7 @@ def test_no_environment_no_privileges_no_other_process():
             "status = open('/proc/self/status').read()\n"
             "assert 'CapEff:\\t0000000000000000' in status and 'NoNewPrivs:\\t1' in status\n"
         )
-        assert run_code(code, SHORT).reason == "ok"
+        assert run_code(code, AMPLE).reason == "ok"
     finally:
         del os.environ["A2D_TEST_SECRET"]
     remount = (
@@ -187,18 +199,20 @@ def test_no_environment_no_privileges_no_other_process():
         "libc = ctypes.CDLL(None, use_errno=True)\n"
         "assert libc.mount(None, b'/usr', None, 32 | 4096, None) == 0\n"
     )
-    assert not run_code(remount, SHORT).is_ok
+    assert not run_code(remount, AMPLE).is_ok
     in_user_namespace = (
         "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
         "libc.unshare(0x10000000 | 0x00020000)\n"
         "assert libc.mount(None, b'/usr', None, 32 | 4096, None) == 0\n"
     )
-    assert not run_code(in_user_namespace, SHORT).is_ok
+    assert not run_code(in_user_namespace, AMPLE).is_ok
 
 
 @isolated
-def test_a_fork_bomb_ends_with_the_sandbox():
-    marker = f"bomb-{os.getpid()}"
+def test_a_fork_bomb_ends_with_the_sandbox(monkeypatch):
+    place = tempfile.mkdtemp(dir="/tmp")
+    os.chmod(place, 0o755)
+    monkeypatch.setattr(tempfile, "tempdir", place)
     code = (
         "import os, time\n"
         "for _ in range(10000):\n"
@@ -206,19 +220,26 @@ def test_a_fork_bomb_ends_with_the_sandbox():
         "        os.fork()\n"
         "    except OSError:\n"
         "        time.sleep(0.01)\n"
-        f"time.sleep(60)  # {marker}\n"
+        "time.sleep(1000)\n"
     )
     assert run_code(code, SHORT).reason == "timeout"
-    daemon = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(60)\n"
-    assert run_code(daemon, SHORT).is_ok
-    time.sleep(0.2)
-    alive = [
+    daemon = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(1000)\n"
+    assert run_code(daemon, AMPLE).is_ok
+    assert os.listdir(place) == []
+    os.rmdir(place)
+    deadline = time.monotonic() + 60
+    while alive := _sandboxes_left():
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.05)
+
+
+def _sandboxes_left():
+    """Processes of sandboxes that this process started, or that lost theirs."""
+    return [
         path
         for path in Path("/proc").glob("[0-9]*/cmdline")
         if b"jail.py" in _read(path) and _parent(path.parent) in (1, os.getpid())
     ]
-    assert alive == []
-    assert list(Path("/tmp").glob("a2d-jail-*")) == []
 
 
 def _read(path):
