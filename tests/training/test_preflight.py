@@ -111,10 +111,11 @@ def test_used_run_name(make_config, workshop):
 
 
 def test_a_resumed_run_may_change_its_cluster_but_not_what_it_is(make_config, tmp_path):
-    from a2d_ray.training.trainer import CONFIG_FILE, _check_resumed
+    from a2d_ray.runs.storage import RUN_CONFIG_FILE
+    from a2d_ray.training.trainer import _check_resumed
 
     directory = RunDirectory.of(str(tmp_path), "run")
-    directory.write(CONFIG_FILE, to_yaml(make_config("run")).encode())
+    directory.write(RUN_CONFIG_FILE, to_yaml(make_config("run")).encode())
     free = {"num_workers": 2, "max_failures": 9}
     _check_resumed(make_config("run", scaling=free, schedule={"max_duration": "2h"}), directory)
     for section, key, old, new in [
