@@ -304,6 +304,7 @@ def test_the_recipes_resolve_and_their_batches_agree(name):
         (["model.lora.r=0"], ["model.lora.r=0"]),
         (["model.lora.r=4", "model.trainable_layers=2"], ["model.trainable_layers=2"]),
         (["deepspeed.zero_optimization.stage=4"], ["stage=4", "0, 1, 2 or 3"]),
+        (["deepspeed.x={a:"], ["deepspeed.x={a: is not valid YAML"]),
         (["deepspeed.zero_optimization=4"], ["deepspeed.zero_optimization=4", "mapping"]),
         (["objective.block_grid=absolute"], ["data.targets=last"]),
         (["deepspeed.gradient_clipping=2"], ["optim.clip_norm"]),

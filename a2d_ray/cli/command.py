@@ -132,7 +132,7 @@ def _overrides(config_class: type[BaseModel], args: Sequence[str]) -> list[tuple
         path = key.split(".")
         if _is_free(config_class, path) or any(part.isdigit() for part in path):
             # Below a mapping, or an item of a list as in models.0.load.path: pydantic checks it.
-            pairs.append((path, yaml.safe_load(value)))
+            pairs.append((path, _parse_yaml(key, value)))
             continue
         if find_field(config_class, path) is None:
             raise ConfigError(unknown_key(config_class, key, value))
@@ -141,6 +141,13 @@ def _overrides(config_class: type[BaseModel], args: Sequence[str]) -> list[tuple
             parsed = parsed[part]
         pairs.append((path, parsed))
     return pairs
+
+
+def _parse_yaml(key: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(OptionError(key, value, "is not valid YAML", str(error))) from None
 
 
 def _parse_value(config_class: type[BaseModel], key: str, value: str) -> Values:

@@ -104,15 +104,6 @@ class ConfigError(ValueError):
     def __str__(self) -> str:
         return "\n".join(dict.fromkeys(map(str, self.problems)))
 
-    def under(self, place: str) -> "ConfigError":
-        """The same of a configuration that lies at the dotted key `place`."""
-        return ConfigError(
-            *(
-                each.under(place) if isinstance(each, OptionError) else each
-                for each in self.problems
-            )
-        )
-
 
 def explain(model: type[BaseModel], error: ValidationError) -> list[OptionError]:
     """The problems of values that are no `model`, in order."""
