@@ -11,7 +11,7 @@ from a2d_ray.models.adapters import ADAPTER_WEIGHTS
 from a2d_ray.models.checkpoint import load_checkpoint, save_checkpoint, save_description
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.directories import ADAPTER_CONFIG
-from a2d_ray.models.outputs import check_output, written_beside
+from a2d_ray.models.outputs import written_beside
 
 
 def save_adapters(directory: Path, adapted: Any, *, tokenizer: Any, contract: Contract) -> None:
@@ -56,11 +56,10 @@ def merge_adapters(
     import torch
 
     output = Path(output).expanduser()
-    check_output(output, source, overwrite)
     if not (Path(source).expanduser() / ADAPTER_CONFIG).is_file():
         raise ValueError(f"source {source} has no {ADAPTER_CONFIG}: it holds no adapters to merge")
-    loaded = load_checkpoint(source, dtype=torch.float32, device="cpu")
-    with written_beside(output) as directory:
+    with written_beside(output, source, overwrite=overwrite) as directory:
+        loaded = load_checkpoint(source, dtype=torch.float32, device="cpu")
         save_checkpoint(
             directory,
             model=loaded.model,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from a2d_ray.models.checkpoint import read_contract, save_checkpoint
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.directories import read_json
-from a2d_ray.models.outputs import check_output, written_beside
+from a2d_ray.models.outputs import written_beside
 from a2d_ray.models.sources import (
     ModelSource,
     check_loading,
@@ -77,8 +77,7 @@ def convert(
         ValueError: what is wrong and the fix.
     """
     output = Path(output).expanduser()
-    check_output(output, source, overwrite)
-    with written_beside(output) as directory:
+    with written_beside(output, source, overwrite=overwrite) as directory:
         found = find_source(source, revision)
         tokenizer = load_ar_tokenizer(found)
         config = _a2d_config(found)

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def check_output(output: Path, source: str, overwrite: bool) -> None:
-    """Refuses an output that would destroy something.
+@contextmanager
+def written_beside(output: Path, source: str, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary sibling of `output` that takes its place when the body is done.
 
     Args:
         output: directory to write.
@@ -16,8 +17,22 @@ def check_output(output: Path, source: str, overwrite: bool) -> None:
         overwrite: whether a model directory may be replaced.
 
     Raises:
-        ValueError: says why and the fix.
+        ValueError: `output` cannot be written, or something would be destroyed; says the fix.
     """
+    _check(output, source, overwrite)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise ValueError(f"output {output} cannot be written: {error}") from None
+    try:
+        yield directory
+        _replace(output, directory)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _check(output: Path, source: str, overwrite: bool) -> None:
     if not output.exists():
         return
     if not output.is_dir():
@@ -29,25 +44,6 @@ def check_output(output: Path, source: str, overwrite: bool) -> None:
         raise ValueError(f"output {output} exists: choose another, or set overwrite=true")
     if not is_empty and not (output / "config.json").is_file():
         raise ValueError(f"output {output} is not a model directory and will not be replaced")
-
-
-@contextmanager
-def written_beside(output: Path) -> Iterator[Path]:
-    """A temporary sibling of `output` that takes its place when the body is done.
-
-    Raises:
-        ValueError: `output` cannot be written.
-    """
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as error:
-        raise ValueError(f"output {output} cannot be written: {error}") from None
-    try:
-        yield directory
-        _replace(output, directory)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _replace(output: Path, directory: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from a2d_ray.config import TrainConfig
 from a2d_ray.data.packing.packed import to_packed_rows
 from a2d_ray.diffusion.layout import PAD_DOC, Layout, LayoutSpec, PackedRow, build_layout
+from a2d_ray.diffusion.losses import Norm, denominator, normalise
 from a2d_ray.diffusion.noise import (
     Noise,
     NoiseSpec,
@@ -18,7 +19,6 @@ from a2d_ray.diffusion.noise import (
     draw_noise,
     eos_tail_lengths,
 )
-from a2d_ray.diffusion.normalisation import Norm, denominator, normalise
 from a2d_ray.diffusion.recipe import recipe_rows
 from a2d_ray.training.objective import layout_spec, noise_spec
 

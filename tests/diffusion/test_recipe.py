@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from a2d_ray.diffusion.layout import LayoutSpec, build_layout
+from a2d_ray.diffusion.losses import denominator, normalise
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
-from a2d_ray.diffusion.normalisation import denominator, normalise
 from a2d_ray.diffusion.objectives import LossSpec, diffusion_loss
 from a2d_ray.diffusion.recipe import recipe_rows
 from tests.closeness import assert_close

@@ -7,8 +7,9 @@ import torch
 
 from a2d_ray.config import RULES
 from a2d_ray.generation.decoding.params import SamplingParams
-from a2d_ray.generation.engine import runner
+from a2d_ray.generation.engine import runner, storage
 from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
+from a2d_ray.generation.engine.sequence import Sequence
 from a2d_ray.generation.reference import sample
 from a2d_ray.models.architectures import ARCHITECTURES
 from a2d_ray.models.contract import Contract
@@ -138,6 +139,43 @@ def test_prompt_is_run_once():
     run(engine)
     one_block, fused_commit = 4, 8
     assert lengths == [44, *[one_block] * 3, *[fused_commit, *[one_block] * 3] * 2]
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
+def test_a_request_that_waits_for_room_is_built_once(monkeypatch, cfg_scale):
+    """Canvas, tensors and hashes; and it is answered as if it had not waited."""
+    built, hashed = [], []
+    init, page_key = Sequence.__init__, storage.page_key
+
+    def counting_init(self, request, *args):
+        built.append(request.request_id)
+        init(self, request, *args)
+
+    def counting_key(*args):
+        hashed.append(args)
+        return page_key(*args)
+
+    monkeypatch.setattr(Sequence, "__init__", counting_init)
+    monkeypatch.setattr(storage, "page_key", counting_key)
+    model, options = tiny_a2d_model("llama"), EngineOptions(kv_tokens=100)
+    params = SamplingParams(max_new_tokens=16, cfg_scale=cfg_scale, ignore_eos=True)
+    engine = Engine(model, contract(), eos_ids={EOS}, max_length=512, options=options)
+    for name in "abcdef":
+        engine.add_request(Request(request_id=name, prompt=[[ord(name)] * 20], params=params))
+    first = {output.request_id: list(output.token_ids) for output in engine.step()}
+    first_waiting = built[-1]
+    engine.abort("f")
+    engine.abort(first_waiting)
+    answers, _ = run(engine)
+    assert engine.num_rounds > 20
+    assert sorted(built) == list("abcde")
+    num_branches = 1 if cfg_scale == 0 else 2
+    num_blocks = (20 + 16) // 4 - 1  # the last one of a canvas is never stored
+    num_answered = 4
+    assert len(hashed) == (num_answered * num_blocks + 20 // 4) * num_branches
+    for name in set("abcde") - {first_waiting}:
+        expected = sample(forward_of(model), [[ord(name)] * 20], params, contract(), eos_ids={EOS})
+        assert first.get(name, []) + answers[name] == expected.token_ids
 
 
 @pytest.mark.gpu

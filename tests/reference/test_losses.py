@@ -5,8 +5,8 @@ import torch
 
 from a2d_ray.config import ObjectiveSection
 from a2d_ray.diffusion.layout import LayoutSpec, PackedRow, build_layout
+from a2d_ray.diffusion.losses import normalise
 from a2d_ray.diffusion.noise import Noise, mask_independently
-from a2d_ray.diffusion.normalisation import normalise
 from a2d_ray.diffusion.recipe import recipe_rows
 from a2d_ray.training.module import DiffusionModule
 from a2d_ray.training.objective import layout_spec, loss_spec, noise_spec

@@ -11,7 +11,7 @@ never changes, and a `RuleState`, of which every step returns the next. The call
 N active positions, V vocabulary.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -26,7 +26,7 @@ from a2d_ray.generation.decoding.decoder import (
     TokenLogprob,
     check_grammar,
 )
-from a2d_ray.generation.decoding.penalties import has_penalties, penalize
+from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.decoding.rules import remask, remember, select
 
 __all__ = [
@@ -70,7 +70,7 @@ def denoise(
     state = remember(logits_NV, active, decoder, state)
     is_committed_N = select(ids_N, logprob_N.exp(), logits_NV, active, decoder, state)
     is_remasked_N, state = remask(logprob_N.exp(), active, decoder, state)
-    if has_penalties(params):
+    if _has_penalties(params):
         vocab = logits_NV.shape[-1]
         counts_V = ids_N[is_committed_N].bincount(minlength=vocab)
         counts_V -= ids_N[is_remasked_N].bincount(minlength=vocab)
@@ -96,8 +96,8 @@ def _edit(
     """Penalties and biases, and -inf for what may not be chosen; in place."""
     params = decoder.params
     canvas = decoder.canvas
-    if has_penalties(params):
-        penalize(logits_NV, params, canvas.known_ids, answer_counts_V)
+    if _has_penalties(params):
+        _penalize(logits_NV, params, canvas.known_ids, answer_counts_V)
     for token, bias in params.logit_bias.items():
         logits_NV[:, token] += bias
     if not decoder.is_reference:
@@ -129,3 +129,38 @@ def _choose(logits_NV: Tensor, active: Active, decoder: Decoder, state: RuleStat
         logits_NV / params.temperature, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p
     )
     return decoding.draw(likely_NV, decoder.uniform(active.position_N, state.step))
+
+
+def _has_penalties(params: SamplingParams) -> bool:
+    """Whether any penalty is asked for."""
+    asked = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty - 1)
+    return any(value != 0 for value in asked)
+
+
+def _penalize(
+    logits_NV: Tensor,
+    params: SamplingParams,
+    known_ids: Sequence[int],
+    answer_counts_V: Tensor | None,
+) -> None:
+    """Lowers, in place, the logits of tokens that were used before.
+
+    Repetition (of the prompt or the answer) divides positive logits and multiplies negative ones;
+    frequency takes penalty x count, presence takes the penalty once, both of the answer alone.
+
+    Args:
+        logits_NV: float32.
+        params: the penalties.
+        known_ids: the prompt.
+        answer_counts_V: how often each id is committed; None: none is.
+
+    Source: repetition: CTRL, arXiv 1909.05858; the others: OpenAI's API.
+    """
+    counts_V = answer_counts_V
+    if counts_V is None:
+        counts_V = logits_NV.new_zeros(logits_NV.shape[-1], dtype=torch.int64)
+    is_used_V = counts_V > 0
+    is_used_V[list(known_ids)] = True
+    factor_V = torch.where(is_used_V, params.repetition_penalty, 1.0)
+    logits_NV.copy_(torch.where(logits_NV > 0, logits_NV / factor_V, logits_NV * factor_V))
+    logits_NV -= params.frequency_penalty * counts_V + params.presence_penalty * (counts_V > 0)

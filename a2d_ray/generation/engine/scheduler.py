@@ -60,6 +60,7 @@ class Scheduler:
         self._table = table
         self._options = options
         self.waiting: deque[Request] = deque()
+        self._next: Sequence | None = None  # of who waits first: built once, asked every round
         self.running: dict[str, Sequence] = {}
 
     def plan_round(self) -> list[Work]:
@@ -93,10 +94,13 @@ class Scheduler:
 
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self._options.max_running:
-            request = self.waiting[0]
-            canvas = make_canvas(request.prompt, request.params, self._contract)
-            sequence = Sequence(request, canvas, self._contract, self._eos_ids, self._table)
-            if not sequence.admit():
+            if self._next is None or self._next.request is not self.waiting[0]:
+                self._next = self._sequence(self.waiting[0])
+            if not self._next.admit():
                 return
-            self.waiting.popleft()
-            self.running[request.request_id] = sequence
+            self.running[self.waiting.popleft().request_id] = self._next
+            self._next = None
+
+    def _sequence(self, request: Request) -> Sequence:
+        canvas = make_canvas(request.prompt, request.params, self._contract)
+        return Sequence(request, canvas, self._contract, self._eos_ids, self._table)

@@ -106,18 +106,15 @@ class Sequence:
         self._num_visible = _visible_counts(canvas, contract)
         root = root_key(canvas.block_size, contract.block_grid, request.salt)
         self._branches = [
-            _Branch(None if table is None else SequenceStorage(table, root), is_hidden_T)
-            for is_hidden_T in self._hidden_by_branch()
+            _Branch(None if table is None else self._storage(table, root, hidden_T), hidden_T)
+            for hidden_T in self._hidden_by_branch()
         ]
         self._num_emitted = self._num_forwards = self._num_steps = self._window_index = 0
 
     def admit(self) -> bool:
         """Reserves room in the KV store; False if there is none now."""
-        edges = block_edges(self._canvas.blocks, self._canvas.block_start(0))
         for branch in self._branches:
-            ids = self._ids(branch).tolist()
-            blocks = [tuple(ids[a:b]) for a, b in edges]
-            if branch.storage and not branch.storage.admit(blocks, len(self._canvas)):
+            if branch.storage and not branch.storage.admit(len(self._canvas)):
                 self.release()
                 return False
         return True
@@ -192,7 +189,7 @@ class Sequence:
             start=chunk.start,
             stop=stop,
             chunk=chunk,
-            ids_n=self._ids(branch)[chunk.start : stop],
+            ids_n=self._ids(branch.is_hidden_T)[chunk.start : stop],
             num_visible=self._num_visible[chunk.start : chunk.stop] + [stop] * num_active,
             asked=self._active().position_N if is_asked else torch.empty(0, dtype=torch.int64),
         )
@@ -204,10 +201,17 @@ class Sequence:
         kept = torch.tensor(params.cfg_keep_tokens, dtype=torch.int64)
         return [None, ~self._is_masked_T & ~torch.isin(self._x_T, kept)]
 
-    def _ids(self, branch: _Branch) -> Tensor:
-        if branch.is_hidden_T is None:
+    def _storage(
+        self, table: PageTable, root: bytes, is_hidden_T: Tensor | None
+    ) -> SequenceStorage:
+        ids = self._ids(is_hidden_T).tolist()
+        edges = block_edges(self._canvas.blocks, self._canvas.block_start(0))
+        return SequenceStorage(table, root, [tuple(ids[a:b]) for a, b in edges])
+
+    def _ids(self, is_hidden_T: Tensor | None) -> Tensor:
+        if is_hidden_T is None:
             return self._x_T
-        return self._x_T.masked_fill(branch.is_hidden_T, self._decoder.mask_id)
+        return self._x_T.masked_fill(is_hidden_T, self._decoder.mask_id)
 
     @property
     def _is_stored(self) -> bool:
@@ -239,7 +243,7 @@ class Sequence:
         for branch in self._branches:
             if branch.storage is None:
                 continue
-            ids = self._ids(branch).tolist()
+            ids = self._ids(branch.is_hidden_T).tolist()
             for start, stop in finished:
                 if start >= branch.storage.num_stored:
                     branch.storage.append_block(tuple(ids[start:stop]))

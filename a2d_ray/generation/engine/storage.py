@@ -30,30 +30,29 @@ class SequenceStorage:
     Args:
         table: gives slots and pages.
         root: see `pages.root_key`.
+        prompt_blocks: token ids of the blocks that are known already.
     """
 
-    def __init__(self, table: PageTable, root: bytes) -> None:
+    def __init__(self, table: PageTable, root: bytes, prompt_blocks: list[tuple[int, ...]]) -> None:
         self._table = table
         self._key = root
+        self._prompt_pages: list[tuple[int, bytes]] = []  # tokens and key of each
+        for ids in prompt_blocks:
+            self._key = page_key(self._key, ids)
+            self._prompt_pages.append((len(ids), self._key))
         self._pages: list[Page] = []
         self._own_runs: list[tuple[int, int]] = []
         self._stored_runs: list[tuple[int, int]] = []
         self._num_stored_pages = 0
         self.num_stored = self.num_cached_tokens = 0
 
-    def admit(self, prompt_blocks: list[tuple[int, ...]], canvas_length: int) -> bool:
+    def admit(self, canvas_length: int) -> bool:
         """Reserves slots for the whole canvas; False if they cannot be had now.
 
         Args:
-            prompt_blocks: token ids of the blocks that are known already.
             canvas_length: tokens of prompt and answer.
         """
-        keys = []
-        key = self._key
-        for ids in prompt_blocks:
-            key = page_key(key, ids)
-            keys.append(key)
-        found = self._table.find(keys)
+        found = self._table.find([key for _, key in self._prompt_pages])
         num_found = sum(page.num_tokens for page in found)
         if canvas_length - num_found > self._table.num_free:
             self._table.release(found)
@@ -61,9 +60,8 @@ class SequenceStorage:
         self.num_cached_tokens = sum(page.num_tokens for page in found if page.is_filled)
         self._own_runs = self._table.allocate(canvas_length - num_found)
         self._pages = found
-        for ids, page_id in zip(prompt_blocks[len(found) :], keys[len(found) :], strict=True):
-            self._append_page(len(ids), page_id)
-        self._key = key
+        for num_tokens, key in self._prompt_pages[len(found) :]:
+            self._append_page(num_tokens, key)
         return True
 
     def append_block(self, ids: tuple[int, ...]) -> None:

@@ -1,17 +1,23 @@
 """Pieces of an answer as an HTTP response: whole, or as server-sent events."""
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from a2d_ray.http.errors import RequestError
-from a2d_ray.serving.http.streams import EventStream, unless_disconnected
 from a2d_ray.serving.openai.formats import Format
 from a2d_ray.serving.openai.pieces import Piece
 from a2d_ray.serving.openai.responses import Usage
+
+_Result = TypeVar("_Result")
 
 
 async def answer(
@@ -95,3 +101,44 @@ async def _chain(first: Piece, rest: AsyncGenerator[Piece, None]) -> AsyncGenera
 
 def _event(data: str) -> str:
     return f"data: {data}\n\n"
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events made from a source, which is closed as soon as the client goes away."""
+
+    def __init__(self, events: AsyncGenerator[str, None], source: AsyncGenerator) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._generators = (events, source)  # a source outlives events that never began
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for generator in self._generators:
+                await generator.aclose()
+
+
+async def unless_disconnected(work: Coroutine[Any, Any, _Result], request: Request) -> _Result:
+    """The result of `work`, which is cancelled if the client goes away.
+
+    Raises:
+        ClientDisconnect: it went away.
+    """
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_disconnection(request))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for each in (task, watch):
+            each.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _disconnection(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
