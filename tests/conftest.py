@@ -29,6 +29,7 @@ settings.register_profile(
 settings.load_profile("a2d")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(config, items):
     """Under ``pytest -n``, tests of one file stay together, and all that start Ray share one."""
     if not hasattr(config, "workerinput"):

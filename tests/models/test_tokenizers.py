@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -17,12 +16,10 @@ def test_own_checkpoint_loads_in_a_fresh_process_without_a_question(tmp_path):
         "import sys; from a2d_ray.models.tokenizers import load_tokenizer;"
         f"print(load_tokenizer({str(tmp_path / 'a2d')!r})('ab').input_ids, 'torch' in sys.modules)"
     )
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     ids = load_tokenizer(tmp_path / "ar")("ab").input_ids
     assert done.stdout.strip() == f"{ids} False"
     assert "custom code" not in done.stdout + done.stderr
-    assert time.perf_counter() - started < 14  # transformers waits 15 s for an answer
 
 
 def test_no_tokenizer_is_a_clear_error(tmp_path):

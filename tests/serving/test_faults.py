@@ -129,7 +129,7 @@ def num_running() -> int:
 
 def replicas_are_two() -> bool:
     """Waits until Serve has replaced what is missing."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while num_running() < 2 and time.monotonic() < deadline:
         time.sleep(0.5)
     return num_running() == 2
@@ -196,7 +196,7 @@ def test_a_lost_replica_loses_no_request_that_was_not_streamed_yet(http, base_ur
     assert any("replica_failed" in e for e in endings)
     assert victim not in replica_pids()
     if kind == "hanging":
-        assert ROUND_TIMEOUT_S < time.monotonic() - started < ROUND_TIMEOUT_S + 30
+        assert ROUND_TIMEOUT_S < time.monotonic() - started < ROUND_TIMEOUT_S + 120
     assert http.get("/health").status_code == 200
     assert replicas_are_two()
 

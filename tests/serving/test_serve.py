@@ -85,7 +85,7 @@ def test_chat_streaming_and_completions_agree_with_the_python_api(client, lm):
 
 @pytest.mark.cluster
 def test_a_card_tells_the_model_that_a_replica_has_read(client, lm):
-    until = time.monotonic() + 20
+    until = time.monotonic() + 90
     while (found := client.models.retrieve("tiny").diffusion["fingerprint"]) is None:
         assert time.monotonic() < until
         time.sleep(0.1)
@@ -166,7 +166,7 @@ def wait_for_answer(url, timeout_s=60) -> httpx.Response:
 
 @pytest.mark.cluster
 def test_overload_is_a_429_and_passes(client, base_url):
-    body = {"model": "tiny", "prompt": "ab", "max_tokens": 400, "ignore_eos": True}
+    body = {"model": "tiny", "prompt": "ab", "max_tokens": 200, "ignore_eos": True}
     body["diffusion"] = {"rule": "steps"}
 
     async def flood() -> list[httpx.Response]:
@@ -185,11 +185,15 @@ def test_overload_is_a_429_and_passes(client, base_url):
 
 @pytest.mark.cluster
 def test_waiting_for_a_replica_is_part_of_the_metrics(base_url):
-    """Four requests, room for two: the times are those that the clients saw, by and large."""
+    """Six requests, room for two: the times are those that the clients saw, by and large.
+
+    Without the waits they would be half of it.
+    """
     url = base_url.removesuffix("/v1")
-    body = {"model": "tiny", "prompt": "ab", "max_tokens": 400, "ignore_eos": True}
+    body = {"model": "tiny", "prompt": "ab", "max_tokens": 200, "ignore_eos": True}
     body["diffusion"] = {"rule": "steps"}
     name = 'a2d:{}{{model_name="tiny"'.format
+    held = "num_requests_at_endpoint"
 
     def value(page: str, metric: str) -> float:
         return sum(float(line.split()[-1]) for line in page.splitlines() if name(metric) in line)
@@ -204,35 +208,40 @@ def test_waiting_for_a_replica_is_part_of_the_metrics(base_url):
 
             before = (await http.get(f"{url}/metrics")).text
             tasks, most = [], 0.0
-            for _ in range(4):
+            for _ in range(6):
                 tasks.append(asyncio.create_task(ask()))
-                await asyncio.sleep(0.1)  # Serve's router counts who is on its way as queued
+                # Serve's router counts who is on its way as queued: one after the other.
+                while value((await http.get(f"{url}/metrics")).text, held) < len(tasks):
+                    assert not any(task.done() for task in tasks)
             while not all(task.done() for task in tasks):
-                page = (await http.get(f"{url}/metrics")).text
-                most = max(most, value(page, "num_requests_at_endpoint"))
+                most = max(most, value((await http.get(f"{url}/metrics")).text, held))
             after = (await http.get(f"{url}/metrics")).text
             return before, most, sum([task.result() for task in tasks]), after
 
     before, most, seen_s, after = asyncio.run(main())
     metric = "e2e_request_latency_seconds_sum"
-    assert 0.85 * seen_s < value(after, metric) - value(before, metric) < seen_s
-    assert most == 4 and value(after, "num_requests_at_endpoint") == 0
+    assert 0.7 * seen_s < value(after, metric) - value(before, metric) < seen_s
+    assert most == 6 and value(after, held) == 0
 
 
 @pytest.mark.cluster
-def test_clients_that_leave_make_room(client):
-    """Two requests fill the replica: if leavers kept their places, the third would wait."""
+def test_clients_that_leave_make_room(client, base_url):
+    """Two requests fill the replica: if leavers kept their places, the third would wait until one
+    of them has had all of its 500 forwards."""
     options = {"model": "tiny", "prompt": "ab", "max_tokens": 500}
     options["extra_body"] = {"ignore_eos": True, "diffusion": {"rule": "steps"}}
-    started = time.monotonic()
-    client.completions.create(**options)
-    full_s = time.monotonic() - started
-    started = time.monotonic()
+
+    def num_rounds() -> float:
+        page = httpx.get(f"{base_url.removesuffix('/v1')}/metrics").text
+        own = [x for x in page.splitlines() if x.startswith('a2d:engine_rounds{model_name="tiny"')]
+        return sum(float(line.split()[-1]) for line in own)
+
+    before = num_rounds()
     for _ in range(6):
         stream = client.completions.create(stream=True, **options)
         next(iter(stream))
         stream.close()
-    assert time.monotonic() - started < full_s
+    assert 0 < num_rounds() - before < 500
 
 
 def test_the_ingress_needs_no_torch():
