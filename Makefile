@@ -12,7 +12,7 @@ SKIPPED := $(if $(shell command -v nvidia-smi),,and not gpu) \
 	$(if $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),,and not browser)
 
 # Tests that start Ray share one process (tests/conftest.py); the others fill the second.
-PARALLEL := -n $(TEST_PROCESSES) --dist loadgroup
+PARALLEL := -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1

@@ -19,6 +19,9 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
 )
 
+from functools import cache
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -29,17 +32,27 @@ settings.register_profile(
 settings.load_profile("a2d")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
-def pytest_collection_modifyitems(config, items):
+@cache
+def starts_ray(file: str) -> bool:
+    """Whether tests of this file do."""
+    return "mark.cluster" in (Path(__file__).parent.parent / file).read_text()
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first."""
+    items.sort(key=lambda item: not starts_ray(item.nodeid.split("::")[0]))
+
+
+def pytest_xdist_make_scheduler(config, log):
     """Under ``pytest -n``, tests of one file stay together, and all that start Ray share one."""
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        is_on_ray = item.get_closest_marker("cluster") is not None
-        group = "ray" if is_on_ray else item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-    # What takes longest begins first.
-    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
+    from xdist.scheduler import LoadScopeScheduling
+
+    class FilesAndRay(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return "ray" if starts_ray(file) else file
+
+    return FilesAndRay(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

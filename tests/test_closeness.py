@@ -30,7 +30,7 @@ def test_rounding_is_forgiven_at_the_scale_of_its_tensor():
         ),
         ({"large": LARGE * math.nan, "small": SMALL}, "large: the error is nan"),
         ({"large": LARGE, "small": torch.zeros(3)}, "small"),
-        ({"large": LARGE}, ""),
+        ({"large": LARGE}, "small"),
     ],
 )
 def test_anything_else_is_an_error_that_names_its_tensor(actual, message):
