@@ -27,7 +27,7 @@ def assert_close(actual: Tensors, expected: Tensors, *, rounding: float = ROUNDI
         rounding: largest error as a share of the scale.
     """
     found, wanted = _named(actual), _named(expected)
-    assert found.keys() == wanted.keys()
+    assert found.keys() == wanted.keys(), f"{sorted(found)} are not {sorted(wanted)}"
     largest = max(map(_magnitude, wanted.values()), default=0.0)
     for name, tensor in wanted.items():
         assert found[name].shape == tensor.shape, name

@@ -26,6 +26,7 @@ from ray.exceptions import RayTaskError
 from transformers import PreTrainedTokenizerBase
 
 from a2d_ray.config import DataSection, ObjectiveSection, OptionError
+from a2d_ray.data import roles
 from a2d_ray.data.chat import ChatRenderer
 from a2d_ray.data.hashing import code_hash
 from a2d_ray.data.packing.building import DOCUMENTS, built_beside, disk_error, explain_change
@@ -326,7 +327,7 @@ def _options(
         "sources": [{**asdict(source.spec), "identity": source.identity} for source in sources],
         "recipe": asdict(recipe),
         **{name: getattr(data, name) for name in wanted},
-        "row_code": code_hash(adapters.__file__, files.__file__),
+        "row_code": code_hash(adapters.__file__, files.__file__, roles.__file__),
         "adapter": adapters.adapter_source(data.adapter),
         "decontaminate": [source.identity for source in evaluation],
         "decontaminate_ngram": data.decontaminate_ngram if evaluation else None,

@@ -105,11 +105,8 @@ class _Quickstart:
             if self.config.steps is not None:
                 return {"steps": self.config.steps}
             self.start_ray()
-            packed_path = Path(self.records["prepare"].result["path"])
-            plan = choose_steps(config, packed_path, self.config.minutes)
-            self.console.print(
-                "  {steps} steps of {seconds_per_step:.1f} s, {dtype}".format(**plan)
-            )
+            plan = choose_steps(config, self.config.minutes)
+            self.console.print("  {steps} steps of {seconds_per_step:.1f} s".format(**plan))
             return plan
 
         return self.stages.run("plan", inputs, stage)

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from a2d_ray.config import DataSection, ObjectiveSection
+from a2d_ray.data import roles
 from a2d_ray.data.pipeline import PackedSet, prepare, to_packed_rows, training_dataset
-from a2d_ray.data.sources import adapters
 from tests.tiny import save_tiny_ar, tiny_tokenizer
 
 pytestmark = pytest.mark.cluster
@@ -263,12 +263,14 @@ def test_a_set_belongs_to_the_code_of_its_adapters(
 ):
     """Whoever changes what an adapter gives need not think of the sets that are there."""
     root, source = packed.path.parents[1], spec_of(packed)
-    code = Path(adapters.__file__).read_text()
-    copy = tmp_path / "adapters.py"
-    monkeypatch.setattr(adapters, "__file__", str(copy))
-    copy.write_text(f'"""Other words."""\n# and a comment\n{code[code.index("import") :]}')
+    code = Path(roles.__file__).read_text()
+    copy = tmp_path / "roles.py"
+    monkeypatch.setattr(roles, "__file__", str(copy))
+    rest = code.split('"""', 2)[2]
+    copy.write_text(f'"""Other words."""\n# and a comment\n{rest}')
     assert prepare(*sections(root, source), model_path).path == packed.path
-    copy.write_text(code.replace('"human": "user"', '"human": "system"'))
+    assert '"human"' in code
+    copy.write_text(code.replace('"human"', '"person"'))
     with caplog.at_level("INFO"):
         assert prepare(*sections(root, source), model_path).path != packed.path
     assert "row_code: " in caplog.text

@@ -8,7 +8,6 @@ from a2d_ray.config import QuickstartConfig
 from a2d_ray.data.sources.embedded import embedded_rows
 from a2d_ray.data.sources.mixture import check_spec
 from a2d_ray.quickstart import recipe
-from a2d_ray.quickstart.calibration import steps_within
 
 CONFIG = QuickstartConfig(root="runs/q", eval_tasks=40)
 
@@ -57,9 +56,3 @@ def test_the_served_model_is_the_checkpoint():
     config = recipe.serve_config(Path("root/checkpoint"), 8123)
     assert config.port == 8123
     assert config.models[0].load.path == "root/checkpoint"
-
-
-def test_steps_fit_into_the_minutes():
-    assert steps_within(9, 5.4) == 100
-    assert steps_within(0.1, 5.0) == 20
-    assert steps_within(9, 0.001) == 2000
