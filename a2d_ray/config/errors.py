@@ -15,7 +15,10 @@ def shown(value: Any) -> str:
     value = list(value) if isinstance(value, tuple) else value
     text = "null" if value is None else str(value)
     text = text.lower() if isinstance(value, bool) else text
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+    if len(text) <= LONGEST_VALUE:
+        return text
+    kept = LONGEST_VALUE // 2 - 2  # of either end: a long path ends in what tells it from others
+    return f"{text[:kept]}...{text[-kept:]}"
 
 
 class OptionError(ValueError):

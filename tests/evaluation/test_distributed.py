@@ -25,8 +25,9 @@ def measure(checkpoint: Path, output: Path, tasks, **options):
         "tasks": tasks,
         "output": str(output),
         "batch_size": 2,
-        "mc_num": 4,
     }
+    if "endpoint" not in options:
+        values["mc_num"] = 4  # an endpoint gives no likelihoods
     report = run_suite(EvaluateConfig.model_validate(values | options))
     return {
         name: (task["value"], [(row["answer"], row["value"]) for row in task["samples"]])

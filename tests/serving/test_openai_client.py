@@ -143,7 +143,7 @@ def test_extra_fields_that_nobody_knows_are_refused_by_name(client):
     for extra, param in (
         ({"temprature": 1}, "temprature"),
         ({"diffusion": {"tempo": 1}}, "diffusion.tempo"),
-        ({"diffusion": {"rule": "steps", "threshold": 0.5}}, "diffusion"),
+        ({"diffusion": {"rule": "steps", "threshold": 0.5}}, "diffusion.threshold"),
         ({"diffusion": {"block_size": 0}}, "diffusion.block_size"),
         ({"cache_salt": ""}, "cache_salt"),
         ({"cache_salt": 5}, "cache_salt"),

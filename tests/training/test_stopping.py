@@ -22,14 +22,14 @@ def run_directory(request, tmp_path):
 
 
 def test_sigterm_asks_the_run_to_stop(run_directory, monkeypatch):
-    monkeypatch.setattr(stopping, "POLL_S", 1000.0)
+    monkeypatch.setattr(stopping, "STOP_POLL_S", 1000.0)
     before = signal.getsignal(signal.SIGTERM)
     watch = StopWatch(run_directory, None)
     assert not watch.is_over(0.1)
     with stop_on_sigterm(run_directory):
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
-    assert not watch.is_over(0.1)  # looked less than POLL_S ago
+    assert not watch.is_over(0.1)  # looked less than STOP_POLL_S ago
     watch = StopWatch(run_directory, None)
     assert watch.is_over(0.1) and watch.is_over(0.1)
 

@@ -1,6 +1,6 @@
 """One adapter per dataset shape: a row as it is stored -> `Example`.
 
-The shape is detected from the columns: `SHAPES` is the table (tulu-3, smoltalk and ultrachat have
+The shape is detected from the columns: `ROW_SHAPES` is the table (tulu-3, smoltalk, ultrachat have
 ``messages``, ShareGPT ``conversations``, opc-sft and alpaca ``instruction`` and ``output``). Or
 ``data.adapter`` names a function of the user's own.
 """
@@ -61,10 +61,10 @@ def find_adapter(
                 f"it has {', '.join(sorted(columns))}",
             )
         return lambda row: _from_text(row, text_field)
-    for needed, adapter in SHAPES.items():
+    for needed, adapter in ROW_SHAPES.items():
         if set(needed) <= set(columns):
             return adapter
-    known = ", ".join(" and ".join(needed) for needed in SHAPES)
+    known = ", ".join(" and ".join(needed) for needed in ROW_SHAPES)
     raise SpecError(
         source,
         f"has the columns {', '.join(sorted(columns)) or '(none)'}",
@@ -176,7 +176,7 @@ def _from_text(row: Row, column: str = "text") -> Example:
     return Example(text=_content(row.get(column)))
 
 
-SHAPES: dict[tuple[str, ...], Adapter] = {
+ROW_SHAPES: dict[tuple[str, ...], Adapter] = {
     ("messages",): _from_messages,
     ("conversations",): _from_sharegpt,
     ("instruction", "output"): _pair_adapter("instruction", "output"),
