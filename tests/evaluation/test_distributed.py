@@ -21,13 +21,14 @@ CHAT = {"task": "a2d_chat_nelbo", "metric": "nelbo_bits_per_byte,none", "limit":
 def measure(checkpoint: Path, output: Path, tasks, **options):
     values = {
         "name": "tiny",
-        "model": {"path": str(checkpoint), "device": "cpu", "dtype": "float32"},
+        "model": {"path": str(checkpoint)},
         "tasks": tasks,
         "output": str(output),
         "batch_size": 2,
     }
-    if "endpoint" not in options:
-        values["mc_num"] = 4  # an endpoint gives no likelihoods
+    if "endpoint" not in options:  # one has a device of its own, and gives no likelihoods
+        values["model"] |= {"device": "cpu", "dtype": "float32"}
+        values["mc_num"] = 4
     report = run_suite(EvaluateConfig.model_validate(values | options))
     return {
         name: (task["value"], [(row["answer"], row["value"]) for row in task["samples"]])

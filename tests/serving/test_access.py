@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from a2d_ray.config import LimitsSection, SamplingSection, SecuritySection
 from a2d_ray.http.access import ANYBODY, ApiKeys, RateLimit
 from a2d_ray.http.errors import RequestError
-from a2d_ray.serving.http.answering import app
+from a2d_ray.serving.http import app
 from a2d_ray.serving.http.app import create_app
 from a2d_ray.serving.model.server import ModelServer
 from a2d_ray.serving.openai.chat_protocol import ChatCompletionRequest
