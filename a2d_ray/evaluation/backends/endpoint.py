@@ -140,7 +140,8 @@ class EndpointBackend:
                     running[pool.submit(self._ask, request)] = index
                 if not running:
                     break
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                # A signal that comes just before a lock is waited for does not end the wait.
+                done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
                 for future in done:
                     index = running.pop(future)
                     if (error := future.exception()) is None:
