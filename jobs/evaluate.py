@@ -17,7 +17,7 @@ def main() -> None:
     if command == "compare":
         if len(args) != 2:
             raise ConfigError("the form is python jobs/evaluate.py compare A.json B.json")
-        from a2d_ray.evaluation.report.report import report
+        from a2d_ray.evaluation.report import report
 
         pair = [report.read_report(path) for path in args]
         found = report.compare_reports(*pair)
