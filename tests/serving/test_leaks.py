@@ -37,7 +37,8 @@ def served(lm):
     """A server with a small KV store, which is full early on, and its URL."""
     server = ModelServer(lm, engine=EngineSection(kv_tokens=4_096))
     with listening(create_app({"tiny": server})) as url:
-        yield server, url
+        httpx.post(url + TEXT, json=LONG | {"prompt": "a", "max_tokens": 4}, timeout=60)
+        yield server, url  # what a client and a server make once is there
     server.close()
 
 
