@@ -93,7 +93,7 @@ def test_every_trial_has_its_line_and_the_failed_one_its_reason(swept):
     rows = table(swept[0])
     assert len(rows) == 8 and len({row["trial"] for row in rows}) == 8
     for row in rows:
-        is_too_large = "batch.rows (4000) exceeds" in row["error"]
+        is_too_large = "batch.rows=4000 exceeds" in row["error"]
         assert (row["status"] == "failed") == is_too_large
         # Also of a trial that had failed before the kill, whose point Ray forgets.
         assert row["batch.rows"] == ("4000" if is_too_large else "4")
