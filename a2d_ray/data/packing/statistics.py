@@ -9,7 +9,7 @@ import numpy as np
 from a2d_ray.config import DataSection
 from a2d_ray.data.packing.planning import Index, SplitPacks
 from a2d_ray.data.packing.tokenizing import MAX_OFFENDERS
-from a2d_ray.data.sources.mixture import SPLITS, SpecError, Split
+from a2d_ray.data.sources.mixture import SpecError, Split
 
 HISTOGRAM_BINS = 32
 
@@ -125,14 +125,6 @@ class Report:
     def _languages(self) -> str:
         found = [f"{name}: {tally}" for name, tally in self.languages().items()]
         return f" ({'; '.join(found)})" if found else ""
-
-
-def check_splits(manifest: Mapping[str, Any]) -> None:
-    """Asserts that what was written is what was planned: a bug of ours otherwise."""
-    for split in SPLITS:
-        counts = manifest["splits"][split]
-        by_source = sum(source["documents"] for source in counts["sources"].values())
-        assert by_source == counts["documents"], (split, by_source, counts["documents"])
 
 
 def _histogram(index: Index, max_length: int) -> dict[str, list[int]]:
