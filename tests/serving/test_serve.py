@@ -185,7 +185,7 @@ def test_overload_is_a_429_and_passes(client, base_url):
 
 @pytest.mark.cluster
 def test_waiting_for_a_replica_is_part_of_the_metrics(base_url):
-    """Six requests, room for two: the times are those that the clients saw, by and large.
+    """Room for two, and three or more at once: the times are those that the clients saw, by and large.
 
     Without the waits they would be half of it.
     """
@@ -208,14 +208,17 @@ def test_waiting_for_a_replica_is_part_of_the_metrics(base_url):
 
             before = (await http.get(f"{url}/metrics")).text
             tasks, most = [], 0.0
-            for _ in range(6):
+            # A machine may answer as fast as requests come: they come until some have waited.
+            while len(tasks) < 6 or (most <= 2 and len(tasks) < 60):
                 tasks.append(asyncio.create_task(ask()))
                 # Serve's router counts who is on its way as queued: one after the other.
-                while value((await http.get(f"{url}/metrics")).text, held) < len(tasks):
-                    if any(task.done() for task in tasks):
+                while True:
+                    now = value((await http.get(f"{url}/metrics")).text, held)
+                    most = max(most, now)
+                    under_way = sum(not task.done() for task in tasks)
+                    if now >= min(under_way, 4):
                         break
-            while not all(task.done() for task in tasks):
-                most = max(most, value((await http.get(f"{url}/metrics")).text, held))
+            await asyncio.gather(*tasks)
             after = (await http.get(f"{url}/metrics")).text
             return before, most, sum([task.result() for task in tasks]), after
 
