@@ -43,6 +43,7 @@ from a2d_ray.config.objective import (
 )
 from a2d_ray.config.quickstart import QuickstartConfig
 from a2d_ray.config.rules import (
+    AR_RULES,
     OPTION_NAMES,
     RULES,
     Remasking,
@@ -89,6 +90,7 @@ from a2d_ray.config.tuning import (
 )
 
 __all__ = [
+    "AR_RULES",
     "MAX_BLOCK_SIZE",
     "NORMS_OF_RECIPE",
     "OPTION_NAMES",

@@ -22,8 +22,13 @@ RULES: dict[str, tuple[str, ...]] = {
     "prefix": ("threshold",),
     "klass": ("threshold", "kl_threshold"),
     "entropy": ("entropy_threshold", "entropy_slope"),
+    "ar": (),
+    "speculate": ("draft_tokens", "draft_shape"),
 }
 """The options that each rule knows. Options without a rule mean the first rule that knows them."""
+
+AR_RULES = ("ar", "speculate")
+"""Rules of the AR mode: the answer is what left-to-right decoding of the same weights writes."""
 
 
 def rules_of(option: str) -> list[str]:
@@ -37,6 +42,10 @@ else:
     Rule = Literal[tuple(RULES)]
 
 Remasking = Literal["low_confidence", "random", "leftmost"]
+
+DraftShape = Literal["auto", "linear", "tree"]
+
+MAX_DRAFT_TOKENS = 16
 
 
 class RuleOptions(Section):
@@ -64,6 +73,18 @@ class RuleOptions(Section):
     entropy_threshold: float = Field(0.4, ge=0, description="Entropy bound, nats")
     entropy_slope: float = Field(
         0.02, ge=0, description="Nats added per position behind the first mask"
+    )
+    draft_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_DRAFT_TOKENS,
+        description="Tokens drafted at a time, which the next forward verifies; null: the engine "
+        "decides by cost, load and acceptance",
+    )
+    draft_shape: DraftShape = Field(
+        "auto",
+        description="Where the next drafts are prepared: behind the last one only (linear), behind "
+        "each (tree), or where it pays (auto)",
     )
 
     @model_validator(mode="before")

@@ -12,7 +12,7 @@ from pydantic import (
 from a2d_ray.config.base import Conditions, Section
 from a2d_ray.config.errors import OptionError, first_problem
 from a2d_ray.config.models import LoadSection
-from a2d_ray.config.rules import RuleOptions
+from a2d_ray.config.rules import AR_RULES, RuleOptions
 
 
 class SamplingSection(RuleOptions):
@@ -97,6 +97,8 @@ class SamplingSection(RuleOptions):
                 f"exceeds max_new_tokens={self.max_new_tokens}",
                 "lower it, or raise max_new_tokens",
             )
+        if self.rule in AR_RULES:
+            self._check_ar_rule()
         if self.remask_threshold and self.rule == "prefix":
             raise OptionError(
                 "remask_threshold",
@@ -105,6 +107,17 @@ class SamplingSection(RuleOptions):
                 "set it to 0, or choose another rule",
             )
         return self
+
+    def _check_ar_rule(self) -> None:
+        """Refuses what has no meaning where one token follows the other."""
+        for name in ("block_size", "remask_threshold", "cfg_scale", "begin_suppress_tokens"):
+            if value := getattr(self, name):
+                raise OptionError(
+                    name,
+                    value,
+                    f"has no effect with rule={self.rule}, which writes from left to right",
+                    "leave it out, or choose another rule",
+                )
 
 
 def check_sampling(values: dict[str, Any], key: str) -> None:

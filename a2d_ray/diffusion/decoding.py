@@ -13,13 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from a2d_ray.diffusion.randomness import uniform
+from a2d_ray.diffusion.randomness import philox, uniform
 from a2d_ray.diffusion.schedules import alpha
 
 # Streams of random numbers apart from those of training noise.
 CHOICE = 8
 ORDER = 9
 COUNT = 10
+TOKEN = 11
+
+# Constants of SplitMix64 as signed 64-bit integers.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIX_A = 0xBF58476D1CE4E5B9 - 2**64
+_MIX_B = 0x94D049BB133111EB - 2**64
 
 
 def position_uniform(
@@ -36,6 +42,37 @@ def position_uniform(
     """
     zero_N = torch.zeros_like(position_N)
     return uniform(kind, seed, choice, zero_N, zero_N + step, position_N)
+
+
+def token_gumbel(position_N: Tensor, vocab_size: int, *, seed: int, choice: int = 0) -> Tensor:
+    """Gumbel noise for every position and token, float32 [N, V].
+
+    A position's numbers are a SplitMix64 stream that starts where Philox says: a pure function of
+    (seed, choice, position, token).
+
+    Args:
+        position_N: canvas positions, int64.
+        vocab_size: V.
+        seed: of the request.
+        choice: index of the answer among the n of a request.
+
+    Source: Gumbel-max trick; Steele et al., "Fast splittable pseudorandom number generators",
+    OOPSLA 2014.
+    """
+    zero_N = torch.zeros_like(position_N)
+    counter = (position_N, zero_N + TOKEN, zero_N, zero_N)
+    words = philox(counter, (seed & 0xFFFFFFFF, choice))
+    start_N1 = ((words[0] << 32) | words[1])[:, None]
+    z_NV = start_N1 + _GOLDEN * torch.arange(1, vocab_size + 1, device=position_N.device)
+    for shift, factor in ((30, _MIX_A), (27, _MIX_B)):
+        z_NV = (z_NV ^ _shift_right(z_NV, shift)) * factor
+    u_NV = (_shift_right(z_NV ^ _shift_right(z_NV, 31), 11).double() + 0.5) / 2**53
+    return u_NV.log_().neg_().log_().neg_().float()
+
+
+def _shift_right(z: Tensor, num_bits: int) -> Tensor:
+    """Logical shift of 64-bit words."""
+    return (z >> num_bits) & ((1 << (64 - num_bits)) - 1)
 
 
 # Which token a position would take.
@@ -344,5 +381,7 @@ SELECTORS: dict[str, Callable[[Masked, Any], Tensor]] = {
         threshold=options.entropy_threshold,
         slope=options.entropy_slope,
     ),
+    "ar": lambda masked, options: torch.ones_like(masked.position_N, dtype=torch.bool),
+    "speculate": lambda masked, options: torch.ones_like(masked.position_N, dtype=torch.bool),
 }
 """The rules of `a2d_ray.config.rules.RULES`; each reads the options that its row names there."""

@@ -9,15 +9,26 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from a2d_ray.config import AR_RULES
 from a2d_ray.diffusion.decoding import guide
 from a2d_ray.generation.decoding.canvas import Canvas, Segments, make_canvas, stop_token_ids
-from a2d_ray.generation.decoding.denoise import Decoder, RuleState, TokenLogprob, denoise
+from a2d_ray.generation.decoding.denoise import (
+    Active,
+    Decoder,
+    RuleState,
+    TokenLogprob,
+    denoise,
+    propose,
+)
 from a2d_ray.generation.decoding.grammar import Grammar
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.models.contract import Contract
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 """(ids [T], mask bool [T, T]) -> logits [T, V]."""
+
+
+REFERENCE_DRAFTS = 4  # where the engine would decide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +40,8 @@ class Sample:
         logprobs: of each at its commitment, with `params.logprobs` alternatives.
         canvas: the answer's part of the canvas, including what follows its end.
         finish_reason: ``stop`` or ``length``.
-        num_forwards: denoise steps; with guidance each is two forwards of the model.
+        num_forwards: denoise steps; with guidance each is two forwards of the model. Rule
+            ``speculate``: verifications.
         history: that part after every step (mask id where masked).
     """
 
@@ -80,7 +92,10 @@ def sample(
         is_reference=is_reference,
     )
     run = _Run(forward, decoder, contract)
-    run.fill_windows()
+    if params.rule == "speculate":
+        run.speculate(params.draft_tokens or REFERENCE_DRAFTS, params.draft_shape != "linear")
+    else:
+        run.fill_windows()
     return run.result()
 
 
@@ -93,6 +108,7 @@ class _Run:
     contract: Contract
     state: RuleState = field(default_factory=RuleState)
     history: list[list[int]] = field(default_factory=list)
+    num_forwards: int = 0
 
     def __post_init__(self) -> None:
         self.x_T = torch.tensor(self.canvas.ids, dtype=torch.int64)
@@ -112,10 +128,60 @@ class _Run:
                     return
             self.state = self.state.open_window()
 
-    def step(self, window: tuple[int, int]) -> None:
-        """One denoise step of a window."""
+    def speculate(self, num_drafts: int, is_tree: bool) -> None:
+        """Drafts and verifies until the answer ends.
+
+        Args:
+            num_drafts: tokens drafted at a time.
+            is_tree: draft after every verification; else only where all drafts were accepted.
+        """
+        drafts: list[int] = []
+        while not self.is_complete():
+            start = int(self.is_masked_T.nonzero()[0])
+            x_T = self.x_T.clone()
+            x_T[start : start + len(drafts)] = torch.tensor(drafts, dtype=torch.int64)
+            logits_TV = self.ar_logits(x_T)
+            for place in range(start, start + len(drafts) + 1):
+                self.step((place, place + 1), logits_TV)
+                draft = dict(enumerate(drafts, start)).get(place)
+                if self.is_complete() or int(self.x_T[place]) != draft:
+                    break
+            self.num_forwards += 1
+            is_ready = is_tree or place == start + len(drafts)
+            drafts = self.drafts(place, num_drafts) if is_ready and start > 0 else []
+
+    def drafts(self, place: int, num_drafts: int) -> list[int]:
+        """Drafts behind `place`, whose token is masked like the ones that it drafts."""
+        is_shifted = self.contract.right_shift_logits
+        stop = min(place + num_drafts + (not is_shifted), len(self.canvas) - is_shifted)
+        x_T = self.x_T.clone()
+        x_T[place] = self.contract.mask_token_id
+        mask_TT = torch.ones(len(x_T), len(x_T), dtype=torch.bool).tril()
+        mask_TT[place:stop, :stop] = True
+        logits_TV = self.forward(x_T, mask_TT)
+        row_K = torch.arange(place + (not is_shifted), stop)
+        if not len(row_K):
+            return []
+        position_K = row_K + is_shifted
+        active = Active(
+            position_N=position_K,
+            id_N=torch.full_like(position_K, self.contract.mask_token_id),
+            is_masked_N=torch.ones_like(position_K, dtype=torch.bool),
+        )
+        return propose(logits_TV[row_K], active, self.decoder, self.state)[0].tolist()
+
+    def ar_logits(self, x_T: Tensor) -> Tensor:
+        """Logits of the AR mode that predict each position, [T, V]; position 0 by itself."""
+        logits_TV = self.forward(x_T, torch.ones(len(x_T), len(x_T), dtype=torch.bool).tril())
+        return torch.cat([logits_TV[:1], logits_TV[:-1]])
+
+    def step(self, window: tuple[int, int], logits_TV: Tensor | None = None) -> None:
+        """One denoise step of a window, by logits that are there already or by a forward."""
         active = self.decoder.active(self.x_T, self.is_masked_T, window)
-        logits_NV = self.logits(self.sight(window))[active.position_N]
+        if logits_TV is None:
+            logits_TV = self.logits(self.sight(window))
+            self.num_forwards += 1
+        logits_NV = logits_TV[active.position_N]
         commitment, self.state = denoise(logits_NV, active, self.decoder, self.state)
         committed_M = active.position_N[commitment.is_committed_N]
         self.x_T[committed_M] = commitment.ids_N[commitment.is_committed_N]
@@ -148,7 +214,7 @@ class _Run:
             is_given_T &= ~torch.isin(self.x_T, torch.tensor(params.cfg_keep_tokens).long())
             un_T = self.x_T.masked_fill(is_given_T, self.contract.mask_token_id)
             logits_TV = guide(logits_TV, self.forward(un_T, mask_TT), params.cfg_scale)
-        if self.contract.right_shift_logits:
+        if self.contract.right_shift_logits or params.rule in AR_RULES:
             logits_TV = torch.cat([logits_TV[:1], logits_TV[:-1]])
         return logits_TV
 
@@ -179,6 +245,6 @@ class _Run:
             logprobs=self.logprobs[start:stop],
             canvas=self.x_T[start:].tolist(),
             finish_reason="length" if end is None else "stop",
-            num_forwards=len(self.history),
+            num_forwards=self.num_forwards,
             history=self.history,
         )

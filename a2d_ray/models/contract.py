@@ -1,10 +1,12 @@
 """The contract: what a checkpoint says about how it must be used (config.json, key ``a2d``)."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from a2d_ray.config import BlockGrid, CleanAttention, Objective
+
+ARMode = Literal["original", "trained"]
 
 
 class Contract(BaseModel):
@@ -18,6 +20,8 @@ class Contract(BaseModel):
         block_grid: where blocks start: at each segment, at token 0, or at the prompt's end.
         right_shift_logits: whether the logit at i-1 predicts token i.
         clean_attention: how clean tokens see each other inside a block.
+        ar_mode: whose next-token predictions the clean stream makes under causal attention: the
+            AR model's that it was converted from (``original``), its own (``trained``), or None.
         source: name of the AR model, and `source_revision` its revision.
         a2d_ray_version: version that wrote the checkpoint.
     """
@@ -31,6 +35,7 @@ class Contract(BaseModel):
     block_grid: BlockGrid = "segment"
     right_shift_logits: bool = False
     clean_attention: CleanAttention = "block"
+    ar_mode: ARMode | None = None
     source: str | None = None
     source_revision: str | None = None
     a2d_ray_version: str | None = None

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from a2d_ray.config import RULES
+from a2d_ray.config import AR_RULES, RULES
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine import runner, storage
 from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
@@ -66,7 +66,7 @@ PARAMS = [
 PARAMS += [
     SamplingParams(max_new_tokens=8, rule=rule)
     for rule in RULES
-    if rule not in {params.rule for params in PARAMS}
+    if rule not in {params.rule for params in PARAMS} | {*AR_RULES}
 ]
 
 

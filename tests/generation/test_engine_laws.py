@@ -1,7 +1,5 @@
 """An answer is a function of its request: not of neighbours, arrival, chunks, cache or fusion."""
 
-import random
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -123,51 +121,6 @@ def test_the_same_for_mdlm(jobs, max_running):
         alone |= run(make_engine("mdlm"), [request])
     together = make_engine("mdlm", max_running=max_running)
     assert run(together, requests, [arrival for _, _, arrival in jobs]) == alone
-
-
-def random_request(name, rng, shared):
-    """A request that often begins like others, and one in three goes on from their text."""
-    prompt = [rng.choice(shared)] if rng.random() < 0.6 else []
-    prompt += [[rng.randrange(8, 250) for _ in range(rng.randrange(1, 16))]]
-    chosen = SamplingParams(
-        max_new_tokens=rng.randrange(1, 13),
-        threshold=rng.choice([0.01, 0.02, 0.9]),
-        temperature=rng.choice([0.0, 1.0]),
-        seed=rng.randrange(3),
-        ignore_eos=rng.random() < 0.5,
-        stop_token_ids=[rng.randrange(250)] if rng.random() < 0.3 else [],
-    )
-    return Request(request_id=name, prompt=prompt, params=chosen)
-
-
-def test_soak_of_two_thousand_requests_with_aborts():
-    """No leak, no stall, no neighbour effect; whatever is aborted, and wherever it was."""
-    rng = random.Random(0)
-    shared = [[rng.randrange(8, 250) for _ in range(n)] for n in (3, 8, 21, 40)]
-    engine = make_engine(kv_tokens=600, max_running=24, max_tokens_per_round=96)
-    requests = {str(i): random_request(str(i), rng, shared) for i in range(2_000)}
-    waiting, alive, answers, since = list(requests), {}, {}, {}
-    round_index = 0
-    while waiting or engine.has_unfinished():
-        for _ in range(rng.randrange(9)):
-            if waiting:
-                name = waiting.pop()
-                engine.add_request(requests[name])
-                alive[name], since[name] = [], round_index
-        if alive and rng.random() < 0.3:
-            name = rng.choice(list(alive))
-            engine.abort(name)
-            del alive[name]
-        for output in engine.step():
-            alive[output.request_id] += output.token_ids
-            if output.finish_reason:
-                answers[output.request_id] = alive.pop(output.request_id)
-        round_index += 1
-        assert all(round_index - since[name] < 1_500 for name in alive), "a request stalls"
-    assert engine.num_used_kv_tokens == 0
-    assert 1_500 < len(answers) < 2_000
-    for name in rng.sample(sorted(answers), 60):
-        assert run(make_engine(), [requests[name]])[name][0] == answers[name]
 
 
 @pytest.mark.parametrize("round_index", range(0, 12, 2))

@@ -20,7 +20,10 @@ class Oracle:
         self.num_prompt, self.confidence, self.eos_at = num_prompt, confidence, eos_at
         self.asked = []
 
-    def logits(self, works):
+    def forward(self, works):
+        return [None] * len(works)
+
+    def logits(self, works, hidden):
         return [self._answer(work) for work in works]
 
     def _answer(self, work):

@@ -165,7 +165,7 @@ def test_a_grammar_makes_several_commits_at_once():
 @pytest.mark.parametrize(
     ("options", "prompt", "message"),
     [
-        ({"rule": "threshold"}, [1], "rule 'prefix'"),
+        ({"rule": "threshold"}, [1], "rule prefix"),
         ({"ignore_eos": True}, [1], "ignore_eos"),
         ({}, [1, None], "holes"),
     ],

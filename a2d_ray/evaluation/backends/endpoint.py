@@ -13,7 +13,7 @@ from typing import Any
 
 import openai
 
-from a2d_ray.config import RULES
+from a2d_ray.config import AR_RULES, RULES
 from a2d_ray.evaluation.backends.local import Description
 from a2d_ray.evaluation.backends.requests import (
     Answer,
@@ -256,7 +256,10 @@ def _all_diffusion_options(params: SamplingParams, card: dict[str, Any]) -> dict
                 "it: set the model's sampling there, or measure with model.path=CHECKPOINT"
             )
     own = {key: getattr(params, key) for key in RULES[params.rule]}
-    own |= {"rule": params.rule, "remask_threshold": params.remask_threshold}
+    own["rule"] = params.rule
+    if params.rule in AR_RULES:
+        return {key: value for key, value in own.items() if value is not None}
+    own["remask_threshold"] = params.remask_threshold
     own["block_size"] = block_size = params.block_size or card.get("block_size")
     if params.rule == "steps" and params.steps is None and block_size:
         own["steps"] = block_size * math.ceil(params.max_new_tokens / block_size)  # one per token

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-from a2d_ray.config import OptionError
+from a2d_ray.config import AR_RULES, OptionError
 from a2d_ray.config.errors import TooLongError
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.models.contract import Contract
@@ -77,10 +77,13 @@ def make_canvas(prompt: Segments, params: SamplingParams, contract: Contract) ->
         contract: names objective, block size, block grid and mask token.
 
     Raises:
-        ValueError: see `request_block_size`.
+        ValueError: see `request_block_size` and `check_ar_rule`.
     """
-    block_size = request_block_size(params, contract)
     tokens = [token for segment in prompt for token in segment]
+    if params.rule in AR_RULES:
+        check_ar_rule(params, contract, is_infill=None in tokens)
+        return _ar_canvas(tokens, params, contract)
+    block_size = request_block_size(params, contract)
     if None in tokens:
         return _infill_canvas(prompt, tokens, block_size, contract)
     start = len(tokens)
@@ -105,6 +108,21 @@ def make_canvas(prompt: Segments, params: SamplingParams, contract: Contract) ->
         windows=tuple(windows),
         blocks=tuple(blocks),
         block_size=block_size,
+    )
+
+
+def _ar_canvas(tokens: list[int | None], params: SamplingParams, contract: Contract) -> Canvas:
+    """Every token is a block, every open one a window."""
+    start = len(tokens)
+    end = start + params.max_new_tokens
+    return Canvas(
+        ids=tuple(t for t in tokens if t is not None) + (contract.mask_token_id,) * (end - start),
+        is_open=(False,) * start + (True,) * (end - start),
+        start=start,
+        num_answer=params.max_new_tokens,
+        windows=tuple((i, i + 1) for i in range(start, end)),
+        blocks=tuple(range(end)),
+        block_size=1,
     )
 
 
@@ -181,6 +199,31 @@ def request_block_size(params: SamplingParams, contract: Contract) -> int:
         fix = f"this model knows {sorted(trained)}"
         raise OptionError("block_size", block_size, "was not trained", fix)
     return block_size
+
+
+def check_ar_rule(params: SamplingParams, contract: Contract, *, is_infill: bool = False) -> None:
+    """Refuses the rules of the AR mode where the model or the prompt has none.
+
+    Args:
+        params: with a rule of `AR_RULES`.
+        contract: of the model.
+        is_infill: whether the prompt has holes.
+
+    Raises:
+        OptionError: names the rule.
+    """
+    name = params.rule
+    fix = "choose another rule, such as threshold"
+    if is_infill:
+        raise OptionError("rule", name, "writes from left to right and fills no holes", fix)
+    if contract.ar_mode is None:
+        kind = "an MDLM" if contract.objective == "mdlm" else "without one"
+        training = "objective.clean_attention=causal and objective.ar_loss_weight=1"
+        fix = f"{fix}, or train bd3lm with {training}"
+        raise OptionError("rule", name, f"needs an AR mode, and this model is {kind}", fix)
+    if name == "speculate" and contract.objective is None:
+        problem = "needs drafts, and this model is converted but not trained"
+        raise OptionError("rule", name, problem, "set rule=ar, or train it")
 
 
 def check_prompt(prompt: Segments, params: SamplingParams, max_length: int, vocab: int) -> None:

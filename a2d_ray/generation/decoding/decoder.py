@@ -9,11 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from a2d_ray.config import OptionError
+from a2d_ray.config import AR_RULES, OptionError
 from a2d_ray.diffusion import decoding
 from a2d_ray.generation.decoding.canvas import Canvas
 from a2d_ray.generation.decoding.grammar import Grammar
 from a2d_ray.generation.decoding.params import SamplingParams
+
+GRAMMAR_RULES = ("prefix", *AR_RULES)
+"""Rules that commit from the left only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +121,7 @@ class Decoder:
         mask_id: id that is never chosen.
         stop_ids: ids that end the answer.
         choice: index of the answer among the n of its prompt.
-        grammar: what the answer obeys (rule ``prefix``).
+        grammar: what the answer obeys (`GRAMMAR_RULES`).
         is_reference: the preset ``reference``, for comparison with the public recipe's sampler:
             the mask token is a token like others, and equal scores fall as in torch.topk.
 
@@ -167,12 +170,13 @@ def check_grammar(params: SamplingParams, is_infill: bool, stop_ids: frozenset[i
     """Refuses options that a grammar cannot go with.
 
     Raises:
-        ValueError: another rule than ``prefix``, holes in the prompt, or no end-of-turn token.
+        ValueError: a rule that is not of `GRAMMAR_RULES`, holes in the prompt, or no end-of-turn
+            token.
     """
-    if params.rule != "prefix" or is_infill:
+    if params.rule not in GRAMMAR_RULES or is_infill:
         where = "a prompt with holes" if is_infill else f"rule {params.rule!r}"
         problem = f"reads from left to right, and does not go with {where}"
-        raise ValueError(f"a grammar {problem}: it needs rule 'prefix'")
+        raise ValueError(f"a grammar {problem}: it needs rule {' or '.join(GRAMMAR_RULES)}")
     if not stop_ids:
         problem = "leaves a grammar without an end-of-turn token"
         raise OptionError("ignore_eos", params.ignore_eos, problem, "set ignore_eos=false")

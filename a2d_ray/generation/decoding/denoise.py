@@ -17,6 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from a2d_ray.config import AR_RULES
 from a2d_ray.diffusion import decoding
 from a2d_ray.generation.decoding.decoder import (
     Active,
@@ -37,6 +38,7 @@ __all__ = [
     "TokenLogprob",
     "check_grammar",
     "denoise",
+    "propose",
 ]
 
 
@@ -90,6 +92,26 @@ def denoise(
     return commitment, replace(state, step=state.step + 1)
 
 
+def propose(
+    logits_MV: Tensor, active: Active, decoder: Decoder, state: RuleState
+) -> tuple[Tensor, Tensor]:
+    """Drafts: the tokens that M masked positions would take, int64 [M], and their confidences.
+
+    They are drawn as the AR mode will draw at the same position, with the same noise, so that they
+    agree with it most often. A grammar does not bind them.
+
+    Args:
+        logits_MV: changed in place where it is float32.
+        active: the positions.
+        decoder: the request.
+        state: what it remembers.
+    """
+    logits_MV = logits_MV.float()
+    _edit(logits_MV, active.position_N, replace(decoder, grammar=None), state.answer_counts_V)
+    ids_M = _choose(logits_MV, active, decoder, state)
+    return ids_M, decoding.token_logprobs(logits_MV, ids_M).exp()
+
+
 def _edit(
     logits_NV: Tensor, position_N: Tensor, decoder: Decoder, answer_counts_V: Tensor | None
 ) -> None:
@@ -128,7 +150,12 @@ def _choose(logits_NV: Tensor, active: Active, decoder: Decoder, state: RuleStat
     likely_NV = decoding.keep_likely(
         logits_NV / params.temperature, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p
     )
-    return decoding.draw(likely_NV, decoder.uniform(active.position_N, state.step))
+    if params.rule not in AR_RULES:
+        return decoding.draw(likely_NV, decoder.uniform(active.position_N, state.step))
+    noise_NV = decoding.token_gumbel(
+        active.position_N, likely_NV.shape[-1], seed=params.seed, choice=decoder.choice
+    )
+    return decoding.most_likely(likely_NV + noise_NV)
 
 
 def _has_penalties(params: SamplingParams) -> bool:

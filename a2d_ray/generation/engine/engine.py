@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from a2d_ray.config import AR_RULES
 from a2d_ray.config.errors import TooLongError
 from a2d_ray.generation.decoding.canvas import check_prompt, make_canvas, stop_token_ids
 from a2d_ray.generation.decoding.denoise import check_grammar
+from a2d_ray.generation.engine.drafting import Drafter
 from a2d_ray.generation.engine.pages import PageTable
 from a2d_ray.generation.engine.request import Request, StepOutput
-from a2d_ray.generation.engine.runner import ModelRunner
-from a2d_ray.generation.engine.scheduler import EngineOptions, Scheduler
-from a2d_ray.generation.engine.sequence import Sequence
+from a2d_ray.generation.engine.runner import ModelRunner, measure_costs
+from a2d_ray.generation.engine.scheduler import AnySequence, EngineOptions, Scheduler
+from a2d_ray.generation.engine.speculation import slots_needed
+from a2d_ray.generation.engine.work import Work
 from a2d_ray.models.contract import Contract
 
 __all__ = ["Engine", "EngineOptions", "Request", "StepOutput"]
@@ -59,10 +62,11 @@ class Engine:
             self._kv_tokens = options.kv_tokens or max(_KV_TOKENS, max_length)
             self._table = PageTable(self._kv_tokens, is_caching=options.prefix_cache)
         self.num_rounds = self.num_positions = 0  # forwards, and tokens in them
-        self._scheduler = Scheduler(contract, self._eos_ids, self._table, options)
         self._runner = ModelRunner(
             model, kv_tokens=self._kv_tokens, is_shifted=contract.right_shift_logits
         )
+        drafter = Drafter(measure=lambda: measure_costs(self._runner, max_length))
+        self._scheduler = Scheduler(contract, self._eos_ids, self._table, options, drafter)
 
     def add_request(self, request: Request) -> None:
         """Queues a request.
@@ -76,6 +80,8 @@ class Engine:
             stop_ids = stop_token_ids(request.params, self._eos_ids)
             check_grammar(request.params, canvas.is_infill, stop_ids)
         length = len(canvas) * (2 if request.params.cfg_scale > 0 else 1)
+        if request.params.rule in AR_RULES:
+            length = slots_needed(canvas, request)
         if self._kv_tokens is not None and length > self._kv_tokens:
             raise TooLongError(
                 "prompt",
@@ -129,17 +135,34 @@ class Engine:
         self.num_rounds += 1
         self.num_positions += sum(work.num_tokens for work in works)
         outputs = []
-        brought = zip(works, self._runner.logits(works), strict=True)
+        hidden = self._runner.forward(works)
+        brought = zip(works, self._runner.logits(works, hidden), strict=True)
         for sequence, own in groupby(brought, key=lambda pair: pair[0].sequence):
             logits = [logits_NV for work, logits_NV in own if len(work.asked)]
             outputs.append(_advance(sequence, logits))
+        self._draft(works, hidden, outputs)
         for output in outputs:
             if output.finish_reason is not None:
                 self._scheduler.remove(output.request_id)
         return outputs
 
+    def _draft(self, works: list[Work], hidden: list[Tensor], outputs: list[StepOutput]) -> None:
+        """Drafts of the requests that go on, from the masks behind what they accepted."""
+        places = {output.request_id: i for i, output in enumerate(outputs)}
+        drafting = []
+        rows = []
+        for work, hidden_nH in zip(works, hidden, strict=True):
+            place = places[work.sequence.request.request_id]
+            if outputs[place].finish_reason is None and len(work.sequence.draft_rows):
+                drafting.append((work.sequence, place))
+                rows.append(hidden_nH[work.sequence.draft_rows.to(hidden_nH.device)])
+        if not rows:
+            return
+        for (sequence, place), logits_KV in zip(drafting, self._runner.head(rows), strict=True):
+            outputs[place] = sequence.draft(logits_KV, outputs[place])
 
-def _advance(sequence: Sequence, logits: list[Tensor]) -> StepOutput:
+
+def _advance(sequence: AnySequence, logits: list[Tensor]) -> StepOutput:
     try:
         return sequence.commit(logits) if logits else sequence.output()
     except Exception as error:  # whatever it is, the requests beside this one go on

@@ -18,7 +18,7 @@ class Request:
         params: options, but for two that are not the engine's business: `stop` texts (it knows
             ids only) and `n` (every answer is a request).
         choice: which of the n answers to its prompt it is.
-        grammar: what the answer obeys (rule ``prefix``); no other request may use the object.
+        grammar: what the answer obeys (`GRAMMAR_RULES`); no other request may use the object.
         salt: requests share stored prompts only with requests of the same salt.
     """
 
@@ -40,12 +40,15 @@ class StepOutput:
         finish_reason: None while running; ``stop``, ``length`` or ``error``.
         num_forwards: forwards so far that it took part in (with guidance, by two branches).
         num_denoise_steps: forwards so far in which tokens were committed.
-        canvas: the active window: ids, None where still masked.
+        canvas: the active window: ids, None where still masked; rule ``speculate``: the drafts
+            behind the answer, which the next round verifies.
         canvas_confidence: of each of its ids when it was committed; None where still masked.
         num_cached_tokens: prompt tokens that were found stored.
         logprobs: of `token_ids`, at the steps that committed them, if they were asked for.
         error: what ended this request alone, where `finish_reason` is ``error``.
         stop_token_id: the token that ended the answer, if one did.
+        num_drafted: drafts so far that were verified (rule ``speculate``).
+        num_accepted: how many of them were what the AR mode wrote.
     """
 
     request_id: str
@@ -59,3 +62,5 @@ class StepOutput:
     logprobs: tuple[TokenLogprob, ...] | None = None
     error: Exception | None = None
     stop_token_id: int | None = None
+    num_drafted: int = 0
+    num_accepted: int = 0

@@ -1,15 +1,18 @@
 """The forward of a round: tokens of all sequences in one row, logits of what was asked."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from a2d_ray.generation.engine.attention import Round, Slice, make_tiles
+from a2d_ray.generation.engine.attention import Round, RowTile, Slice, make_tiles
 from a2d_ray.generation.engine.cache import KVStore
-from a2d_ray.generation.engine.sequence import Work
+from a2d_ray.generation.engine.drafting import CALIBRATED, Costs
 from a2d_ray.generation.engine.twins import inference_twin
+from a2d_ray.generation.engine.work import Work
 
 HEAD_ROWS = 512  # positions whose logits are held at a time: 300 MB for a vocabulary of 152,000
 
@@ -41,21 +44,34 @@ class ModelRunner:
                 device=weight.device,
             )
 
-    def logits(self, works: Sequence[Work]) -> Iterator[Tensor]:
-        """Yields float32 logits [asked, V] of each work; their finished blocks are stored before.
-
-        The head runs for as many works at a time as ask for about `HEAD_ROWS` positions, so what
-        a round takes does not grow with the requests in it.
-        """
-        hidden_NH = self._hidden(works)
-        rows = []
-        start = 0
+    def forward(self, works: Sequence[Work]) -> list[Tensor]:
+        """Final hidden states [n, H] of each work's tokens; their finished blocks are stored."""
+        ids = torch.cat([w.ids_n for w in works])
+        positions = torch.cat([w.position_n for w in works])
+        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device)
+        hidden_NH = self._twin.model(
+            input_ids=ids.to(self._device)[None],
+            position_ids=positions.to(self._device)[None],
+            attention_mask=unread,
+            use_cache=False,
+            ragged=Round(slices=[self._slice(w) for w in works], store=self._store),
+        ).last_hidden_state[0]
         for work in works:
-            part = hidden_NH[start : start + work.num_tokens]
-            start += work.num_tokens
             for page in work.chunk.pages:
                 page.is_filled = True
-            rows.append(self._asked_rows(work, part))
+        return list(hidden_NH.split([w.num_tokens for w in works]))
+
+    def logits(self, works: Sequence[Work], hidden: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yields float32 logits [asked, V] of each work, from what `forward` returned."""
+        pairs = zip(works, hidden, strict=True)
+        yield from self.head([self._asked_rows(work, part_nH) for work, part_nH in pairs])
+
+    def head(self, rows: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yields float32 logits [M, V] of each of these hidden states [M, H].
+
+        The head runs for as many of them at a time as have about `HEAD_ROWS` rows, so what a
+        round takes does not grow with the requests in it.
+        """
         for group in _groups(rows):
             asked_NH = group[0] if len(group) == 1 else torch.cat(group)
             if not len(asked_NH):
@@ -63,28 +79,28 @@ class ModelRunner:
             else:
                 yield from self._twin.lm_head(asked_NH).float().cpu().split([*map(len, group)])
 
-    def _hidden(self, works: Sequence[Work]) -> Tensor:
-        ids = torch.cat([w.ids_n for w in works])
-        positions = torch.cat([torch.arange(w.start, w.stop) for w in works])
-        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device)
-        return self._twin.model(
-            input_ids=ids.to(self._device)[None],
-            position_ids=positions.to(self._device)[None],
-            attention_mask=unread,
-            use_cache=False,
-            ragged=Round(slices=[self._slice(w) for w in works], store=self._store),
-        ).last_hidden_state[0]
-
     def _slice(self, work: Work) -> Slice:
         tiles = make_tiles(work.num_visible, self._device)
-        storage = work.storage
-        if storage is None:
-            return Slice(num_tokens=work.num_tokens, new_runs=None, all_runs=(), tiles=tiles)
-        new, everything = storage.runs(work.chunk, work.stop - work.chunk.stop)
-        return Slice(num_tokens=work.num_tokens, new_runs=new, all_runs=everything, tiles=tiles)
+        if work.sight is not None:
+            hidden_mS = work.sight.hidden_mS.to(self._device)
+            last = RowTile(
+                rows=(len(work.num_visible), work.num_tokens),
+                num_keys=work.sight.num_common + hidden_mS.shape[1],
+                num_common=work.sight.num_common,
+                hidden_RS=hidden_mS,
+            )
+            tiles = (*tiles, last)
+        return Slice(
+            num_tokens=work.num_tokens,
+            new_runs=work.new_runs,
+            all_runs=work.all_runs,
+            tiles=tiles,
+        )
 
     def _asked_rows(self, work: Work, hidden_nH: Tensor) -> Tensor:
         """Hidden states whose logits predict the asked positions."""
+        if work.rows is not None:
+            return hidden_nH[work.rows.to(self._device)]
         if not self._is_shifted:
             return hidden_nH[(work.asked - work.start).to(self._device)]
         storage = work.storage
@@ -96,6 +112,44 @@ class ModelRunner:
             return hidden_nH[index.to(self._device)]
         index = (work.asked - work.start).to(self._device)
         return torch.cat([before[None], hidden_nH])[index]
+
+    def idle_forward(self, num_tokens: int) -> Tensor:
+        """A forward whose tokens attend to each other and are stored nowhere: for measuring."""
+        tiles = make_tiles([*range(1, num_tokens + 1)], self._device)
+        alone = Slice(num_tokens=num_tokens, new_runs=None, all_runs=(), tiles=tiles)
+        positions = torch.arange(num_tokens, device=self._device)[None]
+        return self._twin.model(
+            input_ids=torch.zeros_like(positions),
+            position_ids=positions,
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device),
+            use_cache=False,
+            ragged=Round(slices=[alone], store=None),
+        ).last_hidden_state[0]
+
+
+@torch.inference_mode()
+def measure_costs(runner: ModelRunner, max_length: int) -> Costs:
+    """Times forwards and heads of several sizes: a second on a CPU for 135M parameters."""
+    layers: dict[int, float] = {}
+    head: dict[int, float] = {}
+    for size in CALIBRATED:
+        if size <= max(max_length, 2):
+            hidden_nH = runner.idle_forward(size)
+            layers[size] = _seconds(partial(runner.idle_forward, size))
+            head[size] = _seconds(lambda: list(runner.head([hidden_nH])))  # noqa: B023
+    return Costs(layers, head)
+
+
+def _seconds(run: Callable[[], object], times: int = 3) -> float:
+    """The fastest of several runs."""
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def _groups(rows: Sequence[Tensor]) -> Iterator[list[Tensor]]:

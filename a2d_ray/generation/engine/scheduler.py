@@ -4,11 +4,17 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from a2d_ray.config import AR_RULES
 from a2d_ray.generation.decoding.canvas import make_canvas
+from a2d_ray.generation.engine.drafting import Drafter
 from a2d_ray.generation.engine.pages import Page, PageTable
 from a2d_ray.generation.engine.request import Request
-from a2d_ray.generation.engine.sequence import Sequence, Work
+from a2d_ray.generation.engine.sequence import Sequence
+from a2d_ray.generation.engine.speculation import SpeculativeSequence
+from a2d_ray.generation.engine.work import Work
 from a2d_ray.models.contract import Contract
+
+AnySequence = Sequence | SpeculativeSequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,7 @@ class Scheduler:
         eos_ids: end-of-turn tokens.
         table: of the KV store; None: nothing is stored (MDLM).
         options: limits.
+        drafter: plans drafts.
     """
 
     def __init__(
@@ -54,14 +61,16 @@ class Scheduler:
         eos_ids: Collection[int],
         table: PageTable | None,
         options: EngineOptions,
+        drafter: Drafter,
     ) -> None:
         self._contract = contract
         self._eos_ids = eos_ids
         self._table = table
         self._options = options
+        self._drafter = drafter
         self.waiting: deque[Request] = deque()
-        self._next: Sequence | None = None  # of who waits first: built once, asked every round
-        self.running: dict[str, Sequence] = {}
+        self._next: AnySequence | None = None  # of who waits first: built once, asked every round
+        self.running: dict[str, AnySequence] = {}
 
     def plan_round(self) -> list[Work]:
         """Lets requests in while there is room; the tokens that each running one brings.
@@ -70,6 +79,7 @@ class Scheduler:
         tokens goes to prompts, the oldest first, and at least one block of a prompt is stored.
         """
         self._admit()
+        self._drafter.num_running = len(self.running)
         denoising = [s for s in self.running.values() if not s.is_prefilling]
         prefilling = [s for s in self.running.values() if s.is_prefilling]
         works: list[Work] = []
@@ -101,6 +111,11 @@ class Scheduler:
             self.running[self.waiting.popleft().request_id] = self._next
             self._next = None
 
-    def _sequence(self, request: Request) -> Sequence:
+    def _sequence(self, request: Request) -> AnySequence:
         canvas = make_canvas(request.prompt, request.params, self._contract)
-        return Sequence(request, canvas, self._contract, self._eos_ids, self._table)
+        if request.params.rule not in AR_RULES:
+            return Sequence(request, canvas, self._contract, self._eos_ids, self._table)
+        assert self._table is not None, "no AR mode without a KV store"
+        return SpeculativeSequence(
+            request, canvas, self._contract, self._eos_ids, self._table, self._drafter
+        )

@@ -17,40 +17,12 @@ from a2d_ray.generation.decoding.denoise import (
     TokenLogprob,
     denoise,
 )
+from a2d_ray.generation.engine.cache import Runs
 from a2d_ray.generation.engine.pages import Page, PageTable, root_key
 from a2d_ray.generation.engine.request import Request, StepOutput
 from a2d_ray.generation.engine.storage import SequenceStorage, StoredBlocks, block_edges
+from a2d_ray.generation.engine.work import NOTHING, Work
 from a2d_ray.models.contract import Contract
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """New tokens of one branch of a sequence in a round.
-
-    Attributes:
-        sequence: the sequence.
-        storage: where its keys and values are; None: nothing is stored (MDLM).
-        start, stop: canvas positions of the new tokens.
-        chunk: finished blocks among them, which are stored.
-        ids_n: ids of the new tokens, int64.
-        num_visible: keys that each of them sees.
-        asked: canvas positions whose tokens are to be predicted, int64; empty while a prompt is
-            being stored.
-    """
-
-    sequence: "Sequence"
-    storage: SequenceStorage | None
-    start: int
-    stop: int
-    chunk: StoredBlocks
-    ids_n: Tensor
-    num_visible: list[int]
-    asked: Tensor
-
-    @property
-    def num_tokens(self) -> int:
-        """New tokens."""
-        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -172,6 +144,8 @@ class Sequence:
             self._open_next_window()
         return output
 
+    draft_rows = NOTHING  # such a request drafts nothing
+
     def release(self) -> None:
         """Gives the slots back."""
         for branch in self._branches:
@@ -183,15 +157,21 @@ class Sequence:
         if is_asked:
             stop = len(self._canvas) if branch.storage is None else self._window[1]
         num_active = stop - chunk.stop
+        new_runs: Runs | None = None
+        all_runs: Runs = ()
+        if branch.storage is not None:
+            new_runs, all_runs = branch.storage.runs(chunk, 0, num_active)
         return Work(
             sequence=self,
             storage=branch.storage,
-            start=chunk.start,
-            stop=stop,
             chunk=chunk,
             ids_n=self._ids(branch.is_hidden_T)[chunk.start : stop],
+            position_n=torch.arange(chunk.start, stop),
+            num_noised=num_active,
+            new_runs=new_runs,
+            all_runs=all_runs,
             num_visible=self._num_visible[chunk.start : chunk.stop] + [stop] * num_active,
-            asked=self._active().position_N if is_asked else torch.empty(0, dtype=torch.int64),
+            asked=self._active().position_N if is_asked else NOTHING,
         )
 
     def _hidden_by_branch(self) -> list[Tensor | None]:

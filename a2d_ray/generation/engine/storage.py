@@ -97,11 +97,26 @@ class SequenceStorage:
         """Final hidden state [H] of the last stored token, where pages keep it."""
         return self._pages[-1].last_hidden_H if self._pages else None
 
-    def runs(self, chunk: StoredBlocks, num_active: int) -> tuple[list[tuple[int, int]], ...]:
-        """Slots of a round's new tokens, and of all keys: stored, chunk and active block."""
-        active, _ = split_runs(self._own_runs, num_active)
+    def fill_page(self, ids: tuple[int, ...]) -> None:
+        """The first of the own slots hold these tokens: they become a page that can be found."""
+        self.append_block(ids)
+        self._pages[-1].is_filled = True
+        self._advance()
+
+    def runs(
+        self, chunk: StoredBlocks, num_kept: int, num_new: int
+    ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Slots of a round's new tokens, and of all keys: stored, chunk and own.
+
+        Args:
+            chunk: pages among the new tokens.
+            num_kept: own slots that hold tokens from earlier rounds.
+            num_new: new tokens that go to own slots, behind those.
+        """
+        own, _ = split_runs(self._own_runs, num_kept + num_new)
+        _, active = split_runs(own, num_kept)
         new = join_runs([run for page in chunk.pages for run in page.runs] + active)
-        return new, join_runs(self._stored_runs + active)
+        return new, join_runs(self._stored_runs + own)
 
     def release(self) -> None:
         """Gives everything back."""

@@ -1,0 +1,310 @@
+"""A running request in the AR mode: tokens that are verified from left to right, with drafts.
+
+A round of rule ``speculate`` is one forward over
+
+    known tokens that are not stored yet | drafts d1 .. dk | groups of masks
+
+Known tokens and drafts attend causally: the logits of the last known token and of each draft say
+which token the AR mode writes next. Drafts count as long as they are what it writes; then comes
+its own token, which is known but not stored. A group of masks stands behind one possible end of
+the accepted run; its masks see what is before it, and each other: they draft for the next round.
+Keys and values of masks and of refused drafts lie in slots that the next round writes again before
+anything reads them. Rule ``ar`` is the same without drafts.
+
+K drafts, V vocabulary.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from a2d_ray.generation.decoding.canvas import Canvas, stop_token_ids
+from a2d_ray.generation.decoding.denoise import (
+    Active,
+    Decoder,
+    RuleState,
+    TokenLogprob,
+    denoise,
+    propose,
+)
+from a2d_ray.generation.engine.drafting import Drafter, DraftPlan, max_masks
+from a2d_ray.generation.engine.pages import Page, PageTable, root_key
+from a2d_ray.generation.engine.request import Request, StepOutput
+from a2d_ray.generation.engine.storage import SequenceStorage
+from a2d_ray.generation.engine.work import NOTHING, Sight, Work
+from a2d_ray.models.contract import Contract
+
+PAGE_TOKENS = 16  # causal states need no block grid: a page is as long as is handy
+
+
+@dataclass(frozen=True)
+class _Drafts:
+    """Tokens that the next round verifies.
+
+    Attributes:
+        ids: drafted tokens.
+        confidence: of each, when it was drafted.
+    """
+
+    ids: tuple[int, ...] = ()
+    confidence: tuple[float, ...] = ()
+
+
+class SpeculativeSequence:
+    """A request of rule ``ar`` or ``speculate``, with what has become of it.
+
+    Args:
+        request: the request.
+        canvas: its canvas.
+        contract: of the model.
+        eos_ids: end-of-turn tokens.
+        table: gives slots of the KV store.
+        drafter: plans its drafts.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        canvas: Canvas,
+        contract: Contract,
+        eos_ids: Collection[int],
+        table: PageTable,
+        drafter: Drafter,
+    ) -> None:
+        self.request = request
+        self._canvas = canvas
+        self._is_shifted = contract.right_shift_logits
+        self._drafter = drafter
+        self._decoder = Decoder(
+            params=request.params,
+            canvas=canvas,
+            mask_id=contract.mask_token_id,
+            stop_ids=stop_token_ids(request.params, eos_ids),
+            choice=request.choice,
+            grammar=request.grammar,
+        )
+        self._state = RuleState()
+        self._ids = list(canvas.prompt_ids)
+        # The last token of the prompt is brought again by everybody: its logits are needed.
+        num_paged = max(len(self._ids) - 1, 0) // PAGE_TOKENS * PAGE_TOKENS
+        starts = range(0, num_paged, PAGE_TOKENS)
+        pages = [tuple(self._ids[i : i + PAGE_TOKENS]) for i in starts]
+        self._storage = SequenceStorage(table, root_key("ar", request.salt), pages)
+        self._num_kept = 0  # tokens in own slots, behind those in pages
+        self._drafts = _Drafts()
+        self._plan = DraftPlan()
+        self._draft_rows: dict[int, Tensor] = {}  # by length of the accepted run
+        self._draft_position = 0
+        self._acceptance = replace(drafter.acceptance)
+        self._num_emitted = self._num_forwards = self._num_steps = 0
+        self._num_drafted = self._num_accepted = 0
+
+    def admit(self) -> bool:
+        """Reserves room in the KV store; False if there is none now."""
+        return self._storage.admit(slots_needed(self._canvas, self.request))
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether its prompt is not stored yet."""
+        return not self._num_steps and not self._storage.is_stored
+
+    def plan(self, budget: int, in_flight: Collection[Page], *, is_fused: bool) -> list[Work]:
+        """The tokens of this round: pages of the prompt, and behind them what is to be verified.
+
+        Args:
+            budget: tokens of the prompt that are welcome; one page always is.
+            in_flight: pages that other requests store in this round.
+            is_fused: whether verification may come with pages of the prompt.
+        """
+        chunk = self._storage.next_chunk(budget, in_flight)
+        self._num_forwards += 1
+        is_asked = self._storage.is_stored and (is_fused or not chunk.pages)
+        first = chunk.start if chunk.pages else self._storage.num_stored + self._num_kept
+        ids = self._ids[first : None if is_asked else chunk.stop]
+        masks = self._masks() if is_asked else []
+        if is_asked:
+            # Nothing precedes position 0: the mask there is its own predictor.
+            ids = [*ids, *self._drafts.ids] or [self._decoder.mask_id]
+        num_clean = len(ids)
+        num_verified = 1 + len(self._drafts.ids)
+        positions = [*range(first, first + num_clean), *(p for _, group in masks for p in group)]
+        num_masks = len(positions) - num_clean
+        num_own = len(positions) - (chunk.stop - chunk.start)
+        new_runs, all_runs = self._storage.runs(chunk, self._num_kept, num_own)
+        work = Work(
+            sequence=self,
+            storage=self._storage,
+            chunk=chunk,
+            ids_n=torch.tensor(ids + [self._decoder.mask_id] * num_masks),
+            position_n=torch.tensor(positions),
+            num_noised=num_masks,
+            new_runs=new_runs,
+            all_runs=all_runs,
+            num_visible=[*range(first + 1, first + num_clean + 1)],
+            sight=self._sight(masks) if num_masks else None,
+            asked=torch.arange(num_verified) + len(self._ids) if is_asked else NOTHING,
+            rows=torch.arange(num_clean - num_verified, num_clean) if is_asked else None,
+        )
+        self._draft_rows = _rows(masks, num_clean, skipped=not self._is_shifted)
+        return [work]
+
+    def output(self) -> StepOutput:
+        """What there is to say after a round that only stored pages of the prompt."""
+        return self._output((), None)
+
+    def failure(self, error: Exception) -> StepOutput:
+        """The last output of a request that cannot go on."""
+        return replace(self._output((), "error"), error=error)
+
+    def commit(self, logits: list[Tensor]) -> StepOutput:
+        """Takes the AR mode's logits behind the last known token and behind each draft.
+
+        Args:
+            logits: one tensor, [1 + K, V].
+        """
+        (logits_NV,) = logits
+        drafts = self._drafts.ids
+        first = len(self._ids)
+        logprobs: list[TokenLogprob] = []
+        for index, row_V in enumerate(logits_NV):
+            logprob = self._choose(row_V[None], first + index)
+            token = logprob.token_id
+            logprobs.append(logprob)
+            self._ids.append(token)
+            is_last = token in self._decoder.stop_ids or index + 1 == self._num_left
+            if is_last or index == len(drafts) or token != drafts[index]:
+                break
+        num_accepted = len(logprobs) - 1
+        self._keep(len(self._ids) - 1)
+        self._count(num_accepted, len(drafts))
+        self._num_steps += 1
+        self._drafts = _Drafts()
+        self._draft_position = num_accepted
+        return self._emit(logprobs)
+
+    @property
+    def draft_rows(self) -> Tensor:
+        """New tokens of this round whose logits are drafts for the next one, int64 [K]."""
+        return self._draft_rows.get(self._draft_position, NOTHING)
+
+    def draft(self, logits_KV: Tensor, output: StepOutput) -> StepOutput:
+        """Takes the logits of `draft_rows`; the output of this round, with the drafts."""
+        start = len(self._ids)
+        position_K = torch.arange(start, start + len(logits_KV))
+        active = Active(
+            position_N=position_K,
+            id_N=torch.full_like(position_K, self._decoder.mask_id),
+            is_masked_N=torch.ones_like(position_K, dtype=torch.bool),
+        )
+        ids_K, confidence_K = propose(logits_KV, active, self._decoder, self._state)
+        self._drafts = _Drafts(tuple(ids_K.tolist()), tuple(confidence_K.tolist()))
+        return replace(output, canvas=self._drafts.ids, canvas_confidence=self._drafts.confidence)
+
+    def release(self) -> None:
+        """Gives the slots back."""
+        self._storage.release()
+
+    @property
+    def _num_left(self) -> int:
+        """Tokens that the answer may still get."""
+        return self._canvas.num_answer - self._num_emitted
+
+    def _masks(self) -> list[tuple[int, range]]:
+        """Groups of masks of this round: (length of the accepted run, positions)."""
+        num_held = len(self._drafts.ids)
+        plan = self._drafter.plan(self.request.params, num_held, self._acceptance)
+        if not plan.num_drafts or not self._ids:
+            return []
+        num_masks = plan.num_drafts + (not self._is_shifted)
+        stop = len(self._canvas) - self._is_shifted
+        groups = []
+        for end in plan.ends:
+            first = len(self._ids) + end
+            positions = range(first, min(first + num_masks, stop))
+            if len(positions) > (not self._is_shifted):  # one alone drafts nothing
+                groups.append((end, positions))
+        return groups
+
+    def _sight(self, masks: list[tuple[int, range]]) -> Sight:
+        """A mask sees the known tokens, the drafts before its group, and its group."""
+        num_drafts = len(self._drafts.ids)
+        end_m = torch.tensor([end for end, group in masks for _ in group])
+        is_draft_seen = torch.arange(num_drafts) < end_m[:, None]
+        is_mask_seen = end_m == end_m[:, None]
+        seen_mS = torch.cat([is_draft_seen, is_mask_seen], dim=1)
+        return Sight(num_common=len(self._ids), hidden_mS=~seen_mS)
+
+    def _choose(self, logits_1V: Tensor, position: int) -> TokenLogprob:
+        """The AR mode's token at a position."""
+        position_N = torch.tensor([position])
+        active = Active(
+            position_N=position_N,
+            id_N=torch.tensor([self._decoder.mask_id]),
+            is_masked_N=torch.tensor([True]),
+        )
+        commitment, self._state = denoise(logits_1V, active, self._decoder, self._state)
+        return commitment.token_logprobs()[0]
+
+    def _keep(self, num_tokens: int) -> None:
+        """The first tokens are stored now; whole pages of them can be found by others."""
+        self._num_kept = num_tokens - self._storage.num_stored
+        while self._num_kept >= PAGE_TOKENS:
+            start = self._storage.num_stored
+            self._storage.fill_page(tuple(self._ids[start : start + PAGE_TOKENS]))
+            self._num_kept -= PAGE_TOKENS
+
+    def _count(self, num_accepted: int, num_drafts: int) -> None:
+        self._num_drafted += num_drafts
+        self._num_accepted += num_accepted
+        if num_drafts:
+            for acceptance in (self._acceptance, self._drafter.acceptance):
+                acceptance.count(num_accepted, num_accepted < num_drafts)
+
+    def _emit(self, logprobs: list[TokenLogprob]) -> StepOutput:
+        tokens = tuple(logprob.token_id for logprob in logprobs)
+        if tokens[-1] in self._decoder.stop_ids:
+            reason, stop_id, tokens = "stop", tokens[-1], tokens[:-1]
+        else:
+            reason, stop_id = None, None
+        self._num_emitted += len(tokens)
+        if reason is None and not self._num_left:
+            reason = "length"
+        return self._output(tokens, reason, stop_id, tuple(logprobs[: len(tokens)]))
+
+    def _output(
+        self,
+        token_ids: tuple[int, ...],
+        finish_reason: str | None,
+        stop_token_id: int | None = None,
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> StepOutput:
+        return StepOutput(
+            request_id=self.request.request_id,
+            token_ids=token_ids,
+            finish_reason=finish_reason,
+            num_forwards=self._num_forwards,
+            num_denoise_steps=self._num_steps,
+            canvas=(),
+            canvas_confidence=(),
+            num_cached_tokens=self._storage.num_cached_tokens,
+            logprobs=None if self.request.params.logprobs is None else logprobs,
+            stop_token_id=stop_token_id,
+            num_drafted=self._num_drafted,
+            num_accepted=self._num_accepted,
+        )
+
+
+def slots_needed(canvas: Canvas, request: Request) -> int:
+    """Slots of the KV store that a request of these rules holds."""
+    return len(canvas) + max_masks(request.params) + (not canvas.prompt_ids)
+
+
+def _rows(masks: list[tuple[int, range]], first: int, *, skipped: bool) -> dict[int, Tensor]:
+    """Rows of each group that draft: all but the one that stands where the AR mode chooses."""
+    rows = {}
+    for end, positions in masks:
+        rows[end] = torch.arange(first + skipped, first + len(positions))
+        first += len(positions)
+    return rows
