@@ -65,6 +65,13 @@ class SamplingSection(RuleOptions):
     logprobs: int | None = Field(
         None, ge=0, le=20, description="Report log-probabilities, with so many alternatives."
     )
+    prompt_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        description="Report log-probabilities of the prompt's tokens, with so many alternatives "
+        "(rules ar and speculate).",
+    )
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -99,6 +106,13 @@ class SamplingSection(RuleOptions):
             )
         if self.rule in AR_RULES:
             self._check_ar_rule()
+        elif self.prompt_logprobs is not None:
+            raise OptionError(
+                "prompt_logprobs",
+                self.prompt_logprobs,
+                f"is exact only from left to right, and rule={self.rule} does not go so",
+                f"set rule to {' or '.join(AR_RULES)}, or leave it out",
+            )
         if self.remask_threshold and self.rule == "prefix":
             raise OptionError(
                 "remask_threshold",

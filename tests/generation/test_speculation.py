@@ -123,6 +123,27 @@ def test_logprobs_are_those_of_one_causal_forward(rule):
         assert [i for i, _ in found.top] == row.topk(3).indices.tolist()
 
 
+@pytest.mark.parametrize("budget", [7, 512])
+@pytest.mark.parametrize("rule", ["ar", "speculate"])
+def test_a_prompt_is_scored_exactly(rule, budget):
+    params = SamplingParams(rule=rule, max_new_tokens=8, prompt_logprobs=2, ignore_eos=True)
+    prompt = [[9 + i for i in range(40)], [5, 6]]
+    ids = [t for segment in prompt for t in segment]
+    logits = tiny_ar_model("llama")(torch.tensor([ids])).logits[0, :-1]
+    logits[:, MASK] = -torch.inf
+    wanted = logits.log_softmax(-1)
+    engine = make_engine(max_tokens_per_round=budget)
+    plain = answer(SamplingParams(rule="ar", max_new_tokens=8, ignore_eos=True), prompt)[0]
+    for name in "ab":  # the second time the prompt is in the prefix cache
+        request = Request(request_id=name, prompt=prompt, params=params)
+        tokens, _, last = run(engine, request)[name]
+        assert tokens == plain
+        assert [scored.token_id for scored in last.prompt_logprobs] == ids[1:]
+        for row, scored in zip(wanted, last.prompt_logprobs, strict=True):
+            assert scored.logprob == pytest.approx(row[scored.token_id].item(), abs=1e-4)
+            assert [i for i, _ in scored.top] == row.topk(2).indices.tolist()
+
+
 # Speculation writes the same.
 
 OPTIONS = [

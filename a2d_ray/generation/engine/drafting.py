@@ -85,10 +85,11 @@ class Acceptance:
         """Chance that one more draft is accepted."""
         return self.accepted / (self.accepted + self.refused)
 
-    def count(self, num_accepted: int, is_refused: bool) -> None:
+    def count(self, num_accepted: int, num_refused: int) -> None:
         """Notes how far a run of drafts came."""
-        self.accepted = self.accepted * _DECAY + num_accepted
-        self.refused = self.refused * _DECAY + is_refused
+        if num_accepted or num_refused:
+            self.accepted = self.accepted * _DECAY + num_accepted
+            self.refused = self.refused * _DECAY + num_refused
 
 
 @dataclass(kw_only=True)

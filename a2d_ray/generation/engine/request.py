@@ -47,6 +47,8 @@ class StepOutput:
         logprobs: of `token_ids`, at the steps that committed them, if they were asked for.
         error: what ended this request alone, where `finish_reason` is ``error``.
         stop_token_id: the token that ended the answer, if one did.
+        prompt_logprobs: of the prompt's tokens but the first, once they are all known, if they
+            were asked for.
         num_drafted: drafts so far that were verified (rule ``speculate``).
         num_accepted: how many of them were what the AR mode wrote.
     """
@@ -62,5 +64,6 @@ class StepOutput:
     logprobs: tuple[TokenLogprob, ...] | None = None
     error: Exception | None = None
     stop_token_id: int | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     num_drafted: int = 0
     num_accepted: int = 0

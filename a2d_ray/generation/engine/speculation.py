@@ -98,12 +98,17 @@ class SpeculativeSequence:
         self._draft_rows: dict[int, Tensor] = {}  # by length of the accepted run
         self._draft_position = 0
         self._acceptance = replace(drafter.acceptance)
+        self._num_alternatives = request.params.prompt_logprobs
+        self._prompt_logprobs: list[TokenLogprob] = []
         self._num_emitted = self._num_forwards = self._num_steps = 0
         self._num_drafted = self._num_accepted = 0
 
     def admit(self) -> bool:
         """Reserves room in the KV store; False if there is none now."""
-        return self._storage.admit(slots_needed(self._canvas, self.request))
+        return self._storage.admit(
+            slots_needed(self._canvas, self.request),
+            is_sharing=self._num_alternatives is None,  # pages do not keep what predicts them
+        )
 
     @property
     def is_prefilling(self) -> bool:
@@ -128,7 +133,9 @@ class SpeculativeSequence:
             # Nothing precedes position 0: the mask there is its own predictor.
             ids = [*ids, *self._drafts.ids] or [self._decoder.mask_id]
         num_clean = len(ids)
-        num_verified = 1 + len(self._drafts.ids)
+        num_asked = 1 + len(self._drafts.ids) if is_asked else 0
+        if self._num_alternatives is not None and not self._num_steps:
+            num_asked = num_clean  # all tokens of the prompt are predicted
         positions = [*range(first, first + num_clean), *(p for _, group in masks for p in group)]
         num_masks = len(positions) - num_clean
         num_own = len(positions) - (chunk.stop - chunk.start)
@@ -144,8 +151,8 @@ class SpeculativeSequence:
             all_runs=all_runs,
             num_visible=[*range(first + 1, first + num_clean + 1)],
             sight=self._sight(masks) if num_masks else None,
-            asked=torch.arange(num_verified) + len(self._ids) if is_asked else NOTHING,
-            rows=torch.arange(num_clean - num_verified, num_clean) if is_asked else None,
+            asked=torch.arange(first + num_clean + 1 - num_asked, first + num_clean + 1),
+            rows=torch.arange(num_clean - num_asked, num_clean),
         )
         self._draft_rows = _rows(masks, num_clean, skipped=not self._is_shifted)
         return [work]
@@ -162,10 +169,14 @@ class SpeculativeSequence:
         """Takes the AR mode's logits behind the last known token and behind each draft.
 
         Args:
-            logits: one tensor, [1 + K, V].
+            logits: one tensor, [1 + K, V]; rows before those predict the prompt.
         """
         (logits_NV,) = logits
         drafts = self._drafts.ids
+        if self._num_alternatives is not None and not self._num_steps:
+            logits_NV = self._score_prompt(logits_NV)
+            if not len(logits_NV):
+                return self.output()
         first = len(self._ids)
         logprobs: list[TokenLogprob] = []
         for index, row_V in enumerate(logits_NV):
@@ -178,7 +189,7 @@ class SpeculativeSequence:
                 break
         num_accepted = len(logprobs) - 1
         self._keep(len(self._ids) - 1)
-        self._count(num_accepted, len(drafts))
+        self._count(drafts, [logprob.token_id for logprob in logprobs])
         self._num_steps += 1
         self._drafts = _Drafts()
         self._draft_position = num_accepted
@@ -255,12 +266,28 @@ class SpeculativeSequence:
             self._storage.fill_page(tuple(self._ids[start : start + PAGE_TOKENS]))
             self._num_kept -= PAGE_TOKENS
 
-    def _count(self, num_accepted: int, num_drafts: int) -> None:
-        self._num_drafted += num_drafts
+    def _count(self, drafts: tuple[int, ...], written: list[int]) -> None:
+        """Notes how many drafts were what the AR mode wrote."""
+        pairs = list(zip(drafts, written, strict=False))
+        num_accepted = sum(draft == token for draft, token in pairs)
+        self._num_drafted += len(drafts)
         self._num_accepted += num_accepted
-        if num_drafts:
-            for acceptance in (self._acceptance, self._drafter.acceptance):
-                acceptance.count(num_accepted, num_accepted < num_drafts)
+        for acceptance in (self._acceptance, self._drafter.acceptance):
+            acceptance.count(num_accepted, len(pairs) - num_accepted)
+
+    def _score_prompt(self, logits_NV: Tensor) -> Tensor:
+        """Notes how likely tokens of the prompt are; the rows that predict what is not known."""
+        first = 1 + len(self._prompt_logprobs)
+        ids = self._canvas.prompt_ids[first : first + len(logits_NV)]
+        logits_NV[:, self._decoder.mask_id] = -torch.inf
+        logp_NV = logits_NV[: len(ids)].log_softmax(-1)
+        top = logp_NV.topk(self._num_alternatives or 0, -1)
+        alternatives = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        own = logp_NV.gather(-1, torch.tensor(ids, dtype=torch.int64)[:, None])[:, 0].tolist()
+        for token, logprob, (others, values) in zip(ids, own, alternatives, strict=True):
+            pairs = tuple(zip(others, values, strict=True))
+            self._prompt_logprobs.append(TokenLogprob(token, logprob, pairs))
+        return logits_NV[len(ids) :]
 
     def _emit(self, logprobs: list[TokenLogprob]) -> StepOutput:
         tokens = tuple(logprob.token_id for logprob in logprobs)
@@ -291,9 +318,14 @@ class SpeculativeSequence:
             num_cached_tokens=self._storage.num_cached_tokens,
             logprobs=None if self.request.params.logprobs is None else logprobs,
             stop_token_id=stop_token_id,
+            prompt_logprobs=self._known_prompt_logprobs(),
             num_drafted=self._num_drafted,
             num_accepted=self._num_accepted,
         )
+
+    def _known_prompt_logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        is_known = self._num_alternatives is not None and self._num_steps > 0
+        return tuple(self._prompt_logprobs) if is_known else None
 
 
 def slots_needed(canvas: Canvas, request: Request) -> int:

@@ -46,13 +46,15 @@ class SequenceStorage:
         self._num_stored_pages = 0
         self.num_stored = self.num_cached_tokens = 0
 
-    def admit(self, canvas_length: int) -> bool:
+    def admit(self, canvas_length: int, *, is_sharing: bool = True) -> bool:
         """Reserves slots for the whole canvas; False if they cannot be had now.
 
         Args:
             canvas_length: tokens of prompt and answer.
+            is_sharing: use pages of the prompt that are there already.
         """
-        found = self._table.find([key for _, key in self._prompt_pages])
+        keys = [key for _, key in self._prompt_pages]
+        found = self._table.find(keys) if is_sharing else []
         num_found = sum(page.num_tokens for page in found)
         if canvas_length - num_found > self._table.num_free:
             self._table.release(found)
