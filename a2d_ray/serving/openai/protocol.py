@@ -308,7 +308,8 @@ class CompletionRequest(GenerationRequest):
         of the answer. So there must be one, whatever that token is.
         """
         params = super().params(defaults, seed)
-        if self.ignore_eos is None and self.scores_echo() and self.max_new_tokens() == 1:
+        is_score = self.scores_echo() and self.max_new_tokens() == 1
+        if is_score and self.ignore_eos is None and self.constraint() is None:
             return params.model_copy(update={"ignore_eos": True})
         return params
 
