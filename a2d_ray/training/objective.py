@@ -26,6 +26,7 @@ def noise_spec(objective: ObjectiveSection) -> NoiseSpec:
     """The noise that a configuration asks for."""
     return NoiseSpec(
         kind=objective.noise,
+        full_share=objective.full_share,
         per=objective.noise_per,
         schedule=objective.schedule,
         is_weighted=objective.weight == "nelbo",
@@ -59,6 +60,7 @@ def trained_contract(contract: Contract, config: TrainConfig) -> Contract:
             "block_sizes": objective.block_sizes if is_blockwise else (),
             "block_grid": grid if is_blockwise else "segment",
             "clean_attention": objective.clean_attention,
+            "ar_mode": "trained" if objective.ar_loss_weight else None,
             "right_shift_logits": objective.right_shift_logits,
         }
     )
