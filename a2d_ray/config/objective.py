@@ -83,6 +83,12 @@ class ObjectiveSection(Section):
         description="Weight of a next-token loss on the clean stream, beside the diffusion loss "
         "(bd3lm with clean_attention=causal).",
     )
+    draft_target: DraftTarget = Field(
+        "labels",
+        description="What masked targets learn: the labels, or ar: the AR mode's distribution of "
+        "the same token, from the clean stream of the same forward (bd3lm with "
+        "clean_attention=causal): it is what verifies drafts. EOS fill keeps its labels.",
+    )
     confidence_loss_weight: float = Field(
         0.0,
         ge=0,
@@ -115,6 +121,11 @@ class ObjectiveSection(Section):
     def largest_block(self) -> int:
         """The largest block size: the default of sampling."""
         return self.block_sizes[-1]
+
+    @property
+    def reads_ar_mode(self) -> bool:
+        """Whether a training step reads next-token logits of the clean stream."""
+        return self.ar_loss_weight > 0 or self.draft_target == "ar"
 
     @model_validator(mode="after")
     def _check_block_sizes(self) -> Self:
@@ -158,6 +169,17 @@ class ObjectiveSection(Section):
         if self.ar_loss_weight:
             needed = {"name": "bd3lm", "clean_attention": "causal", "norm": "step"}
             require("ar_loss_weight", self.ar_loss_weight, self, "objective", needed)
+        return self
+
+    @model_validator(mode="after")
+    def _check_draft_target(self) -> Self:
+        if self.draft_target == "ar":
+            needed = {
+                "name": "bd3lm",
+                "clean_attention": "causal",
+                "confidence_loss_weight": 0.0,
+            }
+            require("draft_target", self.draft_target, self, "objective", needed)
         return self
 
     @model_validator(mode="after")

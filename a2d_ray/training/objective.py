@@ -18,7 +18,7 @@ def layout_spec(objective: ObjectiveSection, *, eos_id: int) -> LayoutSpec:
         pad_id=eos_id,
         causal_clean=objective.clean_attention == "causal",
         right_shift=objective.right_shift_logits,
-        ar_targets=objective.ar_loss_weight > 0,
+        ar_targets=objective.reads_ar_mode,
     )
 
 
@@ -41,6 +41,7 @@ def loss_spec(objective: ObjectiveSection, *, mask_id: int) -> LossSpec:
         right_shift=objective.right_shift_logits,
         ar_weight=objective.ar_loss_weight,
         confidence_weight=objective.confidence_loss_weight,
+        draft_target=objective.draft_target,
     )
 
 
