@@ -91,7 +91,8 @@ class _Worker:
             self.reporter.close()
 
     def _train(self) -> None:
-        nelbo = self._evaluate() if self.step == 0 else None
+        if self.step == 0:
+            self._evaluate()
         batches = ray.train.get_dataset_shard("train").iter_batches(
             batch_size=self.config.batch.rows // self.ranks.world,
             batch_format="pyarrow",
@@ -104,10 +105,10 @@ class _Worker:
         for batch in batches:
             step_s = self._train_step(batch, started)
             is_evaluated = is_due(self.step, schedule.eval_steps, num_steps)
-            nelbo = self._evaluate() if is_evaluated else None
+            figures = self._evaluate() if is_evaluated else {}
             is_over = self.ranks.any(self.watch is not None and self.watch.is_over(step_s))
             if is_over or is_due(self.step, schedule.save_steps, num_steps):
-                self._save(nelbo)
+                self._save(figures)
             if is_over:
                 return
             started = time.perf_counter()
@@ -202,19 +203,19 @@ class _Worker:
             grad_norm = take_step(self.engine)
         return loss_sum, grad_norm
 
-    def _evaluate(self) -> float | None:
-        """Reports held-out figures and samples; returns the NELBO, if there is one."""
+    def _evaluate(self) -> dict[str, float]:
+        """Reports held-out figures and samples; returns the figures."""
         figures = self.evaluator.evaluate(self.engine)
         if not figures:
-            return None
+            return {}
         samples = self.evaluator.samples(self.engine)
         if self.reporter is not None:
             self.reporter.evaluation({"step": self.step, **figures}, samples)
-        return figures["eval/nelbo"]
+        return figures
 
-    def _save(self, nelbo: float | None) -> None:
+    def _save(self, figures: dict[str, float]) -> None:
         started = time.perf_counter()
-        problem = self.writer.save(self.engine, self.step, nelbo)
+        problem = self.writer.save(self.engine, self.step, figures)
         if self.watch is not None:
             self.watch.save_s = time.perf_counter() - started
         if problem is None:
