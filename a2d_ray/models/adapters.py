@@ -12,6 +12,7 @@ from typing import Any
 from a2d_ray.config import LoraSection
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+GATED_WEIGHTS = "gated_adapters.safetensors"
 
 
 def add_adapters(model: Any, lora: LoraSection, *, mask_id: int, base: str) -> Any:
@@ -46,14 +47,37 @@ def add_adapters(model: Any, lora: LoraSection, *, mask_id: int, base: str) -> A
         raise ValueError(f"model.lora.targets={lora.targets}: {error}") from error
 
 
-def restore_adapters(adapted: Any, directory: Path) -> None:
-    """Puts the adapters of a checkpoint into a model that has some of the same shape."""
+def write_adapters(adapted: Any, file: Path) -> None:
+    """Writes the adapters of a model, and the mask token's row."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    weights = get_peft_model_state_dict(adapted)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
+        file,
+        metadata={"format": "pt"},
+    )
+    file.chmod(0o644)  # safetensors writes 0o600
+
+
+def restore_adapters(adapted: Any, file: Path) -> None:
+    """Puts adapters that were written into a model that has some of the same shape."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    result: Any = set_peft_model_state_dict(adapted, load_file(directory / ADAPTER_WEIGHTS))
+    result: Any = set_peft_model_state_dict(adapted, load_file(file))
     if result.unexpected_keys:
-        raise ValueError(f"{directory} has adapters that do not fit: {result.unexpected_keys}")
+        raise ValueError(f"{file} has adapters that do not fit: {result.unexpected_keys}")
+
+
+def plain_weights(model: Any) -> dict[str, Any]:
+    """The weights of a model by the plain model's names, adapters left out."""
+    return {
+        name.replace(".base_layer", "").replace(".token_adapter", ""): tensor
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name and ".trainable_tokens_" not in name
+    }
 
 
 def merged_copy(adapted: Any) -> Any:

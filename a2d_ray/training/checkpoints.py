@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from a2d_ray.cli import to_yaml
-from a2d_ray.models.adapter_checkpoint import save_adapters
+from a2d_ray.models.adapter_checkpoint import save_adapters, save_gated
 from a2d_ray.models.checkpoint import save_checkpoint
 from a2d_ray.models.contract import Contract
 from a2d_ray.runs.storage import RunDirectory
@@ -114,10 +114,13 @@ class CheckpointWriter:
     def _write_model(self, engine: Any, path: Path, weights: dict[str, Tensor]) -> None:
         tokenizer = self._tokenizer
         contract = self._contract
+        model = engine.module.model
+        if contract.gated_adapters is not None:
+            save_gated(path, model, self._adapted, tokenizer=tokenizer, contract=contract)
+            return
         if self._adapted is not None:
             save_adapters(path, self._adapted, tokenizer=tokenizer, contract=contract)
             return
-        model = engine.module.model
         save_checkpoint(
             path, model=model, tokenizer=tokenizer, contract=contract, state_dict=weights
         )

@@ -121,6 +121,8 @@ class Evaluator:
         wanted = min(self.config.schedule.eval_samples, self.num_rows)
         if wanted == 0 or not self.ranks.is_first or is_partitioned(engine):
             return []
+        if self.contract.gated_adapters is not None:  # they cannot be merged
+            return []
         rows = self.packed.read_rows("test", range(wanted))
         module = engine.module.eval()
         model = module.model

@@ -16,10 +16,8 @@ from torch import Tensor
 from a2d_ray.data.packing.packed import PackedSet
 from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.noise import Noise
-from a2d_ray.models.adapters import add_adapters, restore_adapters
-from a2d_ray.models.checkpoint import load_checkpoint
 from a2d_ray.runs.storage import WORKERS_FILE, RunDirectory
-from a2d_ray.training.assembly import build_module
+from a2d_ray.training.assembly import build_module, load_model
 from a2d_ray.training.batches import StepBuilder, to_device
 from a2d_ray.training.checkpoints import CheckpointWriter
 from a2d_ray.training.engine import deepspeed_config, make_engine, take_step
@@ -119,21 +117,9 @@ class _Worker:
         """Model, layout and engine; weights and moments from `resumed` if given."""
         config = self.config
         ranks = self.ranks
-        lora = config.model.lora
-        loaded = load_checkpoint(
-            config.model.path if resumed is None or lora is not None else resumed,
-            dtype=torch.float32,
-            device=ranks.device,
-            in_4bit=config.model.load_in_4bit,
-        )
+        loaded, self.adapted = load_model(config, ranks.device, resumed)
         self.tokenizer = loaded.tokenizer
         self.contract = trained_contract(loaded.contract, config)
-        self.adapted = None
-        if lora is not None:
-            mask_id = self.contract.mask_token_id
-            self.adapted = add_adapters(loaded.model, lora, mask_id=mask_id, base=config.model.path)
-            if resumed is not None:
-                restore_adapters(self.adapted, resumed)
         rows = config.batch.rows // ranks.world
         rows_per_micro = config.batch.rows_per_device or rows
         self.builder = StepBuilder.of(

@@ -52,6 +52,9 @@ def trained_contract(contract: Contract, config: TrainConfig) -> Contract:
     checkpoint of its preset.
     """
     objective = config.objective
+    lora = config.model.lora
+    is_gated = lora is not None and lora.noised_only
+    ar_mode = "trained" if objective.ar_loss_weight else None
     is_blockwise = objective.name == "bd3lm"
     grid = "prompt_end" if objective.preset == "reference" else objective.block_grid
     return contract.model_copy(
@@ -61,7 +64,8 @@ def trained_contract(contract: Contract, config: TrainConfig) -> Contract:
             "block_sizes": objective.block_sizes if is_blockwise else (),
             "block_grid": grid if is_blockwise else "segment",
             "clean_attention": objective.clean_attention,
-            "ar_mode": "trained" if objective.ar_loss_weight else None,
+            "ar_mode": contract.ar_mode if is_gated else ar_mode,
+            "gated_adapters": lora if is_gated else None,
             "right_shift_logits": objective.right_shift_logits,
         }
     )

@@ -6,7 +6,12 @@ import torch
 from a2d_ray import convert
 from a2d_ray.config import LoraSection, OptimSection
 from a2d_ray.models.adapter_checkpoint import merge_adapters, save_adapters
-from a2d_ray.models.adapters import add_adapters, merged_copy, restore_adapters
+from a2d_ray.models.adapters import (
+    ADAPTER_WEIGHTS,
+    add_adapters,
+    merged_copy,
+    restore_adapters,
+)
 from a2d_ray.models.checkpoint import check_checkpoint, load_checkpoint
 from a2d_ray.training.optim import make_optimizer
 from tests.closeness import assert_close
@@ -80,7 +85,8 @@ def test_merged_saved_loaded_and_adapted_give_the_same_logits(base, tmp_path):
         assert again.contract.objective == "bd3lm" and again.tokenizer is not None
         assert_close(logits_of(again.model, mask_id)[..., columns], expected[..., columns])
     fresh = load_checkpoint(base, **CPU)
-    restore_adapters(add_adapters(fresh.model, LORA, mask_id=mask_id, base=base), saved)
+    adapted = add_adapters(fresh.model, LORA, mask_id=mask_id, base=base)
+    restore_adapters(adapted, saved / ADAPTER_WEIGHTS)
     assert_close(logits_of(fresh.model.eval(), mask_id), expected)
 
 
