@@ -26,7 +26,7 @@ _ATTRIBUTE = "a2d_gate"
 _ADAPTER = "default"  # peft's name of the only one
 
 
-class Gate:
+class NoiseGate:
     """Which tokens of the present forward are noised; shared by all adapters of a model.
 
     Attributes:
@@ -73,16 +73,16 @@ class GatedLinear:
     scaling: float
 
 
-def install_gate(model: Any) -> Gate:
+def install_gate(model: Any) -> NoiseGate:
     """Puts one shut gate behind all adapters of a model with LoRA; `gate_of` finds it again."""
-    gate = Gate()
+    gate = NoiseGate()
     for layer in _lora_layers(model).values():
         layer.lora_B[_ADAPTER].register_forward_hook(gate)
     setattr(model, _ATTRIBUTE, gate)
     return gate
 
 
-def gate_of(model: Any) -> Gate | None:
+def gate_of(model: Any) -> NoiseGate | None:
     """The gate of a model's adapters, or None: it has no gated adapters."""
     return getattr(model, _ATTRIBUTE, None)
 

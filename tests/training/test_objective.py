@@ -5,6 +5,7 @@ import pytest
 from a2d_ray.config import (
     BatchSection,
     DataSection,
+    LoraSection,
     ModelSection,
     ObjectiveSection,
     RunSection,
@@ -65,5 +66,10 @@ CAUSAL = {"name": "bd3lm", "clean_attention": "causal"}
 )
 def test_only_an_ar_loss_leaves_an_ar_mode_behind(config, before, objective, after):
     run = config.model_copy(update={"objective": ObjectiveSection(**objective)})
-    assert trained_contract(Contract(mask_token_id=5, ar_mode=before), run).ar_mode == after
+    contract = Contract(mask_token_id=5, ar_mode=before)
+    assert trained_contract(contract, run).ar_mode == after
+    lora = LoraSection(noised_only=True)
+    gated = run.model_copy(update={"model": ModelSection(path="x", lora=lora)})
+    kept = trained_contract(contract, gated)
+    assert (kept.ar_mode, kept.gated_adapters) == (before, lora)
     assert Contract.model_validate({"mask_token_id": 5}).ar_mode is None  # an old checkpoint's
