@@ -15,7 +15,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 GATED_WEIGHTS = "gated_adapters.safetensors"
 
 
-def add_adapters(model: Any, lora: LoraSection, *, mask_id: int, base: str) -> Any:
+def add_adapters(model: Any, lora: LoraSection, *, mask_id: int, base: str, seed: int = 0) -> Any:
     """Puts adapters into a model's linear layers and freezes the rest but the mask token's row.
 
     Args:
@@ -23,6 +23,7 @@ def add_adapters(model: Any, lora: LoraSection, *, mask_id: int, base: str) -> A
         lora: rank, scale, dropout, layers.
         mask_id: row of the embedding that is trained.
         base: path or Hub id that the adapters belong to.
+        seed: of their first values.
 
     Returns:
         peft's view of the model, for `save_adapters` and `restore_adapters`.
@@ -30,6 +31,7 @@ def add_adapters(model: Any, lora: LoraSection, *, mask_id: int, base: str) -> A
     Raises:
         ValueError: `targets` that the model does not have.
     """
+    import torch
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -42,7 +44,9 @@ def add_adapters(model: Any, lora: LoraSection, *, mask_id: int, base: str) -> A
         base_model_name_or_path=base,
     )
     try:
-        return get_peft_model(model, config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return get_peft_model(model, config)
     except ValueError as error:
         raise ValueError(f"model.lora.targets={lora.targets}: {error}") from error
 

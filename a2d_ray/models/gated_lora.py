@@ -105,9 +105,11 @@ def gated_linears(model: Any) -> dict[str, GatedLinear]:
     return {name: parts for name, parts in found.items() if parts is not None}
 
 
-def add_gated_adapters(model: Any, lora: LoraSection, *, mask_id: int, base: str) -> Any:
+def add_gated_adapters(
+    model: Any, lora: LoraSection, *, mask_id: int, base: str, seed: int = 0
+) -> Any:
     """As `add_adapters`, with a gate."""
-    adapted = add_adapters(model, lora, mask_id=mask_id, base=base)
+    adapted = add_adapters(model, lora, mask_id=mask_id, base=base, seed=seed)
     install_gate(model)
     return adapted
 

@@ -46,7 +46,8 @@ def load_model(
     if lora is None:
         return loaded, None
     add = add_gated_adapters if lora.noised_only else add_adapters
-    adapted = add(loaded.model, lora, mask_id=loaded.contract.mask_token_id, base=path)
+    mask_id = loaded.contract.mask_token_id
+    adapted = add(loaded.model, lora, mask_id=mask_id, base=path, seed=config.run.seed)
     if resumed is None and loaded.contract.gated_adapters is not None:
         resumed = find_directory(path, weights=True)  # a run that trains them on
     if resumed is not None:

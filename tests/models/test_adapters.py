@@ -103,3 +103,15 @@ def test_what_cannot_be_merged_or_adapted(base, tmp_path):
     model = load_checkpoint(base, **CPU).model
     with pytest.raises(ValueError, match=r"model.lora.targets=\['nothing'\]"):
         add_adapters(model, LoraSection(targets=["nothing"]), mask_id=3, base=base)
+
+
+def test_first_values_are_those_of_the_seed(base):
+    def first(seed):
+        model = load_checkpoint(base, **CPU).model
+        before = torch.random.get_rng_state()
+        add_adapters(model, LORA, mask_id=3, base=base, seed=seed)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        return model.model.layers[0].self_attn.q_proj.lora_A["default"].weight
+
+    one, again, other = first(1), first(1), first(2)
+    assert torch.equal(one, again) and not torch.equal(one, other)
