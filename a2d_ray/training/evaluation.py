@@ -71,8 +71,8 @@ class Evaluator:
         figures = self._figures(engine.module, self.spec)
         for size in self.config.objective.block_sizes[:-1]:
             smaller = self._figures(engine.module, replace(self.spec, block_size=size))
-            for key in {"eval/nelbo", "eval/accepted_length"} & smaller.keys():
-                figures[f"{key}_block_{size}"] = smaller[key]
+            compared = [key for key in ("eval/nelbo", "eval/accepted_length") if key in smaller]
+            figures |= {f"{key}_block_{size}": smaller[key] for key in compared}
         engine.module.train()
         return figures
 
