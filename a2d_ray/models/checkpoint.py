@@ -171,12 +171,14 @@ def _merged(base: str, directory: Path) -> Any:
 
 def _add_gated(model: Any, directory: Path, contract: Contract) -> None:
     """Puts the gated adapters of a directory into its model, the gate shut."""
-    from a2d_ray.models.gated_lora import add_gated_adapters
+    from a2d_ray.models.gated_lora import add_gated_adapters, settle_mask_row
 
     lora = contract.gated_adapters
     assert lora is not None
     adapted = add_gated_adapters(model, lora, mask_id=contract.mask_token_id, base=str(directory))
     restore_adapters(adapted, directory / GATED_WEIGHTS)
+    settle_mask_row(model)
+    model.to(model.dtype)  # peft keeps adapters in fp32
 
 
 def _four_bits(device: "torch.device | str") -> dict[str, Any]:

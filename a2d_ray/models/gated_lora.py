@@ -114,5 +114,17 @@ def add_gated_adapters(
     return adapted
 
 
+def settle_mask_row(model: Any) -> None:
+    """Writes the mask token's learned row into the embedding, which becomes a plain one again.
+
+    Clean text has no mask, and its logit is never read, so the AR mode stays what it is.
+    """
+    for parent, name in ((model.model, "embed_tokens"), (model, "lm_head")):
+        adapter = getattr(getattr(parent, name), "token_adapter", None)
+        if adapter is not None:  # an untied head has none
+            adapter.merge()
+            setattr(parent, name, adapter.base_layer)
+
+
 def _lora_layers(model: Any) -> dict[str, Any]:
     return {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_B")}

@@ -153,10 +153,20 @@ def test_a_checkpoint_of_its_own(tmp_path, tied):
     with torch.no_grad():
         expected, ours = (layout_hidden(m, ids, layout, True) for m in (loaded.model, again.model))
     assert torch.equal(ours, expected)
+    embedding, head = again.model.get_input_embeddings(), again.model.get_output_embeddings()
+    assert type(embedding) is torch.nn.Embedding and type(head) is torch.nn.Linear
+    assert (embedding.weight is head.weight) == tied
     plain = load_checkpoint(saved, with_gated=False, **CPU).model
     original = load_checkpoint(tmp_path / "elsewhere", **CPU).model
     for name, weight in original.state_dict().items():
         assert torch.equal(plain.state_dict()[name], weight), name
+    words = [i for i in range(320) if i != mask_id]
+    ids, causal = torch.tensor([[5, 6, 7, 8]]), torch.ones(1, 1, 4, 4).tril().bool()
+    with torch.no_grad():
+        expected, ours = (m(ids, attention_mask=causal).logits for m in (original, again.model))
+    assert torch.equal(ours[..., words], expected[..., words])
+    half = load_checkpoint(saved, dtype=torch.bfloat16, device="cpu").model
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     with pytest.raises(ValueError, match="holds gated adapters"):
         merge_adapters(str(saved), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
