@@ -35,6 +35,16 @@ class NoiseGate:
 
     def __init__(self) -> None:
         self.is_noised: Tensor | None = None
+        self._rows: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def rows(self) -> Tensor | None:
+        """Indices of the noised tokens among all, int64; None where there are none."""
+        if self.is_noised is None:
+            return None
+        if self._rows is None or self._rows[0] is not self.is_noised:  # once per forward
+            self._rows = (self.is_noised, self.is_noised.flatten().nonzero()[:, 0])
+        return self._rows[1] if len(self._rows[1]) else None
 
     def __call__(self, module: Any, args: Any, output: Tensor) -> Tensor:
         """The forward hook of an adapter: what it adds [..., O], zero where the gate is shut."""

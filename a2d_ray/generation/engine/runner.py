@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from a2d_ray.generation.engine.cache import KVStore
 from a2d_ray.generation.engine.drafting import CALIBRATED, Costs
 from a2d_ray.generation.engine.twins import inference_twin
 from a2d_ray.generation.engine.work import Work
+from a2d_ray.models.gated_lora import gate_of
 
 HEAD_ROWS = 512  # positions whose logits are held at a time: 300 MB for a vocabulary of 152,000
 
@@ -48,18 +50,33 @@ class ModelRunner:
         """Final hidden states [n, H] of each work's tokens; their finished blocks are stored."""
         ids = torch.cat([w.ids_n for w in works])
         positions = torch.cat([w.position_n for w in works])
-        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device)
-        hidden_NH = self._twin.model(
-            input_ids=ids.to(self._device)[None],
-            position_ids=positions.to(self._device)[None],
-            attention_mask=unread,
-            use_cache=False,
-            ragged=Round(slices=[self._slice(w) for w in works], store=self._store),
-        ).last_hidden_state[0]
+        slices = [self._slice(w) for w in works]
+        with self._gate_opened(works):
+            hidden_NH = self._run(ids, positions, Round(slices=slices, store=self._store))
         for work in works:
             for page in work.chunk.pages:
                 page.is_filled = True
         return list(hidden_NH.split([w.num_tokens for w in works]))
+
+    def _run(self, id_N: Tensor, position_N: Tensor, ragged: Round) -> Tensor:
+        """Final hidden states [N, H]."""
+        return self._twin.model(
+            input_ids=id_N.to(self._device)[None],
+            position_ids=position_N.to(self._device)[None],
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device),  # unread
+            use_cache=False,
+            ragged=ragged,
+        ).last_hidden_state[0]
+
+    def _gate_opened(self, works: Sequence[Work]) -> AbstractContextManager[None]:
+        """Within it, gated adapters act at the noised tokens."""
+        gate = gate_of(self._twin)
+        if gate is None:
+            return nullcontext()
+        sizes = [size for w in works for size in (w.num_tokens - w.num_noised, w.num_noised)]
+        is_noised_P = torch.tensor([False, True] * len(works))
+        is_noised_N = is_noised_P.repeat_interleave(torch.tensor(sizes))
+        return gate.opened(is_noised_N.to(self._device)[None])
 
     def logits(self, works: Sequence[Work], hidden: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yields float32 logits [asked, V] of each work, from what `forward` returned."""
@@ -117,14 +134,8 @@ class ModelRunner:
         """A forward whose tokens attend to each other and are stored nowhere: for measuring."""
         tiles = make_tiles([*range(1, num_tokens + 1)], self._device)
         alone = Slice(num_tokens=num_tokens, new_runs=None, all_runs=(), tiles=tiles)
-        positions = torch.arange(num_tokens, device=self._device)[None]
-        return self._twin.model(
-            input_ids=torch.zeros_like(positions),
-            position_ids=positions,
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device),
-            use_cache=False,
-            ragged=Round(slices=[alone], store=None),
-        ).last_hidden_state[0]
+        zero_N = torch.zeros(num_tokens, dtype=torch.int64)
+        return self._run(zero_N, torch.arange(num_tokens), Round(slices=[alone], store=None))
 
 
 @torch.inference_mode()
@@ -140,7 +151,7 @@ def measure_costs(runner: ModelRunner, max_length: int) -> Costs:
     return Costs(layers, head)
 
 
-def _seconds(run: Callable[[], object], times: int = 3) -> float:
+def _seconds(run: Callable[[], object], times: int = 2) -> float:
     """The fastest of several runs."""
     seconds = []
     for _ in range(times):
