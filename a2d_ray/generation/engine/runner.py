@@ -1,6 +1,7 @@
 """The forward of a round: tokens of all sequences in one row, logits of what was asked."""
 
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -16,6 +17,7 @@ from a2d_ray.generation.engine.twins import inference_twin
 from a2d_ray.generation.engine.work import Work
 from a2d_ray.models.gated_lora import gate_of
 
+_measured: "weakref.WeakKeyDictionary[Any, Costs]" = weakref.WeakKeyDictionary()
 HEAD_ROWS = 512  # positions whose logits are held at a time: 300 MB for a vocabulary of 152,000
 
 
@@ -26,10 +28,13 @@ class ModelRunner:
         model: A2D model with head.
         kv_tokens: capacity of the KV store; None: there is none (MDLM).
         is_shifted: `right_shift_logits`: the logits at i - 1 predict token i.
+
+    Attributes:
+        twin: the engine's view of the model.
     """
 
     def __init__(self, model: Any, *, kv_tokens: int | None, is_shifted: bool) -> None:
-        self._twin = inference_twin(model)
+        self.twin = inference_twin(model)
         self._is_shifted = is_shifted
         config = model.config
         weight = model.lm_head.weight
@@ -60,7 +65,7 @@ class ModelRunner:
 
     def _run(self, id_N: Tensor, position_N: Tensor, ragged: Round) -> Tensor:
         """Final hidden states [N, H]."""
-        return self._twin.model(
+        return self.twin.model(
             input_ids=id_N.to(self._device)[None],
             position_ids=position_N.to(self._device)[None],
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device),  # unread
@@ -70,7 +75,7 @@ class ModelRunner:
 
     def _gate_opened(self, works: Sequence[Work]) -> AbstractContextManager[None]:
         """Within it, gated adapters act at the noised tokens."""
-        gate = gate_of(self._twin)
+        gate = gate_of(self.twin)
         if gate is None:
             return nullcontext()
         sizes = [size for w in works for size in (w.num_tokens - w.num_noised, w.num_noised)]
@@ -94,7 +99,7 @@ class ModelRunner:
             if not len(asked_NH):
                 yield from group
             else:
-                yield from self._twin.lm_head(asked_NH).float().cpu().split([*map(len, group)])
+                yield from self.twin.lm_head(asked_NH).float().cpu().split([*map(len, group)])
 
     def _slice(self, work: Work) -> Slice:
         tiles = make_tiles(work.num_visible, self._device)
@@ -140,7 +145,13 @@ class ModelRunner:
 
 @torch.inference_mode()
 def measure_costs(runner: ModelRunner, max_length: int) -> Costs:
-    """Times forwards and heads of several sizes: a second on a CPU for 135M parameters."""
+    """Times forwards and heads of several sizes: two seconds on a CPU for 135M parameters.
+
+    A model is measured once.
+    """
+    known = _measured.get(runner.twin)
+    if known is not None:
+        return known
     layers: dict[int, float] = {}
     head: dict[int, float] = {}
     for size in CALIBRATED:
@@ -148,7 +159,8 @@ def measure_costs(runner: ModelRunner, max_length: int) -> Costs:
             hidden_nH = runner.idle_forward(size)
             layers[size] = _seconds(partial(runner.idle_forward, size))
             head[size] = _seconds(lambda: list(runner.head([hidden_nH])))  # noqa: B023
-    return Costs(layers, head)
+    costs = _measured[runner.twin] = Costs(layers, head)
+    return costs
 
 
 def _seconds(run: Callable[[], object], times: int = 2) -> float:
