@@ -85,7 +85,7 @@ class _Quickstart:
 
     def own_answers(self) -> Record:
         """The converted model answers general questions in its AR mode; they are trained on."""
-        asked = {split: general_questions(split) for split in ("train", "test")}
+        asked = {split: self.questions(split) for split in ("train", "test")}
 
         def stage() -> dict[str, Any]:
             questions = asked["train"] + asked["test"]
@@ -199,6 +199,13 @@ class _Quickstart:
                 return ask(base_url, recipe.MODEL_ID, recipe.QUESTIONS, self.console)
 
         return self.stages.run("ask", {}, stage, is_kept=False)
+
+    def questions(self, split: str) -> list[str]:
+        """General questions; a few for a smoke test."""
+        questions = general_questions(split)
+        return (
+            questions[:: recipe.SMOKE_STRIDE] if recipe.is_smoke(self.config.steps) else questions
+        )
 
     def train_config(self, steps: int | None = None) -> TrainConfig:
         """The training run; without `steps`, all of it but their number holds."""

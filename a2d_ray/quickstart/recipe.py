@@ -39,6 +39,7 @@ TRAINABLE_LAYERS = 16  # of 30: on two cores, twice as many steps as with all
 STREAMS = 2  # the clean copy and the noisy one
 _TRAIN_ROWS = {"sorting": 1_200, "records": 800}
 _TEST_ROWS = 60
+SMOKE_STRIDE = 8  # of the general questions
 _SMOKE_ROWS = {"train": 60, "test": 20}
 
 
