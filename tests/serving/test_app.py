@@ -349,5 +349,6 @@ def test_numbers_that_no_arithmetic_survives_are_400s_that_name_the_field(
 
 
 def test_a_model_that_cannot_be_served_is_refused(checkpoint):
+    lm = load(checkpoint, dtype="float32", device="cpu")
     with pytest.raises(ValueError, match="not trained"):
-        ModelServer(load(checkpoint, dtype="float32", device="cpu"))
+        ModelServer(replace(lm, contract=lm.contract.model_copy(update={"ar_mode": None})))

@@ -16,6 +16,7 @@ import openai
 import pytest
 from ray.serve._private.logging_utils import get_serve_logs_dir
 
+import a2d_ray
 from a2d_ray import SamplingParams
 from a2d_ray.cli import validate
 from a2d_ray.config import ServeConfig
@@ -268,8 +269,13 @@ def test_a_busy_port_and_a_missing_model_fail_before_ray_starts(checkpoint):
         check_before_start(make_config(checkpoint, models=models))
 
 
-def test_a_model_that_is_not_trained_is_refused_before_ray_starts(checkpoint):
+def test_a_model_that_can_do_nothing_is_refused_before_ray_starts(checkpoint, tmp_path):
+    """Converted but not trained it still has the AR mode, unless its weights are random."""
     models = [{"id": "m", "load": {"path": str(checkpoint)}}]
+    check_before_start(make_config(checkpoint, models=models))
+    random = tmp_path / "random"
+    a2d_ray.convert(str(checkpoint.parent / "ar"), random, random_init=True)
+    models = [{"id": "m", "load": {"path": str(random)}}]
     with pytest.raises(ValueError, match="not trained"):
         check_before_start(make_config(checkpoint, models=models))
 
@@ -290,8 +296,8 @@ def test_without_a_quickstart_a_converted_model_is_served_and_said_so(
         checkpoint, models=[{"id": "a2d", "load": {"path": launch.QUICKSTART_CHECKPOINT}}]
     )
     (model,) = launch.with_fallback(config, said.append).models
-    assert (model.load.path, model.load.objective) == (str(checkpoint), "bd3lm")
-    assert "NOT trained" in said[0] and launch.QUICKSTART_CHECKPOINT in said[0]
+    assert (model.load.path, model.load.objective) == (str(checkpoint), None)
+    assert "not trained" in said[0] and launch.QUICKSTART_CHECKPOINT in said[0]
     other = make_config(checkpoint, models=[{"id": "a2d", "load": {"path": "nothing"}}])
     assert launch.with_fallback(other, said.append) == other
 

@@ -70,8 +70,8 @@ class ModelServer:
             raise ValueError("a model without a tokenizer cannot be served")
         if lm.contract.objective is None and not has_ar_mode(lm.contract):
             raise ValueError(
-                "a model that is converted but not trained cannot be served: train it, or set "
-                "load.objective to bd3lm (or mdlm)"
+                "a model without an AR mode that is converted but not trained cannot be served: "
+                "train it, or set load.objective to bd3lm (or mdlm)"
             )
         self._lm = lm
         self._defaults = defaults or SamplingSection()

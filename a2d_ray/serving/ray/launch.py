@@ -32,10 +32,11 @@ def check_before_start(config: ServeConfig) -> None:
     for model in config.models:
         overrides = model.load.model_dump(exclude_none=True, exclude={"path", "device", "dtype"})
         contract = check_checkpoint(model.load.path, **overrides)
-        if contract.objective is None:
+        if contract.objective is None and contract.ar_mode is None:
             raise ValueError(
                 f"{model.load.path} is converted but not trained, so its objective is unknown: "
-                f"train it, or set the load.objective of model {model.id!r} to bd3lm (or mdlm)"
+                f"train it, convert it again (its AR mode can be served then), or set the "
+                f"load.objective of model {model.id!r} to bd3lm (or mdlm)"
             )
     with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -61,13 +62,14 @@ def with_fallback(config: ServeConfig, say: Callable[[str], object]) -> ServeCon
         return config
     say(
         f"{QUICKSTART_CHECKPOINT} is not there (make quickstart trains it): serving "
-        f"{_FALLBACK_SOURCE}, converted but NOT trained for diffusion. Its answers mean nothing."
+        f"{_FALLBACK_SOURCE}, converted but not trained: it answers as the AR model that it was "
+        "converted from, one token per forward."
     )
     if not Path(_FALLBACK_OUTPUT).exists():
         from a2d_ray import convert
 
         convert(_FALLBACK_SOURCE, _FALLBACK_OUTPUT)
-    values = {"path": _FALLBACK_OUTPUT, "objective": "bd3lm", "block_size": 8}
+    values = {"path": _FALLBACK_OUTPUT}
     models = [
         m.model_copy(update={"load": m.load.model_copy(update=values)}) if m in wanted else m
         for m in config.models
