@@ -44,6 +44,7 @@ from a2d_ray.config.objective import (
 from a2d_ray.config.quickstart import QuickstartConfig
 from a2d_ray.config.rules import (
     AR_RULES,
+    GRAMMAR_RULES,
     OPTION_NAMES,
     RULES,
     Remasking,
@@ -91,6 +92,7 @@ from a2d_ray.config.tuning import (
 
 __all__ = [
     "AR_RULES",
+    "GRAMMAR_RULES",
     "MAX_BLOCK_SIZE",
     "NORMS_OF_RECIPE",
     "OPTION_NAMES",

@@ -14,6 +14,7 @@ from a2d_ray.config.base import Section
 from a2d_ray.config.errors import NoEffectError
 
 RULES: dict[str, tuple[str, ...]] = {
+    "auto": (),
     "threshold": ("threshold",),
     "steps": ("steps", "remasking", "stochastic_transfer"),
     "factor": ("factor",),
@@ -25,10 +26,14 @@ RULES: dict[str, tuple[str, ...]] = {
     "ar": (),
     "speculate": ("draft_tokens", "draft_shape"),
 }
-"""The options that each rule knows. Options without a rule mean the first rule that knows them."""
+"""The options that each rule knows. Options without a rule mean the first rule that knows them.
+``auto`` is the model's own rule (`generation.decoding.ar_mode.default_rule`)."""
 
 AR_RULES = ("ar", "speculate")
 """Rules of the AR mode: the answer is what left-to-right decoding of the same weights writes."""
+
+GRAMMAR_RULES = ("prefix", *AR_RULES)
+"""Rules that commit from the left only."""
 
 
 def rules_of(option: str) -> list[str]:
@@ -58,7 +63,9 @@ class RuleOptions(Section):
     model_config = ConfigDict(allow_inf_nan=False)
 
     rule: Rule = Field(
-        "threshold", description="Decoding rule: which tokens a denoise step commits."
+        "auto",
+        description="Decoding rule: which tokens a denoise step commits; auto: speculate where the "
+        "model has an AR mode and drafts for it, else threshold.",
     )
     threshold: float = Field(0.9, ge=0, le=1, description="Confidence bound")
     steps: int | None = Field(

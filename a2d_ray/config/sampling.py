@@ -14,6 +14,9 @@ from a2d_ray.config.errors import OptionError, first_problem
 from a2d_ray.config.models import LoadSection
 from a2d_ray.config.rules import AR_RULES, RuleOptions
 
+NOT_FROM_THE_LEFT = ("block_size", "remask_threshold", "cfg_scale", "begin_suppress_tokens")
+"""Options without a meaning where one token follows the other."""
+
 
 class SamplingSection(RuleOptions):
     """How answers are decoded; the one place of these defaults (`SamplingParams` has them too).
@@ -106,7 +109,7 @@ class SamplingSection(RuleOptions):
             )
         if self.rule in AR_RULES:
             self._check_ar_rule()
-        elif self.prompt_logprobs is not None:
+        elif self.prompt_logprobs is not None and self.rule != "auto":
             raise OptionError(
                 "prompt_logprobs",
                 self.prompt_logprobs,
@@ -123,8 +126,7 @@ class SamplingSection(RuleOptions):
         return self
 
     def _check_ar_rule(self) -> None:
-        """Refuses what has no meaning where one token follows the other."""
-        for name in ("block_size", "remask_threshold", "cfg_scale", "begin_suppress_tokens"):
+        for name in NOT_FROM_THE_LEFT:
             if value := getattr(self, name):
                 raise OptionError(
                     name,

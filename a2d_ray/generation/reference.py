@@ -11,6 +11,7 @@ from torch import Tensor
 
 from a2d_ray.config import AR_RULES
 from a2d_ray.diffusion.decoding import guide
+from a2d_ray.generation.decoding.ar_mode import with_own_rule
 from a2d_ray.generation.decoding.canvas import Canvas, Segments, make_canvas, stop_token_ids
 from a2d_ray.generation.decoding.denoise import (
     Active,
@@ -82,6 +83,12 @@ def sample(
 
     Source: the public A2D samplers (dLLM, arXiv 2602.22661).
     """
+    params = with_own_rule(
+        params,
+        contract,
+        is_infill=any(None in segment for segment in prompt),
+        has_grammar=grammar is not None,
+    )
     decoder = Decoder(
         params=params,
         canvas=make_canvas(prompt, params, contract),

@@ -20,6 +20,9 @@ class Generation:
         num_forwards: model forwards that it took; len(token_ids) / num_forwards is the TPF.
         choice: which of the n answers to its prompt.
         logprobs: of each token at its commitment, if `params.logprobs` asks for them.
+        prompt_logprobs: of the prompt's tokens but the first, if `params.prompt_logprobs` does.
+        num_drafted: drafts that were verified (rule ``speculate``).
+        num_accepted: those of them that were what the AR mode wrote.
     """
 
     text: str
@@ -28,6 +31,9 @@ class Generation:
     num_forwards: int
     choice: int = 0
     logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+    num_drafted: int = 0
+    num_accepted: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +45,12 @@ class Chunk:
         token_ids: new tokens, final.
         finish_reason: None until the last chunk.
         num_forwards: forwards so far.
-        canvas: the active block: ids, None where still masked.
+        canvas: the active block: ids, None where still masked; or drafts behind the answer.
         canvas_confidence: of its ids when they were committed, None where still masked.
+        is_draft: whether the canvas holds drafts: none of its ids is final.
         logprobs: of the new tokens, if `params.logprobs` asks for them.
+        num_drafted: drafts so far that were verified.
+        num_accepted: those of them that were what the AR mode wrote.
     """
 
     text: str
@@ -50,7 +59,10 @@ class Chunk:
     num_forwards: int
     canvas: tuple[int | None, ...]
     canvas_confidence: tuple[float | None, ...]
+    is_draft: bool = False
     logprobs: list[TokenLogprob] | None = None
+    num_drafted: int = 0
+    num_accepted: int = 0
 
 
 class AnswerWriter:
@@ -74,7 +86,7 @@ class AnswerWriter:
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
         self._finish_reason: str | None = None
-        self._num_forwards = 0
+        self._last: StepOutput | None = None
 
     def push(self, output: StepOutput) -> Chunk:
         """Takes one round's output."""
@@ -82,7 +94,7 @@ class AnswerWriter:
         self._token_ids += output.token_ids
         if self._logprobs is not None:
             self._logprobs += output.logprobs or ()
-        self._num_forwards = output.num_forwards
+        self._last = output
         self._finish_reason = output.finish_reason
         piece = ""
         if self._text is not None:
@@ -98,19 +110,27 @@ class AnswerWriter:
             text=piece,
             token_ids=self._token_ids[before:],
             finish_reason=self._finish_reason,
-            num_forwards=self._num_forwards,
+            num_forwards=output.num_forwards,
             canvas=output.canvas,
             canvas_confidence=output.canvas_confidence,
+            is_draft=output.is_draft,
             logprobs=None if self._logprobs is None else self._logprobs[before:],
+            num_drafted=output.num_drafted,
+            num_accepted=output.num_accepted,
         )
 
     def result(self) -> Generation:
-        """The whole answer."""
+        """The whole answer, once its last output was pushed."""
+        assert self._last is not None, "no output was pushed"
+        scored = self._last.prompt_logprobs
         return Generation(
             text="".join(self._pieces),
             token_ids=self._token_ids,
             finish_reason=self._finish_reason or "length",
-            num_forwards=self._num_forwards,
+            num_forwards=self._last.num_forwards,
             choice=self._choice,
             logprobs=self._logprobs,
+            prompt_logprobs=None if scored is None else list(scored),
+            num_drafted=self._last.num_drafted,
+            num_accepted=self._last.num_accepted,
         )

@@ -14,7 +14,7 @@ from rich.text import Text
 from a2d_ray.config import ChatConfig, SampleConfig, override
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.text.language_model import LanguageModel, Prompt
-from a2d_ray.text.live_view import show_answer, speed_line, visible
+from a2d_ray.text.live_view import AnswerCost, show_answer, visible
 
 HELP = """\
 /reset               forgets the conversation
@@ -191,12 +191,13 @@ def show_samples(lm: LanguageModel, config: SampleConfig, console: Console) -> N
         answers = lm.generate([prompt], params)
         for answer in answers:
             console.print(Text(visible(answer.text)), soft_wrap=True)
-        num_tokens, num_forwards = (
-            sum(values)
-            for values in zip(*((len(a.token_ids), a.num_forwards) for a in answers), strict=True)
+        cost = AnswerCost(
+            num_tokens=sum(len(answer.token_ids) for answer in answers),
+            num_forwards=sum(answer.num_forwards for answer in answers),
+            num_drafted=sum(answer.num_drafted for answer in answers),
+            num_accepted=sum(answer.num_accepted for answer in answers),
         )
-        speed = speed_line(num_tokens, num_forwards, time.perf_counter() - started)
-        console.print(Text(f"  [{speed}]\n"))
+        console.print(Text(f"  [{cost.speed(time.perf_counter() - started)}]\n"))
 
 
 def _one_answer(params: SamplingParams) -> SamplingParams:

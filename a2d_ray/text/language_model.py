@@ -157,7 +157,7 @@ class LanguageModel:
         Args:
             prompts: a list of texts, chats or token-id lists; or one of them alone.
             params: options, the same for all; None: the defaults.
-            grammar: makes the grammar of each answer (rule ``prefix``).
+            grammar: makes the grammar of each answer (rules of `GRAMMAR_RULES`).
 
         Raises:
             ValueError: see `encode` and `Engine.add_request`.

@@ -1,4 +1,7 @@
-"""An answer in the terminal while it is denoised: tokens appear by confidence, masks fill in."""
+"""An answer in the terminal while it is denoised: tokens appear by confidence, masks fill in.
+
+Drafts (rule ``speculate``) are in italics; those that the next forward refuses are struck out.
+"""
 
 import re
 import time
@@ -42,12 +45,31 @@ def visible(text: str) -> str:
     return _CONTROL.sub("\ufffd", text)
 
 
-def speed_line(num_tokens: int, num_forwards: int, seconds: float) -> str:
-    """How fast an answer was, in words."""
-    return (
-        f"{num_tokens} tokens in {seconds:.2f} s: {num_tokens / max(seconds, 1e-9):.1f} tokens/s, "
-        f"{num_tokens / max(num_forwards, 1):.2f} tokens per forward"
-    )
+@dataclass(frozen=True, kw_only=True)
+class AnswerCost:
+    """What answers took so far.
+
+    Attributes:
+        num_tokens: of the answers.
+        num_forwards: of the model.
+        num_drafted, num_accepted: drafts that were verified, and that came true.
+    """
+
+    num_tokens: int = 0
+    num_forwards: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+
+    def speed(self, seconds: float) -> str:
+        """How fast that is, in words."""
+        line = (
+            f"{self.num_tokens} tokens in {seconds:.2f} s: "
+            f"{self.num_tokens / max(seconds, 1e-9):.1f} tokens/s, "
+            f"{self.num_tokens / max(self.num_forwards, 1):.2f} tokens per forward"
+        )
+        if self.num_drafted:
+            line += f", {self.num_accepted / self.num_drafted:.0%} of drafts accepted"
+        return line
 
 
 def show_answer(
@@ -73,8 +95,8 @@ def show_answer(
         ValueError: see `LanguageModel.stream`.
     """
     text = ""
-    num_tokens = 0
-    num_forwards = 0
+    cost = AnswerCost()
+    before: Chunk | None = None
     interrupt = Interrupt()
     started = time.perf_counter()
     with (
@@ -84,31 +106,53 @@ def show_answer(
     ):
         for chunk in chunks:
             text += chunk.text
-            num_tokens += len(chunk.token_ids)
-            num_forwards = chunk.num_forwards
+            cost = AnswerCost(
+                num_tokens=cost.num_tokens + len(chunk.token_ids),
+                num_forwards=chunk.num_forwards,
+                num_drafted=chunk.num_drafted,
+                num_accepted=chunk.num_accepted,
+            )
             if console.is_terminal:
-                speed = speed_line(num_tokens, num_forwards, time.perf_counter() - started)
-                view = canvas_text(prefix + text, chunk, lm.tokenizer)
+                speed = cost.speed(time.perf_counter() - started)
+                view = canvas_text(prefix + text, chunk, lm.tokenizer, before)
                 live.update(_last_lines(view, speed, console), refresh=True)
+            before = chunk
             if interrupt.is_set:
                 break
     console.print(Text(visible(prefix + text)), soft_wrap=True)
-    speed = speed_line(num_tokens, num_forwards, time.perf_counter() - started)
+    speed = cost.speed(time.perf_counter() - started)
     return Shown(text=text, is_whole=not interrupt.is_set, speed=speed)
 
 
-def canvas_text(text: str, chunk: Chunk, tokenizer: object) -> Text:
-    """Final text, then what the active block holds behind it: shaded tokens, and masks."""
+def canvas_text(text: str, chunk: Chunk, tokenizer: object, before: Chunk | None = None) -> Text:
+    """Final text, then what the canvas holds behind it: shaded tokens, masks, drafts.
+
+    Args:
+        text: final.
+        chunk: the last one.
+        tokenizer: of the model.
+        before: the chunk before: its drafts that were refused are struck out.
+    """
     view = Text(visible(text))
     canvas = chunk.canvas
-    first = canvas.index(None) if None in canvas else len(canvas)
+    first = 0
+    if not chunk.is_draft:
+        first = canvas.index(None) if None in canvas else len(canvas)
+    kind = Style(italic=chunk.is_draft or None)
     for token, confidence in list(zip(canvas, chunk.canvas_confidence, strict=True))[first:]:
         if token is None:
             view.append(" ░", style="dim")
         else:
-            piece = visible(decode(tokenizer, [token])).replace("\n", "⏎")
-            view.append(piece, style=confidence_style(confidence or 0.0))
+            view.append(_piece(token, tokenizer), style=confidence_style(confidence or 0.0) + kind)
+    if before is not None and before.is_draft:
+        for token in before.canvas[chunk.num_accepted - before.num_accepted :]:
+            view.append(_piece(token, tokenizer), style="dim strike")
     return view
+
+
+def _piece(token: int | None, tokenizer: object) -> str:
+    assert token is not None, "a draft is no mask"
+    return visible(decode(tokenizer, [token])).replace("\n", "⏎")
 
 
 def confidence_style(confidence: float) -> Style:

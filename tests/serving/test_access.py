@@ -23,6 +23,7 @@ from a2d_ray.serving.openai.protocol import CompletionRequest
 from benchmarks.http_load import listening
 from tests.serving.in_process import Client
 from tests.serving.openapi_bodies import JSON, bodies
+from tests.serving.test_speculation import with_ar_mode
 
 TEXT = "/v1/completions"
 SECRET = "the-launch-code-is-0000"
@@ -408,10 +409,12 @@ def test_what_json_spells_and_no_text_holds_is_a_400(client, path, body, param):
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
 
 
-@pytest.fixture(scope="module")
-def fuzzed(lm):
+@pytest.fixture(scope="module", params=["plain", "with an AR mode"])
+def fuzzed(request, lm):
     server = ModelServer(
-        lm, SamplingSection(max_new_tokens=4), limits=LimitsSection(max_new_tokens=20)
+        lm if request.param == "plain" else with_ar_mode(lm),
+        SamplingSection(max_new_tokens=4),
+        limits=LimitsSection(max_new_tokens=20),
     )
     yield Client(create_app({"tiny": server}))
     server.close()

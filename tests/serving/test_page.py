@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from a2d_ray import SamplingParams
 from a2d_ray.config import OPTION_NAMES, RULES, SamplingSection
 from a2d_ray.http.access import ApiKeys
 from a2d_ray.serving.http.app import create_app
 from a2d_ray.serving.model.server import ModelServer
 from benchmarks.http_load import listening
+from tests.serving.test_speculation import with_ar_mode
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
@@ -101,8 +103,6 @@ class Page:
 
 
 def test_masks_fill_in_and_the_answer_is_the_models(browser, url, lm):
-    from a2d_ray import SamplingParams
-
     browser.open(url)
     browser.shot("welcome")
     browser.set("max_tokens", "24")
@@ -138,6 +138,65 @@ def test_masks_fill_in_and_the_answer_is_the_models(browser, url, lm):
     browser.wait(lambda: browser.count(".turn.assistant") == 2)
     browser.answered()
     assert browser.count(".turn.user") == 2
+    assert browser.problems() == []
+
+
+@pytest.fixture(scope="module")
+def drafting_url(lm):
+    """The page over a model that speculates; so few tokens are likely that drafts come true."""
+    sampling = SamplingSection(
+        max_new_tokens=60,
+        ignore_eos=True,
+        logit_bias={i: 7.0 for i in (68, 72, 75, 83)},
+        draft_tokens=4,
+        draft_shape="tree",
+    )
+    server = ModelServer(with_ar_mode(lm), sampling)
+    engine = server._engine._engine
+    step = engine.step
+    engine.step = lambda: time.sleep(0.06) or step()
+    with listening(create_app({"tiny": server}, defaults={"tiny": sampling})) as url:
+        yield url
+    server.close()
+
+
+def test_drafts_settle_or_fade_and_the_answer_is_the_ar_modes(browser, drafting_url, lm):
+    browser.open(drafting_url)
+    browser.ask("2+2?")
+    browser.wait(lambda: browser.count(".turn .token.draft") and browser.count(".turn .settled"))
+    browser.wait(lambda: browser.count(".turn .token.draft") and browser.count(".turn .refused"))
+    browser.shot("drafts")
+    browser.answered()
+    assert browser.count(".turn .token") + browser.count(".turn .refused") == 0
+    params = SamplingParams(
+        rule="ar", max_new_tokens=60, ignore_eos=True, logit_bias={i: 7.0 for i in (68, 72, 75, 83)}
+    )
+    (wanted,) = with_ar_mode(lm).generate([[{"role": "user", "content": "2+2?"}]], params)
+    text = browser.find(".answer").get_attribute("textContent")
+    assert text.strip() == wanted.text.strip()
+    assert "drafts accepted" in browser.find(".meta").text
+
+    # The replay shows it again, and at every place the text that is final.
+    def replay(place):
+        browser.js(
+            "const s = document.querySelector('.replay input'); s.value = arguments[0];"
+            "s.dispatchEvent(new Event('input'));",
+            place,
+        )
+        kinds = (".token.draft", ".settled", ".refused")
+        final = browser.js(
+            "const a = document.querySelector('.answer').cloneNode(true);"
+            "a.querySelectorAll('.token, .refused').forEach((n) => n.remove());"
+            "return a.textContent.trim();"
+        )
+        return [browser.count(f".turn {kind}") for kind in kinds], final
+
+    most = int(browser.find(".replay input").get_attribute("max"))
+    seen = [replay(place) for place in range(most + 1)]
+    assert all(any(counts[i] for counts, _ in seen) for i in range(3))
+    assert all(wanted.text.strip().startswith(final) for _, final in seen)
+    replay(most // 2)
+    browser.shot("drafts-replay")
     assert browser.problems() == []
 
 

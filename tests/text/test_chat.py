@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,44 @@ def test_tokens_are_shaded_by_confidence(lm):
     assert view.plain == "ab ░" + "".join(pieces)
     assert [span.style for span in view.spans][1:] == [confidence_style(0.1), confidence_style(0.9)]
     assert confidence_style(0.0) != confidence_style(0.5) != confidence_style(1.0)
+
+
+def test_drafts_are_in_italics_and_refused_ones_struck_out(lm):
+    shared = {"text": "", "token_ids": [], "finish_reason": None, "num_forwards": 1}
+    before = Chunk(
+        **shared, canvas=(70, 71, 72), canvas_confidence=(0.9,) * 3, is_draft=True, num_drafted=0
+    )
+    after = Chunk(
+        **shared,
+        canvas=(73,),
+        canvas_confidence=(0.5,),
+        is_draft=True,
+        num_drafted=3,
+        num_accepted=1,
+    )
+    view = canvas_text("ab", after, lm.tokenizer, before)
+    assert view.plain == "ab" + lm.tokenizer.decode([73, 71, 72])
+    draft, *refused = (str(span.style) for span in view.spans[-3:])
+    assert "italic" in draft and refused == ["dim strike"] * 2
+    assert canvas_text("ab", after, lm.tokenizer).plain == "ab" + lm.tokenizer.decode([73])
+
+
+def test_a_model_with_an_ar_mode_chats_by_it_and_says_what_came_of_its_drafts(lm):
+    terms = {"clean_attention": "causal", "ar_mode": "trained"}
+    own = replace(lm, contract=lm.contract.model_copy(update=terms))
+    options = {"max_new_tokens": 24, "ignore_eos": True, "logit_bias": {72: 6.0, 75: 6.0}}
+    by_default = talk(own, "one", sampling=options)
+    named = talk(own, "one", sampling=options | {"rule": "speculate", "draft_tokens": 3})
+    (wanted,) = own.generate(
+        [[{"role": "user", "content": "one"}]], SamplingParams(rule="ar", **options)
+    )
+    for shown in (by_default, named):
+        assert visible(wanted.text) in shown
+    assert "of drafts accepted" in named and "accepted" not in talk(lm, "one", sampling=options)
+    assert wanted.num_drafted == wanted.num_accepted == 0
+    asked = SamplingParams(prompt_logprobs=0, max_new_tokens=1)
+    (scored,) = own.generate(["abc"], asked)
+    assert [entry.token_id for entry in scored.prompt_logprobs] == list(own.encode("abc")[0][1:])
 
 
 def test_ctrl_c_inside_a_finalizer_stops_the_answer_too(lm, interruptible):

@@ -13,6 +13,7 @@ from itertools import groupby, pairwise
 
 from a2d_ray.config import AR_RULES, OptionError
 from a2d_ray.config.errors import TooLongError
+from a2d_ray.generation.decoding.ar_mode import check_ar_rule
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.models.contract import Contract
 
@@ -199,31 +200,6 @@ def request_block_size(params: SamplingParams, contract: Contract) -> int:
         fix = f"this model knows {sorted(trained)}"
         raise OptionError("block_size", block_size, "was not trained", fix)
     return block_size
-
-
-def check_ar_rule(params: SamplingParams, contract: Contract, *, is_infill: bool = False) -> None:
-    """Refuses the rules of the AR mode where the model or the prompt has none.
-
-    Args:
-        params: with a rule of `AR_RULES`.
-        contract: of the model.
-        is_infill: whether the prompt has holes.
-
-    Raises:
-        OptionError: names the rule.
-    """
-    name = params.rule
-    fix = "choose another rule, such as threshold"
-    if is_infill:
-        raise OptionError("rule", name, "writes from left to right and fills no holes", fix)
-    if contract.ar_mode is None:
-        kind = "an MDLM" if contract.objective == "mdlm" else "without one"
-        training = "objective.clean_attention=causal and objective.ar_loss_weight=1"
-        fix = f"{fix}, or train bd3lm with {training}"
-        raise OptionError("rule", name, f"needs an AR mode, and this model is {kind}", fix)
-    if name == "speculate" and contract.objective is None:
-        problem = "needs drafts, and this model is converted but not trained"
-        raise OptionError("rule", name, problem, "set rule=ar, or train it")
 
 
 def check_prompt(prompt: Segments, params: SamplingParams, max_length: int, vocab: int) -> None:

@@ -9,14 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from a2d_ray.config import AR_RULES, OptionError
+from a2d_ray.config import GRAMMAR_RULES, OptionError
 from a2d_ray.diffusion import decoding
 from a2d_ray.generation.decoding.canvas import Canvas
 from a2d_ray.generation.decoding.grammar import Grammar
 from a2d_ray.generation.decoding.params import SamplingParams
-
-GRAMMAR_RULES = ("prefix", *AR_RULES)
-"""Rules that commit from the left only."""
 
 
 @dataclass(frozen=True, kw_only=True)

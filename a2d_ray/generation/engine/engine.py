@@ -7,6 +7,7 @@ first time. An MDLM request brings its whole canvas.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from a2d_ray.config import AR_RULES
 from a2d_ray.config.errors import TooLongError
+from a2d_ray.generation.decoding.ar_mode import with_own_rule
 from a2d_ray.generation.decoding.canvas import check_prompt, make_canvas, stop_token_ids
 from a2d_ray.generation.decoding.denoise import check_grammar
 from a2d_ray.generation.engine.pages import PageTable
@@ -68,18 +70,25 @@ class Engine:
         self._scheduler = Scheduler(contract, self._eos_ids, self._table, options, drafter)
 
     def add_request(self, request: Request) -> None:
-        """Queues a request.
+        """Queues a request; its rule ``auto`` becomes the model's own.
 
         Raises:
             ValueError: options or a prompt that this model cannot serve, or a used id.
         """
         check_prompt(request.prompt, request.params, self._max_length, self._vocab_size)
-        canvas = make_canvas(request.prompt, request.params, self._contract)
+        params = with_own_rule(
+            request.params,
+            self._contract,
+            is_infill=any(None in segment for segment in request.prompt),
+            has_grammar=request.grammar is not None,
+        )
+        request = replace(request, params=params)
+        canvas = make_canvas(request.prompt, params, self._contract)
         if request.grammar is not None:
-            stop_ids = stop_token_ids(request.params, self._eos_ids)
-            check_grammar(request.params, canvas.is_infill, stop_ids)
-        length = len(canvas) * (2 if request.params.cfg_scale > 0 else 1)
-        if request.params.rule in AR_RULES:
+            stop_ids = stop_token_ids(params, self._eos_ids)
+            check_grammar(params, canvas.is_infill, stop_ids)
+        length = len(canvas) * (2 if params.cfg_scale > 0 else 1)
+        if params.rule in AR_RULES:
             length = slots_needed(canvas, request)
         if self._kv_tokens is not None and length > self._kv_tokens:
             raise TooLongError(

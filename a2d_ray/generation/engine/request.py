@@ -43,6 +43,7 @@ class StepOutput:
         canvas: the active window: ids, None where still masked; rule ``speculate``: the drafts
             behind the answer, which the next round verifies.
         canvas_confidence: of each of its ids when it was committed; None where still masked.
+        is_draft: whether the canvas holds drafts: none of its ids is final.
         num_cached_tokens: prompt tokens that were found stored.
         logprobs: of `token_ids`, at the steps that committed them, if they were asked for.
         error: what ended this request alone, where `finish_reason` is ``error``.
@@ -60,6 +61,7 @@ class StepOutput:
     num_denoise_steps: int
     canvas: tuple[int | None, ...]
     canvas_confidence: tuple[float | None, ...]
+    is_draft: bool = False
     num_cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
     error: Exception | None = None

@@ -315,6 +315,7 @@ class SpeculativeSequence:
             num_denoise_steps=self._num_steps,
             canvas=(),
             canvas_confidence=(),
+            is_draft=True,
             num_cached_tokens=self._storage.num_cached_tokens,
             logprobs=None if self.request.params.logprobs is None else logprobs,
             stop_token_id=stop_token_id,

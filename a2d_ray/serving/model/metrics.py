@@ -45,6 +45,8 @@ class ModelMetrics:
         self._tokens = self._counter("generation_tokens", "Tokens emitted.")
         self._cached = self._counter("prefix_cache_hits", "Prompt tokens found stored.")
         self._queried = self._counter("prefix_cache_queries", "Prompt tokens looked for.")
+        self._drafted = self._counter("spec_decode_num_draft_tokens", "Drafts verified.")
+        self._accepted = self._counter("spec_decode_num_accepted_tokens", "Drafts accepted.")
         self._success = Counter(
             "a2d:request_success",
             "Answers that ended, by reason (abort: the client left, or the answer failed).",
@@ -101,6 +103,8 @@ class ModelMetrics:
         self._queried.inc(counts.num_prompt_tokens)
         self._cached.inc(counts.num_cached_tokens)
         self._tokens.inc(counts.num_tokens)
+        self._drafted.inc(counts.num_drafted)
+        self._accepted.inc(counts.num_accepted)
         self.per_forward.observe(counts.num_tokens / max(counts.num_forwards, 1))
 
     def text(self) -> str:
@@ -139,7 +143,8 @@ class ChoiceWatch:
             metrics.first_token.observe(waited)
             self._has_token = True
         self._has_begun = True
-        if None in output.canvas or output.num_denoise_steps == self._steps_before:
+        is_block_whole = not output.is_draft and None not in output.canvas
+        if not is_block_whole or output.num_denoise_steps == self._steps_before:
             return
         if not self._has_block:
             metrics.first_block.observe(waited)

@@ -10,14 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from a2d_ray.config import EngineSection, LimitsSection, OptionError, SamplingSection
 from a2d_ray.config.errors import TooLongError
+from a2d_ray.generation.decoding.ar_mode import has_ar_mode, with_own_rule
 from a2d_ray.generation.decoding.canvas import check_prompt, keep_last
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import EngineOptions, Request
 from a2d_ray.http.errors import ENGINE_DEAD, RequestError, not_ready
+from a2d_ray.models.contract import ARMode
 from a2d_ray.models.fingerprint import values_hash, weights_hash
 from a2d_ray.serving.model.engine_loop import AsyncEngine, EngineDeadError, GenerationError
 from a2d_ray.serving.model.grammars import GrammarCompiler, TokenGrammar, grammar_of
@@ -49,7 +51,8 @@ class ModelServer:
         replica: the other one; requests without a seed draw apart on replicas of other names.
 
     Raises:
-        ValueError: the model has no tokenizer, or no objective.
+        ValueError: the model has no tokenizer, or neither an objective nor an AR mode; `defaults`
+            that it cannot serve.
     """
 
     def __init__(
@@ -65,13 +68,15 @@ class ModelServer:
     ) -> None:
         if lm.tokenizer is None:
             raise ValueError("a model without a tokenizer cannot be served")
-        if lm.contract.objective is None:
+        if lm.contract.objective is None and not has_ar_mode(lm.contract):
             raise ValueError(
                 "a model that is converted but not trained cannot be served: train it, or set "
                 "load.objective to bd3lm (or mdlm)"
             )
         self._lm = lm
         self._defaults = defaults or SamplingSection()
+        own = SamplingParams(**self._defaults.model_dump())
+        self._default_rule = with_own_rule(own, lm.contract).rule
         self._limits = limits or LimitsSection()
         options = EngineOptions(**(engine or EngineSection()).model_dump())
         core = lm.make_engine(options)
@@ -166,13 +171,14 @@ class ModelServer:
     async def facts(self) -> ModelFacts:
         """What the checkpoint says."""
         contract = self._lm.contract
-        assert contract.objective is not None
         if self._fingerprint is None and self._weights_hash.done():
             weights = self._weights_hash.result()
             values = await self._in_tokenizer_thread(self._lm.fingerprint, weights)
             self._fingerprint = values_hash(values)
         return ModelFacts(
             objective=contract.objective,
+            lossless=_LOSSLESS[contract.ar_mode] if has_ar_mode(contract) else "no",
+            default_rule=self._default_rule,
             block_size=contract.block_size,
             block_sizes=contract.block_sizes,
             max_model_len=self._lm.max_length,
@@ -205,8 +211,8 @@ class ModelServer:
         """The pieces of one choice, its prompt first if it is to be echoed."""
         request = asked.request
         segments = await self._encode(request, self._encoder(request), prompt)
-        num_prompt_tokens = sum(token is not None for segment in segments for token in segment)
-        params = self._within_limits(request, asked.params, num_prompt_tokens)
+        given = [token for segment in segments for token in segment if token is not None]
+        params = self._within_limits(request, asked.params, len(given))
         check_prompt(segments, params, self._lm.max_length, self._vocab_size)
         writer: ChoiceWriter | InfillWriter
         if isinstance(request, InfillRequest):
@@ -215,11 +221,11 @@ class ModelServer:
             writer = ChoiceWriter(
                 self._lm.tokenizer,
                 self._reader,
+                request,
                 index=index,
-                num_prompt_tokens=0 if choice else num_prompt_tokens,  # a prompt counts once
+                prompt_ids=given,
+                is_first=choice == 0,
                 params=params,
-                keeps_stop=bool(request.include_stop_str_in_output),
-                mode=request.stream_mode(),
                 echo=await self._echo(prompt) if request.echoed() else "",
             )
         engine_request = Request(
@@ -331,6 +337,11 @@ class _Asked:
     arrived: float
 
 
+_LOSSLESS: dict[ARMode | None, Literal["original", "own", "no"]] = {
+    "original": "original",
+    "trained": "own",
+    None: "no",
+}
 _FIELD_OF_PARAM = {name: f"diffusion.{name}" for name in DiffusionOptions.model_fields}
 
 
@@ -343,6 +354,8 @@ def _refusal(error: ValueError, request: GenerationRequest) -> RequestError:
         return RequestError(message, param=request.prompt_field(), code=code)
     if field == "max_new_tokens":
         return RequestError(message, param=request.length_field())
+    if field == "prompt_logprobs":
+        return RequestError(message, param=request.prompt_logprobs_field())
     known = field if field in type(request).model_fields else None
     return RequestError(message, param=_FIELD_OF_PARAM.get(field, known))
 

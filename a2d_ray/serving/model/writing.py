@@ -1,13 +1,15 @@
 """One answer being written: the engine's outputs in, pieces of text out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from a2d_ray.generation.decoding.denoise import TokenLogprob
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import StepOutput
-from a2d_ray.serving.openai.options import StreamMode
-from a2d_ray.serving.openai.pieces import CanvasToken, Counts, Piece, TokenInfo
+from a2d_ray.serving.openai.pieces import Candidate, CanvasToken, Counts, Piece, TokenInfo
+from a2d_ray.serving.openai.protocol import GenerationRequest
 from a2d_ray.text.stream import TextStream, decode
 
 
@@ -21,22 +23,32 @@ class TokenReader:
     def __init__(self, tokenizer: Any) -> None:
         self.text = lru_cache(maxsize=65536)(lambda token_id: _text_inside(tokenizer, [token_id]))
 
-    def infos(self, output: StepOutput) -> tuple[TokenInfo, ...]:
-        """The new tokens with their log-probabilities, if they were asked for."""
+    def infos(self, entries: Iterable[TokenLogprob]) -> tuple[TokenInfo, ...]:
+        """Tokens with their log-probabilities."""
         return tuple(
             TokenInfo(
                 self.text(entry.token_id),
                 entry.logprob,
                 tuple((self.text(token_id), logprob) for token_id, logprob in entry.top),
             )
-            for entry in output.logprobs or ()
+            for entry in entries
         )
 
+    def candidates(self, entry: TokenLogprob) -> tuple[Candidate, ...]:
+        """A token of a prompt, and the most likely ones in its place."""
+        likely = tuple(
+            Candidate(token_id, self.text(token_id), logprob, rank)
+            for rank, (token_id, logprob) in enumerate(entry.top, 1)
+        )
+        if entry.token_id in (each.token_id for each in likely):
+            return likely
+        return (Candidate(entry.token_id, self.text(entry.token_id), entry.logprob, None), *likely)
+
     def read(self, output: StepOutput) -> tuple[CanvasToken | None, ...]:
-        """What the active block holds from its first mask on; before it, all is final."""
-        if None not in output.canvas:
-            return ()
-        first = output.canvas.index(None)
+        """What the canvas holds behind the final text: drafts, or the block from its first mask."""
+        first = 0
+        if not output.is_draft:
+            first = output.canvas.index(None) if None in output.canvas else len(output.canvas)
         pairs = zip(output.canvas[first:], output.canvas_confidence[first:], strict=True)
         return tuple(
             None
@@ -52,11 +64,11 @@ class ChoiceWriter:
     Args:
         tokenizer: of the model.
         reader: of the tokenizer.
+        request: what was asked.
         index: the choice.
-        num_prompt_tokens: of its prompt; 0: it counts with another choice, as does what was cached.
-        params: of the request: the texts and tokens that end the answer.
-        keeps_stop: whether the text that ends it is part of it.
-        mode: when pieces are given: as soon as a token is final, per block, or per denoise step.
+        prompt_ids: tokens of its prompt.
+        is_first: of the prompt's choices: with it counts the prompt, and what of it was cached.
+        params: of the decoder: the texts and tokens that end the answer.
         echo: text that comes before the answer.
     """
 
@@ -64,28 +76,36 @@ class ChoiceWriter:
         self,
         tokenizer: Any,
         reader: TokenReader,
+        request: GenerationRequest,
         *,
         index: int,
-        num_prompt_tokens: int,
+        prompt_ids: Sequence[int],
+        is_first: bool,
         params: SamplingParams,
-        keeps_stop: bool,
-        mode: StreamMode,
         echo: str = "",
     ) -> None:
+        keeps_stop = bool(request.include_stop_str_in_output)
         self._text = TextStream(tokenizer, params.stop, keeps_stop=keeps_stop)
         self._reader = reader
+        self._request = request
         self._stop_ids = params.stop_token_ids
         self._index = index
-        self._num_prompt_tokens = num_prompt_tokens
-        self._mode = mode
+        self._prompt_ids = prompt_ids
+        self._num_prompt_tokens = len(prompt_ids) if is_first else 0
+        self._mode = request.stream_mode()
         self._pending = echo
+        self._num_echoed = len(prompt_ids) if request.scores_echo() else 0
         self._infos = list[TokenInfo]()
         self._has_stop = bool(params.stop)
         self._num_told = 0
 
     def push(self, output: StepOutput) -> Piece | None:
         """Takes a round's output; the piece that is due, its last one with a finish reason."""
-        self._infos += self._reader.infos(output)
+        if self._request.max_tokens == 0:
+            output = replace(output, token_ids=(), logprobs=None)
+        if self._num_echoed and not self._infos:
+            self._infos += self._prompt_infos(output)
+        self._infos += self._reader.infos(output.logprobs or ())
         self._pending += self._text.push(output.token_ids)
         if output.finish_reason is not None:
             self._pending += self._text.finish()
@@ -100,9 +120,24 @@ class ChoiceWriter:
             finish_reason=reason,
             counts=_counts(output, self._num_prompt_tokens, self._text.num_tokens),
             canvas=self._reader.read(output) if self._mode == "denoise" and not reason else None,
+            is_draft=output.is_draft,
             logprobs=self._due_infos(is_last=reason is not None),
+            prompt_logprobs=self._candidates(output) if reason else None,
             stop_reason=self._stop_reason(output),
         )
+
+    def _prompt_infos(self, output: StepOutput) -> Iterator[TokenInfo]:
+        """Tokens of the prompt, once they are known."""
+        if output.prompt_logprobs is not None:
+            yield TokenInfo(self._reader.text(self._prompt_ids[0]), None, ())
+            yield from self._reader.infos(output.prompt_logprobs)
+
+    def _candidates(self, output: StepOutput) -> tuple[tuple[Candidate, ...] | None, ...] | None:
+        """The likely tokens in each place of the prompt, if they were asked for."""
+        if self._request.prompt_logprobs is None or output.prompt_logprobs is None:
+            return None
+        known = map(self._reader.candidates, output.prompt_logprobs)
+        return (None, *known) if self._prompt_ids else ()
 
     def _stop_reason(self, output: StepOutput) -> str | int | None:
         if self._text.is_stopped:
@@ -114,7 +149,7 @@ class ChoiceWriter:
         is it known which tokens belong to it."""
         if self._has_stop and not is_last:
             return ()
-        end = min(self._text.num_tokens, len(self._infos))
+        end = min(self._num_echoed + self._text.num_tokens, len(self._infos))
         due = self._infos[self._num_told : end]
         self._num_told = max(self._num_told, end)
         return tuple(due)
@@ -176,6 +211,8 @@ def _counts(output: StepOutput, num_prompt_tokens: int, num_tokens: int) -> Coun
         num_forwards=output.num_forwards,
         num_denoise_steps=output.num_denoise_steps,
         num_cached_tokens=output.num_cached_tokens if num_prompt_tokens else 0,
+        num_drafted=output.num_drafted,
+        num_accepted=output.num_accepted,
     )
 
 

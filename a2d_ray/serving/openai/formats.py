@@ -23,6 +23,7 @@ from a2d_ray.serving.openai.responses import (
     FunctionCall,
     MessageToolCall,
     Usage,
+    prompt_logprobs_of,
 )
 from a2d_ray.serving.openai.structured import may_be_call, parse_call
 
@@ -64,6 +65,7 @@ class ChatFormat:
             **self._envelope,
             choices=[self._choice(pieces) for pieces in choices],
             usage=_usage(choices),
+            prompt_logprobs=prompt_logprobs_of(choices[0][-1]),
         )
 
     def opening(self, index: int) -> list[BaseModel]:
@@ -171,6 +173,7 @@ class CompletionFormat:
                     logprobs=self._logprobs(
                         pieces[-1].index, [info for piece in pieces for info in piece.logprobs]
                     ),
+                    prompt_logprobs=prompt_logprobs_of(pieces[-1]),
                 )
                 for pieces in choices
             ],

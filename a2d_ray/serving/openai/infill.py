@@ -39,6 +39,7 @@ class InfillRequest(GenerationRequest):
     include_stop_str_in_output: Any = only(False)
     ignore_eos: Any = only(False)
     truncate_prompt_tokens: Any = only()
+    prompt_logprobs: Any = only()
     stream: Any = only(False)
     stream_options: Any = only()
 
@@ -95,7 +96,8 @@ class InfillRequest(GenerationRequest):
 
     def params(self, defaults: SamplingSection, seed: int) -> SamplingParams:
         """Options of the decoder; the holes' blocks share its steps."""
-        return super().params(defaults.model_copy(update={"min_tokens": 0}), seed)
+        without = {"min_tokens": 0, "prompt_logprobs": None}
+        return super().params(defaults.model_copy(update=without), seed)
 
 
 class Infilled(BaseModel):

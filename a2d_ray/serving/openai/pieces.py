@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from a2d_ray.serving.openai.protocol import GenerationRequest
 from a2d_ray.serving.openai.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
@@ -18,6 +18,8 @@ class Counts:
         num_forwards: model forwards that it took part in.
         num_denoise_steps: those of them in which tokens of it were committed.
         num_cached_tokens: those of them whose keys and values were found stored.
+        num_drafted: drafts that were verified (rule ``speculate``).
+        num_accepted: those of them that were what the AR mode wrote.
     """
 
     num_prompt_tokens: int
@@ -25,15 +27,17 @@ class Counts:
     num_forwards: int = 0
     num_denoise_steps: int = 0
     num_cached_tokens: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
 
 
 @dataclass(frozen=True)
 class CanvasToken:
-    """A token that the active block holds already.
+    """A token that the active block holds already, or a draft.
 
     Attributes:
         text: its text alone.
-        confidence: when it was committed, in [0, 1].
+        confidence: when it was committed or drafted, in [0, 1].
     """
 
     text: str
@@ -42,17 +46,34 @@ class CanvasToken:
 
 @dataclass(frozen=True)
 class TokenInfo:
-    """How likely a token was at the step that committed it.
+    """How likely a token was at the step that committed it, or in the prompt.
 
     Attributes:
         text: its text alone.
-        logprob: nats.
+        logprob: nats; None for the first token of a prompt, before which there is nothing.
         top: (text, log-probability) of the most likely tokens there, best first.
     """
 
     text: str
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token at one place of a prompt.
+
+    Attributes:
+        token_id: the token.
+        text: its text alone.
+        logprob: nats.
+        rank: 1 for the most likely one; None for what is not among the alternatives asked for.
+    """
+
+    token_id: int
+    text: str
+    logprob: float
+    rank: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +88,10 @@ class Piece:
         stop_reason: the stop text or the id of `stop_token_ids` that ended the choice; else None.
         canvas: what the active block holds behind the final text, None where it is masked; it
             replaces the canvas before. None if it was not asked for.
+        is_draft: whether the canvas holds drafts, which the next round verifies.
         logprobs: of the tokens since the last piece, if they were asked for.
+        prompt_logprobs: in a choice's last piece, if they were asked for: for each token of the
+            prompt itself and the likely ones in its place; None for the first.
         holes: what stands in the holes of a text that was to be filled in; its `text` is whole.
     """
 
@@ -77,7 +101,9 @@ class Piece:
     counts: Counts
     stop_reason: str | int | None = None
     canvas: tuple[CanvasToken | None, ...] | None = None
+    is_draft: bool = False
     logprobs: tuple[TokenInfo, ...] = ()
+    prompt_logprobs: tuple[tuple[Candidate, ...] | None, ...] | None = None
     holes: tuple[str, ...] = ()
 
 
@@ -86,7 +112,10 @@ class ModelFacts:
     """What the card of a model (``GET /v1/models``) tells of its checkpoint.
 
     Attributes:
-        objective: ``mdlm`` or ``bd3lm``.
+        objective: ``mdlm`` or ``bd3lm``; None for a model that is converted but not trained.
+        lossless: whose answers rules ``ar`` and ``speculate`` give: the AR model's that it was
+            converted from (``original``), its own AR mode's (``own``); ``no``: it has none.
+        default_rule: of a request that names none.
         block_size: of an answer whose request names none.
         block_sizes: that were trained, others are refused; empty: any.
         max_model_len: tokens of prompt and answer together.
@@ -94,7 +123,9 @@ class ModelFacts:
             are being read.
     """
 
-    objective: str
+    objective: str | None
+    lossless: Literal["original", "own", "no"]
+    default_rule: str
     block_size: int
     block_sizes: tuple[int, ...]
     max_model_len: int

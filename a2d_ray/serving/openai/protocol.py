@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from a2d_ray.config import SamplingSection, override
+from a2d_ray.config import AR_RULES, GRAMMAR_RULES, SamplingSection, override
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.http.errors import RequestError
 from a2d_ray.serving.openai.options import DiffusionOptions, StreamMode, StreamOptions, Strict, only
@@ -67,6 +67,13 @@ class GenerationRequest(Strict):
         None, description="Keep the `stop` text that ended the answer."
     )
     ignore_eos: bool | None = None
+    prompt_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        description="Report log-probabilities of the prompt's tokens, with so many alternatives "
+        "(vLLM's field); needs a model with an AR mode.",
+    )
     response_format: ResponseFormat | None = None
     truncate_prompt_tokens: int | None = Field(
         None, ge=1, description="Keep only the prompt's last so many tokens (vLLM's field)."
@@ -116,16 +123,21 @@ class GenerationRequest(Strict):
     def _check_together(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream=true", param="stream_options")
+        if self.stream and self.prompt_logprobs is not None:
+            raise RequestError(
+                "prompt_logprobs come with whole answers: send stream=false, or leave them out",
+                param="prompt_logprobs",
+            )
         forms = list(self.forms())
         if len(forms) > 1:
             raise RequestError(
                 f"{forms[0]} and {forms[1]} exclude each other: send one of them", param=forms[1]
             )
         rule = self.diffusion and self.diffusion.chosen_rule
-        if self.constraint() is not None and rule not in (None, "prefix"):
+        if self.constraint() is not None and rule not in (None, "auto", *GRAMMAR_RULES):
             raise RequestError(
-                f"{self.constraint()} reads from left to right: it needs diffusion.rule 'prefix', "
-                f"not {rule!r}",
+                f"{self.constraint()} reads from left to right: it needs diffusion.rule "
+                f"{' or '.join(map(repr, GRAMMAR_RULES))}, not {rule!r}",
                 param="diffusion.rule",
             )
         return self
@@ -188,12 +200,24 @@ class GenerationRequest(Strict):
         """Alternatives to report beside each token's log-probability; None: report nothing."""
         return None
 
+    def num_prompt_logprobs(self) -> int | None:
+        """The same for each token of the prompt."""
+        return self.prompt_logprobs
+
+    def prompt_logprobs_field(self) -> str:
+        """The field that asks for the prompt's log-probabilities."""
+        return "prompt_logprobs"
+
     def max_new_tokens(self) -> int | None:
         """Longest answer asked for."""
         return self.max_tokens
 
     def echoed(self) -> bool:
         """Whether the prompt is part of the answer."""
+        return False
+
+    def scores_echo(self) -> bool:
+        """Whether its log-probabilities come with those of the answer."""
         return False
 
     def params(self, defaults: SamplingSection, seed: int) -> SamplingParams:
@@ -205,21 +229,31 @@ class GenerationRequest(Strict):
         asked = {name: getattr(self, name) for name in _DECODING}
         asked |= (self.diffusion or DiffusionOptions()).asked()
         asked |= {"max_new_tokens": self.max_new_tokens(), "logprobs": self.num_logprobs()}
+        asked["prompt_logprobs"] = self.num_prompt_logprobs()
         if self.top_k is not None:
             asked["top_k"] = max(self.top_k, 0)
         if self.logit_bias is not None:
             asked["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
-        if self.constraint() is not None:
-            asked["rule"] = "prefix"
+        if "rule" not in asked:
+            asked["rule"] = self._needed_rule(defaults.rule)
         values = defaults.model_dump() | {"seed": seed, "n": 1}
         given = {name: value for name, value in asked.items() if value is not None}
         return SamplingParams(**override(values, given))
+
+    def _needed_rule(self, rule: str) -> str | None:
+        """The rule in place of the served model's, which is not up to the request; None: it is."""
+        if self.num_prompt_logprobs() is not None and rule not in AR_RULES:
+            return "auto"
+        if self.constraint() is not None and rule not in ("auto", *GRAMMAR_RULES):
+            return "prefix"
+        return None
 
 
 class CompletionRequest(GenerationRequest):
     """Body of ``POST /v1/completions``; `prompt` may hold several prompts."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
+    max_tokens: int | None = Field(None, ge=0, description="0, with echo: only the prompt.")
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
     suffix: Any = only()
@@ -227,12 +261,10 @@ class CompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _check_echo(self) -> Self:
-        if self.echo and self.logprobs is not None:
+        if self.max_tokens == 0 and not self.echo:
             raise RequestError(
-                "echo with logprobs is not supported: a diffusion model has no probability of the "
-                "next token for a given text; its likelihood is bounded by the NELBO of "
-                "`a2d_ray.evaluation`",
-                param="logprobs",
+                "max_tokens=0 leaves nothing to answer: send echo=true, or at least 1",
+                param="max_tokens",
             )
         return self
 
@@ -248,9 +280,38 @@ class CompletionRequest(GenerationRequest):
         """Alternatives to report beside each token's log-probability; None: report nothing."""
         return self.logprobs
 
+    def num_prompt_logprobs(self) -> int | None:
+        """The same for each token of the prompt."""
+        asked = (self.prompt_logprobs, self.logprobs if self.echo else None)
+        return max((number for number in asked if number is not None), default=None)
+
+    def prompt_logprobs_field(self) -> str:
+        """The field that asks for the prompt's log-probabilities."""
+        return "logprobs" if self.prompt_logprobs is None else "prompt_logprobs"
+
+    def max_new_tokens(self) -> int | None:
+        """Longest answer asked for; where there shall be none, what the engine writes at least."""
+        return 1 if self.max_tokens == 0 else self.max_tokens
+
     def echoed(self) -> bool:
         """Whether the prompt is part of the answer."""
         return bool(self.echo)
+
+    def scores_echo(self) -> bool:
+        """Whether its log-probabilities come with those of the answer."""
+        return self.echoed() and self.logprobs is not None
+
+    def params(self, defaults: SamplingSection, seed: int) -> SamplingParams:
+        """Options of the decoder; see `GenerationRequest.params`.
+
+        Who scores a text leaves out the last entry of its log-probabilities, which is the one token
+        of the answer. So there must be one, whatever that token is.
+        """
+        params = super().params(defaults, seed)
+        is_score = self.scores_echo() and self.max_new_tokens() == 1
+        if is_score and self.ignore_eos is None and self.constraint() is None:
+            return params.model_copy(update={"ignore_eos": True})
+        return params
 
 
 def _as_ids(ids: Iterable[Any]) -> list[int]:

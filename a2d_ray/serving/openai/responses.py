@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
-from a2d_ray.serving.openai.pieces import Counts, Piece, TokenInfo
+from a2d_ray.serving.openai.pieces import Candidate, Counts, Piece, TokenInfo
 
 
 class DiffusionUsage(BaseModel):
@@ -16,6 +16,8 @@ class DiffusionUsage(BaseModel):
 
     forwards: int
     denoise_steps: int
+    drafted: int
+    accepted: int
     tokens_per_forward: float
 
 
@@ -51,6 +53,8 @@ class Usage(BaseModel):
             diffusion=DiffusionUsage(
                 forwards=num_forwards,
                 denoise_steps=sum(part.num_denoise_steps for part in parts),
+                drafted=sum(part.num_drafted for part in parts),
+                accepted=sum(part.num_accepted for part in parts),
                 tokens_per_forward=round(num_tokens / max(num_forwards, 1), 3),
             ),
         )
@@ -68,7 +72,7 @@ class Sparse(BaseModel):
 
 
 class CanvasSlot(BaseModel):
-    """A token of the active block that is committed, though not final text yet."""
+    """A token of the active block that is committed, though not final text yet; or a draft."""
 
     text: str
     confidence: float
@@ -79,8 +83,11 @@ class CanvasBody(BaseModel):
 
     replace: Literal[True] = True
     canvas: list[CanvasSlot | None]  # behind the final text; null: masked
+    is_draft: bool  # the next chunk says how many of them were accepted
     forwards: int
     denoise_steps: int
+    drafted: int
+    accepted: int
     completion_tokens: int
 
     @classmethod
@@ -93,8 +100,11 @@ class CanvasBody(BaseModel):
                 token and CanvasSlot(text=token.text, confidence=round(token.confidence, 3))
                 for token in piece.canvas
             ],
+            is_draft=piece.is_draft,
             forwards=piece.counts.num_forwards,
             denoise_steps=piece.counts.num_denoise_steps,
+            drafted=piece.counts.num_drafted,
+            accepted=piece.counts.num_accepted,
             completion_tokens=piece.counts.num_tokens,
         )
 
@@ -139,6 +149,7 @@ class ChatLogprobs(BaseModel):
         """Entries of tokens."""
         entries = []
         for info in infos:
+            assert info.logprob is not None, "a chat's answer has no token without one"
             entry = TokenLogprobBody.of(info.text, info.logprob)
             top = [TopLogprob.of(text, logprob) for text, logprob in info.top]
             entries.append(entry.model_copy(update={"top_logprobs": top}))
@@ -149,8 +160,8 @@ class CompletionLogprobs(BaseModel):
     """Log-probabilities of a continuation, in the columns of OpenAI's older form."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
     @classmethod
@@ -161,9 +172,37 @@ class CompletionLogprobs(BaseModel):
             tokens=[info.text for info in infos],
             token_logprobs=[info.logprob for info in infos],
             # Different tokens may have one text (half characters): the likeliest of them stays.
-            top_logprobs=[dict(reversed(info.top)) for info in infos],
+            top_logprobs=[
+                None if info.logprob is None else dict(reversed(info.top)) for info in infos
+            ],
             text_offset=list(starts)[: len(infos)],
         )
+
+
+class PromptLogprob(BaseModel):
+    """A token at one place of a prompt, in vLLM's form."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[int, PromptLogprob] | None]
+"""Of each token of a prompt: itself and the likely ones in its place, by id; null for the first."""
+
+
+def prompt_logprobs_of(piece: Piece) -> PromptLogprobs | None:
+    """What a choice's last piece tells of its prompt."""
+    if piece.prompt_logprobs is None:
+        return None
+    return [_by_id(place) if place else None for place in piece.prompt_logprobs]
+
+
+def _by_id(place: Iterable[Candidate]) -> dict[int, PromptLogprob]:
+    return {
+        each.token_id: PromptLogprob(logprob=each.logprob, rank=each.rank, decoded_token=each.text)
+        for each in place
+    }
 
 
 class FunctionCall(BaseModel):
@@ -208,9 +247,12 @@ class ChatChoice(BaseModel):
 class ChatCompletion(Envelope):
     """Body of an answer to ``POST /v1/chat/completions``."""
 
+    sparse = ("prompt_logprobs",)
+
     object: Literal["chat.completion"] = "chat.completion"
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Delta(Sparse):
@@ -247,11 +289,12 @@ class ChatCompletionChunk(Envelope):
 class CompletionChoice(Sparse):
     """One continuation, or what a chunk adds to it."""
 
-    sparse = ("diffusion",)
+    sparse = ("diffusion", "prompt_logprobs")
 
     index: int
     text: str
     logprobs: CompletionLogprobs | None = None
+    prompt_logprobs: PromptLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     diffusion: CanvasBody | None = None

@@ -1,7 +1,7 @@
 """Answers that obey a form: JSON schemas, grammars, calls of tools.
 
-The form becomes a grammar of llguidance (`a2d_ray.serving.model.grammars`); under rule ``prefix``
-only what it accepts is committed.
+The form becomes a grammar of llguidance (`a2d_ray.serving.model.grammars`); under a rule of
+`GRAMMAR_RULES` only what it accepts is committed.
 """
 
 import json

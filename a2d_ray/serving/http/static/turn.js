@@ -5,9 +5,9 @@ import { make } from "./markdown.js";
 
 export class AnswerView {
   constructor(log) {
-    this.frame = { text: "", canvas: [] };
+    this.frame = { text: "", canvas: [], isDraft: false };
     this.frames = []; // what the replay shows
-    this.counts = { tokens: 0, forwards: 0 };
+    this.counts = { tokens: 0, forwards: 0, drafted: 0, accepted: 0 };
     this.started = performance.now();
     this.body = make("div", { className: "answer" });
     this.meta = make("div", { className: "meta" });
@@ -22,19 +22,19 @@ export class AnswerView {
     const choice = chunk.choices[0];
     if (choice) {
       const text = this.frame.text + (choice.delta.content ?? "");
-      const canvas = choice.diffusion?.canvas ?? [];
-      this.frame = { text, canvas };
+      const { canvas = [], is_draft: isDraft = false } = choice.diffusion ?? {};
+      this.frame = { text, canvas, isDraft };
       if (choice.delta.content || choice.diffusion) this.frames.push(this.frame);
-      if (choice.diffusion) {
-        this.counts = { tokens: choice.diffusion.completion_tokens, forwards: choice.diffusion.forwards };
-      }
+      if (choice.diffusion) this.count(choice.diffusion.completion_tokens, choice.diffusion);
       this.firstText ??= choice.delta.content ? performance.now() : undefined;
       this.reason = choice.finish_reason ?? this.reason;
     }
-    if (chunk.usage) {
-      this.counts = { tokens: chunk.usage.completion_tokens, forwards: chunk.usage.diffusion.forwards };
-    }
+    if (chunk.usage) this.count(chunk.usage.completion_tokens, chunk.usage.diffusion);
     this.schedule();
+  }
+
+  count(tokens, { forwards, drafted, accepted }) {
+    this.counts = { tokens, forwards, drafted, accepted };
   }
 
   schedule() {
@@ -50,12 +50,13 @@ export class AnswerView {
 
   figures() {
     const seconds = ((this.ended ?? performance.now()) - this.started) / 1e3;
-    const { tokens, forwards } = this.counts;
+    const { tokens, forwards, drafted, accepted } = this.counts;
     const masks = this.frame.canvas.filter((slot) => !slot).length;
     return [
       `${tokens} tokens`,
       `${(tokens / Math.max(seconds, 1e-3)).toFixed(1)} tokens/s`,
       forwards ? `${(tokens / forwards).toFixed(2)} tokens per forward` : "",
+      drafted ? `${Math.round((100 * accepted) / drafted)} % of ${drafted} drafts accepted` : "",
       this.firstText ? `first text after ${((this.firstText - this.started) / 1e3).toFixed(2)} s` : "",
       masks && !this.ended ? `${masks} masked` : "",
     ].filter(Boolean).join(" · ");
