@@ -1,4 +1,4 @@
-"""A tiny random checkpoint of each objective."""
+"""A tiny random checkpoint of each objective, without an AR mode."""
 
 from pathlib import Path
 
@@ -17,7 +17,8 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
     lm = load(base, dtype="float32", device="cpu")
     paths = {}
     for objective in ("mdlm", "bd3lm"):
-        contract = lm.contract.model_copy(update={"objective": objective, "block_size": 4})
+        terms = {"objective": objective, "block_size": 4, "ar_mode": None}
+        contract = lm.contract.model_copy(update=terms)
         paths[objective] = root / objective
         save_checkpoint(paths[objective], model=lm.model, tokenizer=lm.tokenizer, contract=contract)
     return paths
