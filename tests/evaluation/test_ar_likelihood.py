@@ -154,14 +154,8 @@ def original(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A trained one with an AR mode."""
-    root = tmp_path_factory.mktemp("causal")
-    lm = load(convert(str(save_tiny_ar(root / "ar")), root / "converted"), dtype="float32")
-    terms = {"objective": "bd3lm", "block_size": 4, "clean_attention": "causal"}
-    terms = lm.contract.model_copy(update=terms | {"ar_mode": "trained"})
-    save_checkpoint(root / "a2d", model=lm.model, tokenizer=lm.tokenizer, contract=terms)
-    return root / "a2d"
+def checkpoint(checkpoints):
+    return checkpoints["causal"]
 
 
 def make(path, **options):
