@@ -20,6 +20,7 @@ SUITES: dict[str, str] = {
     "learning": "benchmarks.learning",
     "sampling": "benchmarks.sampling",
     "quality": "benchmarks.quality",
+    "speculation": "benchmarks.speculation",
     "serving": "benchmarks.serving",
     "evaluation": "benchmarks.evaluation",
 }

@@ -1,6 +1,6 @@
 """Suite ``learning``: what the same CPU seconds of training buy, by objective and start.
 
-The quickstart's mixture (embedded sums, sorting, spelling, chat), all layers of SmolLM2-135M, about
+A mixture of embedded sums, sorting, spelling and chat, all layers of SmolLM2-135M, about
 fifteen documents a step. Every contender trains until it has used the same CPU time, its learning
 rate and warm-up following the share that it has used, and is then measured on the same held-out
 rows with the same fixed draws. Three seeds, of order and noise.
@@ -20,10 +20,14 @@ import torch
 
 from a2d_ray.config import BenchmarkConfig, TrainConfig
 from a2d_ray.data.packing.packed import PackedSet
-from a2d_ray.quickstart.recipe import CHAT_TEMPLATE, SOURCE, data_spec, work_offline
+from a2d_ray.quickstart.recipe import CHAT_TEMPLATE, SOURCE, work_offline
 from benchmarks.bare_training import SCHEDULE_PLACES, BareLoop, within_budget
 from benchmarks.harness import Case
 
+SPEC = (
+    "embedded/sums[train:3_000,test:80]+embedded/sorting[train:7_200,test:192]"
+    "+embedded/spelling[train:1_200,test:32]+embedded/chat[train:600,test:16]"
+)
 BLOCK_SIZE = 4
 MAX_LENGTH = 48
 ROWS = 6  # a packed row holds two or three documents
@@ -145,7 +149,7 @@ def run_config(root: Path, name: str) -> TrainConfig:
             "run": {"name": name, "storage_path": str(root)},
             "model": {"path": str(_model_path(root, is_random))},
             "data": {
-                "spec": data_spec(is_small=False),
+                "spec": SPEC,
                 "packed_path": str(root / "packed"),
                 "max_length": MAX_LENGTH,
                 "tokens_per_row": streams * MAX_LENGTH,

@@ -122,7 +122,7 @@ class _Contenders:
     def __init__(self, lm: LanguageModel, ar: Any) -> None:
         self.lm = lm
         self.ar = ar
-        self.params: SamplingParams = sampling_params()
+        self.params: SamplingParams = sampling_params("threshold")
         options = EngineOptions(prefix_cache=False)
         self.engine = lm.make_engine(options)
         single = _at_block_size_1(lm)

@@ -22,6 +22,8 @@ JOBS = {
     "sft_bd3lm": configs.TrainConfig,
     "sft_mdlm": configs.TrainConfig,
     "pt_bd3lm": configs.TrainConfig,
+    "sft_speculative": configs.TrainConfig,
+    "draft_only": configs.TrainConfig,
     "pt_mdlm": configs.TrainConfig,
     "sample": configs.SampleConfig,
     "chat": configs.ChatConfig,
@@ -284,6 +286,20 @@ def test_the_recipes_resolve_and_their_batches_agree(name):
     assert cheaper.batch.rows and cheaper.data.packing
 
 
+@pytest.mark.parametrize("job", ["sft_speculative", "draft_only"])
+def test_drafts_at_the_size_of_tiny_a2d_can_be_planned(job):
+    from a2d_ray.planning.estimate import plan_run
+
+    file = str(CONFIGS / f"{job}_tiny_a2d.yaml")
+    train = parse_config(configs.TrainConfig, job, [file])
+    plan = plan_run(configs.PlanConfig(train=train))
+    assert (plan.num_workers, plan.num_nodes, train.batch.rows) == (64, 8, 512)
+    assert plan.memory[2].total / 2**30 < plan.memory_gib and 0 < plan.hours < 1000
+    is_gated = job == "draft_only"
+    assert (plan.trained_parameters < plan.parameters / 10) == is_gated
+    assert train.objective.clean_attention == "causal" and train.objective.noise == "full"
+
+
 @pytest.mark.parametrize(
     ("args", "messages"),
     [
@@ -291,7 +307,7 @@ def test_the_recipes_resolve_and_their_batches_agree(name):
         (["lr=1"], ["lr=1 is unknown", "optim.lr"]),
         (["objective.block_size=0"], ["objective.block_size=0", "greater than or equal to 1"]),
         (["optim.lr=fast"], ["optim.lr=fast should be a valid number", "Peak learning rate"]),
-        (["objective.noise=gauss"], ["objective.noise=gauss", "'exact' or 'bernoulli'"]),
+        (["objective.noise=gauss"], ["objective.noise=gauss", "'exact', 'bernoulli' or 'full'"]),
         (["scaling.use_gpu=maybe"], ["scaling.use_gpu=maybe"]),
         (["data.max_length=500", "objective.block_size=32"], ["data.max_length=500", "multiple"]),
         (["data.tokens_per_row=64"], ["data.tokens_per_row=64", "raise it to"]),

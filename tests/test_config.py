@@ -65,6 +65,15 @@ def test_an_ar_loss_needs_a_causal_clean_stream():
     ObjectiveSection(name="bd3lm", ar_loss_weight=0.1, clean_attention="causal")
 
 
+@pytest.mark.parametrize("options", [{"name": "mdlm"}, {"name": "bd3lm", "views": 2}])
+def test_full_noise_needs_blocks_and_one_view(options):
+    with pytest.raises(ValidationError, match=r"noise=full needs objective\.(name=bd3lm|views=1)"):
+        ObjectiveSection(noise="full", **options)
+    assert ObjectiveSection(name="bd3lm", noise="full", full_share=0.8).full_share == 0.8
+    with pytest.raises(ValidationError, match=r"full_share=0.5 has no effect with noise=exact"):
+        ObjectiveSection(name="bd3lm", full_share=0.5)
+
+
 def test_right_shift_needs_another_grid_than_segment():
     with pytest.raises(ValidationError, match=r"objective\.block_grid=absolute"):
         ObjectiveSection(name="bd3lm", right_shift_logits=True)

@@ -14,11 +14,18 @@ class BenchmarkConfig(Section):
 
     effective_if: ClassVar[Conditions] = {
         "budget_s": {"suite": ("learning", "quality")},
-        "root": {"suite": "quality"},
+        "root": {"suite": ("quality", "speculation")},
     }
 
     suite: Literal[
-        "training", "learning", "sampling", "quality", "data", "serving", "evaluation"
+        "training",
+        "learning",
+        "sampling",
+        "quality",
+        "speculation",
+        "data",
+        "serving",
+        "evaluation",
     ] = Field(description="What is measured.")
     quick: bool = Field(False, description="A minute's version, with fewer repeats and sizes.")
     cases: list[str] | None = Field(None, description="Only these cases; null: all of the suite.")

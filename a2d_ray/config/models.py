@@ -17,6 +17,12 @@ class LoraSection(Section):
     r: int = Field(16, ge=1, description="Rank of the adapters.")
     alpha: int = Field(32, ge=1, description="Adapters are scaled by alpha / r.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters.")
+    noised_only: bool = Field(
+        False,
+        description="Adapters and the mask token's row act at noised tokens only, so that the AR "
+        "mode stays bit for bit what it was; they are never merged (bd3lm with "
+        "clean_attention=causal, ar_loss_weight=0).",
+    )
     targets: Literal["all-linear"] | list[str] = Field(
         "all-linear",
         description="Names of the layers that get adapters, e.g. [q_proj, v_proj]; all-linear: "
@@ -58,6 +64,13 @@ class ModelSection(CheckpointSection):
                 True,
                 "freezes the weights, so that nothing is trained",
                 "set model.lora (model.lora.r=16)",
+            )
+        if self.load_in_4bit and self.lora is not None and self.lora.noised_only:
+            raise OptionError(
+                "load_in_4bit",
+                True,
+                "changes the AR mode, which model.lora.noised_only=true keeps",
+                "set one of them to false",
             )
         if self.lora is not None and self.trainable_layers is not None:
             raise OptionError(

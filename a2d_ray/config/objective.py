@@ -13,7 +13,9 @@ from a2d_ray.config.errors import OptionError
 
 CleanAttention = Literal["block", "causal"]
 
-NoiseKind = Literal["exact", "bernoulli"]
+NoiseKind = Literal["exact", "bernoulli", "full"]
+
+DraftTarget = Literal["labels", "ar"]
 
 NoiseSchedule = Literal["linear", "cosine"]
 """By name as in `a2d_ray.diffusion.schedules.SCHEDULES`."""
@@ -29,6 +31,7 @@ class ObjectiveSection(Section):
         "clean_attention": {"name": "bd3lm"},
         "noise_per": {"noise": "bernoulli"},
         "schedule": {"noise": "bernoulli"},
+        "full_share": {"noise": "full"},
     }
 
     name: Objective = Field(description="mdlm: global masked diffusion; bd3lm: block diffusion.")
@@ -47,7 +50,18 @@ class ObjectiveSection(Section):
         "block", description="How clean tokens see each other inside a block."
     )
     views: int = Field(1, ge=1, le=2, description="Complementary noisy views of each document.")
-    noise: NoiseKind = Field("exact", description="exact counts per block, or Bernoulli per token.")
+    noise: NoiseKind = Field(
+        "exact",
+        description="exact counts per block; bernoulli: each token by itself; full: every target "
+        "(bd3lm, views=1), as drafts start; corruption_warmup then leaves these documents out.",
+    )
+    full_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="noise=full: share of documents, drawn anew in each epoch, whose targets are "
+        "all masked; the others get noise=exact, so that other rules and the NELBO stay usable.",
+    )
     noise_per: Literal["sequence", "block"] = Field(
         "block", description="One noise level per document or per block."
     )
@@ -68,6 +82,12 @@ class ObjectiveSection(Section):
         ge=0,
         description="Weight of a next-token loss on the clean stream, beside the diffusion loss "
         "(bd3lm with clean_attention=causal).",
+    )
+    draft_target: DraftTarget = Field(
+        "labels",
+        description="What masked targets learn: the labels, or ar: the AR mode's distribution of "
+        "the same token, from the clean stream of the same forward (bd3lm with "
+        "clean_attention=causal): it is what verifies drafts. EOS fill keeps its labels.",
     )
     confidence_loss_weight: float = Field(
         0.0,
@@ -101,6 +121,11 @@ class ObjectiveSection(Section):
     def largest_block(self) -> int:
         """The largest block size: the default of sampling."""
         return self.block_sizes[-1]
+
+    @property
+    def reads_ar_mode(self) -> bool:
+        """Whether a training step reads next-token logits of the clean stream."""
+        return self.ar_loss_weight > 0 or self.draft_target == "ar"
 
     @model_validator(mode="after")
     def _check_block_sizes(self) -> Self:
@@ -144,6 +169,23 @@ class ObjectiveSection(Section):
         if self.ar_loss_weight:
             needed = {"name": "bd3lm", "clean_attention": "causal", "norm": "step"}
             require("ar_loss_weight", self.ar_loss_weight, self, "objective", needed)
+        return self
+
+    @model_validator(mode="after")
+    def _check_draft_target(self) -> Self:
+        if self.draft_target == "ar":
+            needed = {
+                "name": "bd3lm",
+                "clean_attention": "causal",
+                "confidence_loss_weight": 0.0,
+            }
+            require("draft_target", self.draft_target, self, "objective", needed)
+        return self
+
+    @model_validator(mode="after")
+    def _check_full(self) -> Self:
+        if self.noise == "full":
+            require("noise", self.noise, self, "objective", {"name": "bd3lm", "views": 1})
         return self
 
     @model_validator(mode="after")

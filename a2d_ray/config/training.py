@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from a2d_ray.config.base import GIVEN, Conditions, Duration, Section, one_or_two
+from a2d_ray.config.base import GIVEN, Conditions, Duration, Section, one_or_two, require
 from a2d_ray.config.data import DATA_EFFECTIVE_IF, DataSection, check_lengths, check_targets
 from a2d_ray.config.errors import OptionError
 from a2d_ray.config.models import ModelSection
@@ -233,6 +233,13 @@ class TrainConfig(Section):
     def _check_data(self) -> Self:
         check_lengths(self.data, self.objective)
         check_targets(self.data, self.objective)
+        return self
+
+    @model_validator(mode="after")
+    def _check_gated(self) -> Self:
+        if self.model.lora is not None and self.model.lora.noised_only:
+            needed = {"name": "bd3lm", "clean_attention": "causal", "ar_loss_weight": 0.0}
+            require("model.lora.noised_only", True, self.objective, "objective", needed)
         return self
 
     @model_validator(mode="after")

@@ -76,16 +76,17 @@ class SweepSection(Section):
         "random", description="random points, or Optuna's TPE, which learns from finished trials."
     )
     scheduler: Literal["none", "asha"] = Field(
-        "none", description="asha: stop the worse trials early, by their NELBO."
+        "none", description="asha: stop the worse trials early, by sweep.metric."
     )
     grace: float = Field(0.25, gt=0, le=1, description="Share of a run before it may be stopped.")
     reduction: float = Field(
         3, gt=1, description="One in so many goes on at each rung; rungs lie as far apart."
     )
-    metric: Literal["nelbo", "exact_match"] = Field(
+    metric: Literal["nelbo", "exact_match", "accepted_length"] = Field(
         "nelbo",
         description="What is optimised: held-out NELBO with fixed draws (compares within one block "
-        "size), or the share of exactly right answers.",
+        "size), the share of exactly right answers, or the accepted length of held-out drafts "
+        "(objective.clean_attention=causal).",
     )
     exact_match_tasks: int = Field(
         0, ge=0, description="Held-out tasks of each embedded data set that finished trials answer."
@@ -108,7 +109,7 @@ class SweepSection(Section):
             raise OptionError(
                 "scheduler",
                 self.scheduler,
-                "stops by NELBO, which sweep.metric=exact_match does not trust",
+                "stops trials before they answer, and sweep.metric=exact_match is of answers",
                 "set sweep.scheduler=none",
             )
         return self

@@ -6,8 +6,8 @@ noised token has the rotary position of the token that it replaces. One predicat
 integers (`a2d_ray.diffusion.masks`) is all that attention needs.
 
 What carries no loss is not laid out: noised copies exist only for blocks that hold a target, and
-the clean copy ends before the last of these blocks, since nobody attends to it (with an AR loss on
-the clean copy, it ends with the last target).
+the clean copy ends before the last of these blocks, since nobody attends to it (where the AR
+mode's logits are read, it ends with the last target).
 
 Source: BD3LM (arXiv 2503.09573) for the two streams; packing and the omissions are exact.
 """
@@ -39,7 +39,8 @@ class LayoutSpec:
         causal_clean: clean tokens see only earlier clean tokens (`clean_attention: causal`).
         right_shift: the logit at i-1 predicts token i, so that noised blocks without a target are
             needed too. Not with ``segment``, where an answer's EOS fill lies between.
-        ar_targets: clean targets are learned from their clean predecessor too (causal_clean).
+        ar_targets: clean targets are read from their clean predecessor too (causal_clean): by an AR
+            loss, as what drafts learn, or to compare drafts with.
     """
 
     objective: Literal["mdlm", "bd3lm"]
@@ -93,7 +94,7 @@ class Layout:
         stream_RT: 0 clean, 1..views noised.
         position_RT: index within the document (rotary position).
         is_target_RT: True where a noised token is to be predicted.
-        is_ar_target_RT: True where a clean token is to be predicted from the one before it.
+        is_ar_target_RT: True where a clean token is predicted from the one before it.
     """
 
     ids_RT: Tensor

@@ -1,5 +1,6 @@
 """Cross-entropy at masked positions only, summed, in chunks; and what the sum is divided by."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -37,11 +38,19 @@ def token_scores(
     hits = [labels_N.new_zeros(0).bool()]
     for start in range(0, labels_N.numel(), chunk_tokens):
         part = slice(start, start + chunk_tokens)
-        logits = linear(hidden_NH[part], head_VH).float()
-        logits[:, excluded_id] = -torch.inf
+        logits = _logits(hidden_NH[part], head_VH, excluded_id)
         losses.append(cross_entropy(logits, labels_N[part], reduction="none"))
         hits.append(logits.argmax(-1) == labels_N[part])
     return torch.cat(losses), torch.cat(hits)
+
+
+@torch.no_grad()
+def likeliest(
+    hidden_NH: Tensor, head_VH: Tensor, excluded_id: int, *, chunk_tokens: int = CHUNK_TOKENS
+) -> Tensor:
+    """The most likely token at each position, but one id, int64 [N]. See `token_scores`."""
+    chunks = hidden_NH.split(chunk_tokens)
+    return torch.cat([_logits(chunk, head_VH, excluded_id).argmax(-1) for chunk in chunks])
 
 
 def masked_cross_entropy(
@@ -81,9 +90,7 @@ def masked_cross_entropy(
         return hidden_NH.float().sum() * 0 + head_VH.float().sum() * 0, weight_N
 
     def chunk_loss(hidden: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        logits = linear(hidden, head_VH).float()
-        if excluded_id is not None:
-            logits[:, excluded_id] = -torch.inf
+        logits = _logits(hidden, head_VH, excluded_id)
         loss = cross_entropy(logits, labels, reduction="none")
         total = (loss * weight).sum()
         if confidence_weight:
@@ -91,18 +98,74 @@ def masked_cross_entropy(
             total = total + confidence_weight * _entropy(logits[is_right]).sum()
         return total, loss.detach()
 
-    sums = []
-    losses = []
-    for start in range(0, labels_N.numel(), chunk_tokens):
-        part = slice(start, start + chunk_tokens)
-        args = hidden_NH[part], labels_N[part], weight_N[part]
-        if labels_N.numel() > chunk_tokens and torch.is_grad_enabled():
-            total, each = checkpoint(chunk_loss, *args, use_reentrant=False)
-        else:
-            total, each = chunk_loss(*args)
-        sums.append(total)
-        losses.append(each)
+    return _in_chunks(chunk_loss, (hidden_NH, labels_N, weight_N), chunk_tokens)
+
+
+def taught_cross_entropy(
+    hidden_NH: Tensor,
+    teacher_NH: Tensor,
+    head_VH: Tensor,
+    weight_N: Tensor,
+    excluded_id: int,
+    *,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> tuple[Tensor, Tensor]:
+    """Sum of weight x -sum_v q(v) log p(v): p learns the distribution q of a teacher.
+
+    Both read the same head; no gradient reaches the teacher. Memory as in `masked_cross_entropy`,
+    with the teacher's logits beside.
+
+    Args:
+        hidden_NH: final hidden states that p is read from.
+        teacher_NH: final hidden states that q is read from.
+        head_VH: weight of the language-model head.
+        weight_N: float32 weights.
+        excluded_id: id that has probability 0 in both (the mask token).
+        chunk_tokens: tokens per chunk.
+
+    Returns:
+        As `masked_cross_entropy`; with q = p the least: the entropy of q.
+
+    Source: knowledge distillation, arXiv 1503.02531.
+    """
+    if weight_N.numel() == 0:
+        return hidden_NH.float().sum() * 0 + head_VH.float().sum() * 0, weight_N
+
+    def chunk_loss(hidden: Tensor, teacher: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        logp = _logits(hidden, head_VH, excluded_id).log_softmax(-1)
+        with torch.no_grad():
+            q = _logits(teacher, head_VH, excluded_id).softmax(-1)
+        loss = -(q * logp.masked_fill(logp.isneginf(), 0.0)).sum(-1)
+        return (loss * weight).sum(), loss.detach()
+
+    return _in_chunks(chunk_loss, (hidden_NH, teacher_NH.detach(), weight_N), chunk_tokens)
+
+
+def _in_chunks(
+    chunk_loss: Callable[..., tuple[Tensor, Tensor]], args: tuple[Tensor, ...], chunk_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Sum and single values of a loss over tokens; several chunks are recomputed in the backward.
+
+    Args:
+        chunk_loss: its sum and its values, of a chunk of each of `args`.
+        args: tensors [N, ...].
+        chunk_tokens: tokens per chunk.
+    """
+    chunks = list(zip(*(arg.split(chunk_tokens) for arg in args), strict=True))
+    if len(chunks) > 1 and torch.is_grad_enabled():
+        parts = [checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]
+    else:
+        parts = [chunk_loss(*chunk) for chunk in chunks]
+    sums, losses = zip(*parts, strict=True)
     return torch.stack(sums).sum(), torch.cat(losses)
+
+
+def _logits(hidden_NH: Tensor, head_VH: Tensor, excluded_id: int | None) -> Tensor:
+    """Logits [N, V], float32, -inf at one id."""
+    logits_NV = linear(hidden_NH, head_VH).float()
+    if excluded_id is not None:
+        logits_NV[:, excluded_id] = -torch.inf
+    return logits_NV
 
 
 def _entropy(logits_NV: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from a2d_ray.diffusion.schedules import (
 )
 
 BERNOULLI_T_MIN = 1e-3
-_TOKEN, _BLOCK, _DOCUMENT, _TAIL, _SIZE = range(5)  # independent streams of random numbers
+_TOKEN, _BLOCK, _DOCUMENT, _TAIL, _SIZE, _FULL = range(6)  # independent streams of random numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +30,16 @@ class NoiseSpec:
 
     Attributes:
         kind: ``exact``: a uniform count of masked tokens per block; ``bernoulli``: independent
-            tokens at a random level t.
+            tokens at a random level t; ``full``: every target, of one view.
+        full_share: full: share of (document, epoch) pairs that are fully masked; the others are
+            masked as by ``exact``.
         per: bernoulli: one level per document (``sequence``) or per ``block``.
         schedule: bernoulli: alpha(t), by its name in `schedules.SCHEDULES`.
         is_weighted: the NELBO's weights; otherwise 1.
     """
 
-    kind: Literal["exact", "bernoulli"] = "exact"
+    kind: Literal["exact", "bernoulli", "full"] = "exact"
+    full_share: float = 1.0
     per: Literal["sequence", "block"] = "block"
     schedule: str = "linear"
     is_weighted: bool = True
@@ -71,13 +74,18 @@ def draw_noise(
     ``bernoulli``: t = 1e-3 + (1 - 1e-3) u, each target masked with probability 1 - alpha(t) and
     weighed by -alpha'(t) / (1 - alpha(t)). View 2 masks the others.
 
+    ``full``: every target is masked with weight 1, or, in documents that are not drawn to be fully
+    masked, as by ``exact``. Either way the weights of a block of m targets sum to m in the mean, so
+    a target of either kind weighs the same in a loss that is divided by the targets.
+
     Args:
         layout: streams and blocks.
         spec: distribution.
         seed: run seed.
         epoch_R: pass over the data that each row belongs to, int64 [R].
         max_fraction: below 1 (corruption warm-up) the masked share is scaled by it, every weight
-            is 1, and view 2 masks as many other tokens as view 1 instead of all others.
+            is 1, and view 2 masks as many other tokens as view 1 instead of all others. What
+            ``full`` masks whole stays so: a draft always starts from masks alone.
 
     Returns:
         Masks and weights, [R, T].
@@ -87,7 +95,7 @@ def draw_noise(
     """
     picked = layout.is_target_RT.nonzero(as_tuple=True)
     targets = _Targets(layout, picked, seed, epoch_R)
-    draw = _draw_exact if spec.kind == "exact" else _draw_bernoulli
+    draw = _DRAWS[spec.kind]
     is_masked_N, weight_N = draw(targets, spec, max_fraction)
     if max_fraction < 1 or not spec.is_weighted:
         weight_N = targets.repeats(is_masked_N)
@@ -150,10 +158,10 @@ class _Targets:
         num_blocks_G = torch.bincount(copy_G)[copy_G]
         return ((rank_G + self.document_level()[first_G]) / num_blocks_G)[self.group_N]
 
-    def document_level(self) -> Tensor:
+    def document_level(self, kind: int = _DOCUMENT) -> Tensor:
         """One uniform number per document, [N]."""
         zero_N = torch.zeros_like(self.doc_N)
-        return uniform(_DOCUMENT, self.seed, self.epoch_N, self.doc_N, zero_N, zero_N)
+        return uniform(kind, self.seed, self.epoch_N, self.doc_N, zero_N, zero_N)
 
     def repeats(self, is_masked_N: Tensor) -> Tensor:
         """2 in view 1 of a block whose complement is empty, else 1; float64 [N]."""
@@ -173,12 +181,23 @@ def _draw_exact(targets: _Targets, spec: NoiseSpec, max_fraction: float) -> tupl
     return is_masked, targets.repeats(is_masked) * size / num_masked.clamp(min=1)
 
 
+def _draw_full(targets: _Targets, spec: NoiseSpec, max_fraction: float) -> tuple[Tensor, Tensor]:
+    if targets.num_views > 1:
+        raise ValueError("noise full leaves nothing for a second view: lay out one")
+    is_masked, weight = _draw_exact(targets, spec, max_fraction)
+    is_full = targets.document_level(_FULL) < spec.full_share
+    return is_masked | is_full, torch.where(is_full, 1.0, weight)
+
+
 def _draw_bernoulli(
     targets: _Targets, spec: NoiseSpec, max_fraction: float
 ) -> tuple[Tensor, Tensor]:
     level = targets.block_level() if spec.per == "block" else targets.document_level()
     is_first = targets.stream_N == 1
     return mask_independently(targets.u_N, level, spec.schedule, is_first, max_fraction)
+
+
+_DRAWS = {"exact": _draw_exact, "bernoulli": _draw_bernoulli, "full": _draw_full}
 
 
 def mask_independently(

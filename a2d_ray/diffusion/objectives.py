@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from a2d_ray.diffusion.layout import Layout
-from a2d_ray.diffusion.losses import masked_cross_entropy
+from a2d_ray.diffusion.losses import masked_cross_entropy, taught_cross_entropy
 from a2d_ray.diffusion.noise import Noise
 from a2d_ray.diffusion.runs import index_in_run, run_index
+from a2d_ray.diffusion.verifying import ar_predictors, clean_copies
 
 Backbone = Callable[[Tensor, Layout], Tensor]
 """(ids [R, T], layout) -> final hidden states [R, T, H] under the attention predicate."""
@@ -26,6 +28,8 @@ class LossSpec:
         right_shift: the logit at i-1 predicts token i (and the first one itself).
         ar_weight: weight of the AR loss of the clean stream, per target, beside the diffusion loss.
         confidence_weight: weight of the entropy where a masked token is predicted rightly.
+        draft_target: what masked targets learn: the ``labels``, or where there is one, the
+            distribution of the AR mode (``ar``; needs a layout with `ar_targets`).
     """
 
     mask_id: int
@@ -33,6 +37,7 @@ class LossSpec:
     right_shift: bool = False
     ar_weight: float = 0.0
     confidence_weight: float = 0.0
+    draft_target: Literal["labels", "ar"] = "labels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,21 +82,44 @@ def diffusion_loss(
     Source: MDLM, arXiv 2406.07524; BD3LM, arXiv 2503.09573.
     """
     hidden_RTH = backbone(noised_ids(layout, noise, spec.mask_id), layout)
-    picked = noise.is_masked_RT
-    loss, _ = masked_cross_entropy(
-        hidden_RTH[predictors(layout, picked) if spec.right_shift else picked],
-        head_VH,
-        layout.ids_RT[picked],
-        noise.weight_RT[picked],
-        None if spec.keeps_mask_logit else spec.mask_id,
-        confidence_weight=spec.confidence_weight,
-    )
+    loss = _masked_loss(layout, noise, hidden_RTH, head_VH, spec)
     ar_nats = torch.zeros_like(loss.detach())
     if spec.ar_weight:
         each_view = _ar_loss(layout, hidden_RTH, head_VH, spec)
         loss = loss + spec.ar_weight * layout.stream_RT.max() * each_view
         ar_nats = each_view.detach()
     return LossSums(loss=loss, num_targets=layout.num_targets, ar_nats=ar_nats)
+
+
+def _masked_loss(
+    layout: Layout, noise: Noise, hidden_RTH: Tensor, head_VH: Tensor, spec: LossSpec
+) -> Tensor:
+    """Weighted cross-entropy of the masked targets with what they learn, summed."""
+    picked = noise.is_masked_RT
+    taught = torch.zeros_like(picked)
+    if spec.draft_target == "ar":
+        copy_RT = clean_copies(layout, picked & (layout.position_RT > 0))
+        taught = copy_RT >= 0
+
+    def read(picked_RT: Tensor) -> Tensor:
+        return hidden_RTH[predictors(layout, picked_RT) if spec.right_shift else picked_RT]
+
+    labelled = picked & ~taught
+    loss, _ = masked_cross_entropy(
+        read(labelled),
+        head_VH,
+        layout.ids_RT[labelled],
+        noise.weight_RT[labelled],
+        None if spec.keeps_mask_logit else spec.mask_id,
+        confidence_weight=spec.confidence_weight,
+    )
+    if spec.draft_target == "labels":
+        return loss
+    teacher_NH = hidden_RTH[ar_predictors(copy_RT)]
+    taught_loss, _ = taught_cross_entropy(
+        read(taught), teacher_NH, head_VH, noise.weight_RT[taught], spec.mask_id
+    )
+    return loss + taught_loss
 
 
 def _ar_loss(layout: Layout, hidden_RTH: Tensor, head_VH: Tensor, spec: LossSpec) -> Tensor:

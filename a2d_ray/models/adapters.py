@@ -12,9 +12,10 @@ from typing import Any
 from a2d_ray.config import LoraSection
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+GATED_WEIGHTS = "gated_adapters.safetensors"
 
 
-def add_adapters(model: Any, lora: LoraSection, *, mask_id: int, base: str) -> Any:
+def add_adapters(model: Any, lora: LoraSection, *, mask_id: int, base: str, seed: int = 0) -> Any:
     """Puts adapters into a model's linear layers and freezes the rest but the mask token's row.
 
     Args:
@@ -22,6 +23,7 @@ def add_adapters(model: Any, lora: LoraSection, *, mask_id: int, base: str) -> A
         lora: rank, scale, dropout, layers.
         mask_id: row of the embedding that is trained.
         base: path or Hub id that the adapters belong to.
+        seed: of their first values.
 
     Returns:
         peft's view of the model, for `save_adapters` and `restore_adapters`.
@@ -29,6 +31,7 @@ def add_adapters(model: Any, lora: LoraSection, *, mask_id: int, base: str) -> A
     Raises:
         ValueError: `targets` that the model does not have.
     """
+    import torch
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -41,19 +44,44 @@ def add_adapters(model: Any, lora: LoraSection, *, mask_id: int, base: str) -> A
         base_model_name_or_path=base,
     )
     try:
-        return get_peft_model(model, config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return get_peft_model(model, config)
     except ValueError as error:
         raise ValueError(f"model.lora.targets={lora.targets}: {error}") from error
 
 
-def restore_adapters(adapted: Any, directory: Path) -> None:
-    """Puts the adapters of a checkpoint into a model that has some of the same shape."""
+def write_adapters(adapted: Any, file: Path) -> None:
+    """Writes the adapters of a model, and the mask token's row."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    weights = get_peft_model_state_dict(adapted)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
+        file,
+        metadata={"format": "pt"},
+    )
+    file.chmod(0o644)  # safetensors writes 0o600
+
+
+def restore_adapters(adapted: Any, file: Path) -> None:
+    """Puts adapters that were written into a model that has some of the same shape."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    result: Any = set_peft_model_state_dict(adapted, load_file(directory / ADAPTER_WEIGHTS))
+    result: Any = set_peft_model_state_dict(adapted, load_file(file))
     if result.unexpected_keys:
-        raise ValueError(f"{directory} has adapters that do not fit: {result.unexpected_keys}")
+        raise ValueError(f"{file} has adapters that do not fit: {result.unexpected_keys}")
+
+
+def plain_weights(model: Any) -> dict[str, Any]:
+    """The weights of a model by the plain model's names, adapters left out."""
+    return {
+        name.replace(".base_layer", "").replace(".token_adapter", ""): tensor
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name and ".trainable_tokens_" not in name
+    }
 
 
 def merged_copy(adapted: Any) -> Any:

@@ -13,7 +13,12 @@ from pydantic import ValidationError
 from a2d_ray import __version__
 from a2d_ray.config import BlockGrid, Objective
 from a2d_ray.models import architectures
-from a2d_ray.models.adapters import with_adapters_merged
+from a2d_ray.models.adapters import (
+    GATED_WEIGHTS,
+    plain_weights,
+    restore_adapters,
+    with_adapters_merged,
+)
 from a2d_ray.models.architectures import Architecture, find_architecture
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.directories import check_weights, find_base, find_directory, read_json
@@ -116,15 +121,18 @@ def load_checkpoint(
     dtype: "torch.dtype",
     device: "torch.device | str",
     in_4bit: bool = False,
+    with_gated: bool = True,
     **overrides: Any,
 ) -> Checkpoint:
     """Loads an A2D checkpoint. Never runs code from the checkpoint.
 
     Args:
-        path: local directory or Hub id; LoRA adapters are merged into their base.
+        path: local directory or Hub id; LoRA adapters are merged into their base, gated ones are
+            put in, the gate shut.
         dtype: dtype of the weights in memory.
         device: where the model goes.
         in_4bit: keep the linear layers in 4 bits (bitsandbytes), to train adapters on.
+        with_gated: False: leave gated adapters out.
         overrides: as for `read_contract`.
 
     Raises:
@@ -146,6 +154,8 @@ def load_checkpoint(
         **(_four_bits(device) if in_4bit else {}),
     )
     check_loading(str(path), info)
+    if contract.gated_adapters is not None and with_gated:
+        _add_gated(model, directory, contract)
     if not in_4bit:  # it is where it belongs then, and may not be moved
         model = model.to(device)
     return Checkpoint(model=model.eval(), tokenizer=tokenizer, contract=contract)
@@ -157,6 +167,18 @@ def _merged(base: str, directory: Path) -> Any:
 
     model = load_checkpoint(base, dtype=torch.float32, device="cpu").model
     return with_adapters_merged(model, directory)
+
+
+def _add_gated(model: Any, directory: Path, contract: Contract) -> None:
+    """Puts the gated adapters of a directory into its model, the gate shut."""
+    from a2d_ray.models.gated_lora import add_gated_adapters, settle_mask_row
+
+    lora = contract.gated_adapters
+    assert lora is not None
+    adapted = add_gated_adapters(model, lora, mask_id=contract.mask_token_id, base=str(directory))
+    restore_adapters(adapted, directory / GATED_WEIGHTS)
+    settle_mask_row(model)
+    model.to(model.dtype)  # peft keeps adapters in fp32
 
 
 def _four_bits(device: "torch.device | str") -> dict[str, Any]:
@@ -299,8 +321,9 @@ def _save_weights(
     from safetensors.torch import save_file
 
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    expected = set(model.state_dict()) - tied
-    weights = {k: v for k, v in (state_dict or model.state_dict()).items() if k not in tied}
+    own = plain_weights(model)
+    expected = set(own) - tied
+    weights = {k: v for k, v in (state_dict or own).items() if k not in tied}
     if wrong := expected ^ set(weights):
         raise ValueError(f"state_dict lacks, or has beyond the model's, {', '.join(sorted(wrong))}")
     tensors = {

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from a2d_ray.config import BlockGrid, CleanAttention, Objective
+from a2d_ray.config import BlockGrid, CleanAttention, LoraSection, Objective
 
 ARMode = Literal["original", "trained"]
 
@@ -22,6 +22,8 @@ class Contract(BaseModel):
         clean_attention: how clean tokens see each other inside a block.
         ar_mode: whose next-token predictions the clean stream makes under causal attention: the
             AR model's that it was converted from (``original``), its own (``trained``), or None.
+        gated_adapters: LoRA adapters beside the weights, which act at noised tokens only; None:
+            there are none.
         source: name of the AR model, and `source_revision` its revision.
         a2d_ray_version: version that wrote the checkpoint.
     """
@@ -36,6 +38,7 @@ class Contract(BaseModel):
     right_shift_logits: bool = False
     clean_attention: CleanAttention = "block"
     ar_mode: ARMode | None = None
+    gated_adapters: LoraSection | None = None
     source: str | None = None
     source_revision: str | None = None
     a2d_ray_version: str | None = None

@@ -86,7 +86,12 @@ def convert(
         model = model or _converted_model(found, config, dtype)
         initialize_mask_rows(model, mask)
         _limit_length(tokenizer, config)
-        contract = Contract(mask_token_id=mask.id, source=source, source_revision=found.revision)
+        contract = Contract(
+            mask_token_id=mask.id,
+            ar_mode=None if random_init else "original",
+            source=source,
+            source_revision=found.revision,
+        )
         save_checkpoint(directory, model=model, tokenizer=tokenizer, contract=contract)
     return output
 

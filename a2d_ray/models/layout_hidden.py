@@ -5,7 +5,7 @@ give what `masks.dense_mask` gives.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,10 +14,13 @@ from torch import Tensor
 from a2d_ray.diffusion.layout import PAD_DOC, Layout
 from a2d_ray.diffusion.tiles import attention_tiles
 from a2d_ray.models import block_attention, flex_attention
+from a2d_ray.models.gated_lora import gate_of
 
 
 def layout_hidden(model: Any, ids_RT: Tensor, layout: Layout, is_causal_clean: bool) -> Tensor:
     """Final hidden states [R, T, H]; zero at padding on CPUs, meaningless there elsewhere.
+
+    Gated adapters act at the noised streams.
 
     Args:
         model: A2D model with head.
@@ -27,8 +30,9 @@ def layout_hidden(model: Any, ids_RT: Tensor, layout: Layout, is_causal_clean: b
     """
     device = ids_RT.device
     unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
-    with layout_attention(model, device):
-        if device.type != "cpu":
+    is_noised = layout.stream_RT > 0
+    if device.type != "cpu":
+        with layout_attention(model, device), _gate(model, is_noised):
             return model.model(
                 input_ids=ids_RT,
                 position_ids=layout.position_RT,
@@ -36,7 +40,8 @@ def layout_hidden(model: Any, ids_RT: Tensor, layout: Layout, is_causal_clean: b
                 use_cache=False,
                 block_mask=flex_attention.block_mask(layout, is_causal_clean=is_causal_clean),
             ).last_hidden_state
-        is_real = layout.doc_RT != PAD_DOC
+    is_real = layout.doc_RT != PAD_DOC
+    with layout_attention(model, device), _gate(model, is_noised[is_real][None]):
         hidden_NH = model.model(
             input_ids=ids_RT[is_real][None],
             position_ids=layout.position_RT[is_real][None],
@@ -65,3 +70,9 @@ def layout_attention(model: Any, device: torch.device) -> Iterator[None]:
         yield
     finally:
         model.config._attn_implementation = before
+
+
+def _gate(model: Any, is_noised: Tensor) -> AbstractContextManager[None]:
+    """Within it, the gated adapters of a model that has some act at these tokens."""
+    gate = gate_of(model)
+    return nullcontext() if gate is None else gate.opened(is_noised)

@@ -221,4 +221,5 @@ def _memory(sizes: ModelSizes, train: TrainConfig, stage: int, micro_rows: int) 
         num_workers=train.scaling.world_sizes[-1],
         micro_tokens=micro_rows * train.data.tokens_per_row,
         model=train.model,
+        is_taught=train.objective.draft_target == "ar",
     )

@@ -43,13 +43,15 @@ def layout_cost(prompt: int, answer: int, objective: ObjectiveSection) -> Layout
         return LayoutCost(
             tokens=views * length,
             pairs=views * length**2,
-            logits=_masked(answer, answer, views),
+            logits=_masked(answer, answer, objective),
             targets=views * answer,
         )
     size = objective.largest_block
     answer_blocks = -(-answer // size)
     targets = answer_blocks * size  # with the EOS fill of the last block
     clean = prompt + (answer_blocks - 1) * size  # nobody attends to the last block's clean copy
+    if objective.reads_ar_mode:
+        clean = prompt + answer
     blocks = [*_blocks(prompt, size), *[size] * (answer_blocks - 1)]
     starts = [sum(blocks[:i]) for i in range(len(blocks))]
     clean_pairs = sum(b * (s + b) for b, s in zip(blocks, starts, strict=True))
@@ -60,7 +62,7 @@ def layout_cost(prompt: int, answer: int, objective: ObjectiveSection) -> Layout
     return LayoutCost(
         tokens=clean + views * targets,
         pairs=clean_pairs + views * noisy_pairs,
-        logits=_masked(targets, size, views),
+        logits=_masked(targets, size, objective) + answer * objective.reads_ar_mode,
         targets=views * targets,
     )
 
@@ -107,11 +109,12 @@ def _head_flops(cost: LayoutCost, sizes: ModelSizes) -> float:
     return 2 * cost.logits * sizes.hidden * sizes.vocab
 
 
-def _masked(targets: int, per_block: int, views: int) -> float:
-    """Expected masked targets of noise `exact`: k uniform on 1..m; two views mask each once."""
-    if views == 2:
+def _masked(targets: int, per_block: int, objective: ObjectiveSection) -> float:
+    """Expected masked targets. `exact`: k uniform on 1..m; two views mask each once."""
+    if objective.views == 2:
         return float(targets)
-    return targets * (per_block + 1) / (2 * per_block)
+    full = objective.full_share if objective.noise == "full" else 0.0
+    return targets * (full + (1 - full) * (per_block + 1) / (2 * per_block))
 
 
 def _blocks(length: int, size: int) -> list[int]:

@@ -50,6 +50,7 @@ def worker_memory(
     num_workers: int,
     micro_tokens: float,
     model: ModelSection,
+    is_taught: bool = False,
 ) -> Memory:
     """Bytes on one worker at the end of a forward pass.
 
@@ -59,6 +60,7 @@ def worker_memory(
         num_workers: that share what the stage shards.
         micro_tokens: laid-out tokens of one forward.
         model: what of it is trained, and how.
+        is_taught: whether the AR mode's logits are beside those that learn from them.
     """
     trained = sizes.trained_parameters(model)
     bytes_each = 0.5 if model.load_in_4bit else FP32
@@ -72,7 +74,10 @@ def worker_memory(
         gradients=FP32 * trained / (num_workers if zero_stage >= 2 else 1) + bucket,
         optimizer=2 * FP32 * trained / (num_workers if zero_stage >= 1 else 1) + flat_copy,
         activations=micro_tokens * token_activations(sizes, model),
-        logits=3 * FP32 * min(LOGITS_CHUNK_TOKENS, micro_tokens) * sizes.vocab,
+        logits=(5 if is_taught else 3)
+        * FP32
+        * min(LOGITS_CHUNK_TOKENS, micro_tokens)
+        * sizes.vocab,
     )
 
 

@@ -1,7 +1,9 @@
 """The order of the stages, what each depends on, and what it leaves."""
 
+import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,16 @@ from a2d_ray.config import QuickstartConfig, TrainConfig
 from a2d_ray.quickstart import recipe
 from a2d_ray.quickstart.ask import ask, free_port
 from a2d_ray.quickstart.calibration import choose_steps
-from a2d_ray.quickstart.measure import measure_checkpoint, run_figures
+from a2d_ray.quickstart.measure import answer_questions, measure_checkpoint, run_figures
+from a2d_ray.quickstart.questions import general_questions
 from a2d_ray.quickstart.report import print_report
 from a2d_ray.quickstart.stages import Record, Stages
 from a2d_ray.runs.cluster import running_ray
 from a2d_ray.runs.environment import set_environment
 from a2d_ray.runs.settings import check_same_settings
-from a2d_ray.runs.storage import absolute_path
+from a2d_ray.runs.storage import absolute_path, write_whole
 
-NUM_STAGES = 7
+NUM_STAGES = 8
 MIN_CPUS = 4  # logical: the workers, Ray Data's tasks beside them, and Serve
 OBJECT_STORE_BYTES = 300 * 2**20  # rows of a few dozen tokens pass through it
 
@@ -57,11 +60,12 @@ class _Quickstart:
 
     def run(self) -> None:
         self.records["convert"] = self.convert()
+        self.records["own answers"] = self.own_answers()
         self.records["prepare"] = self.prepare()
         self.records["plan"] = self.plan()
-        self.records["before"] = self.measure("before", self.model, "convert")
+        self.records["before"] = self.measure("before", self.model, "convert", ["ar"])
         self.records["train"] = self.train()
-        self.records["after"] = self.measure("after", self.checkpoint, "train")
+        self.records["after"] = self.measure("after", self.checkpoint, "train", recipe.RULES)
         self.records["ask"] = self.ask()
         print_report(self.records, self.files(), self.console)
 
@@ -79,6 +83,34 @@ class _Quickstart:
         inputs = {"source": recipe.SOURCE, "template": template, "version": a2d_ray.__version__}
         return self.stages.run("convert", inputs, stage, outputs=[self.model / "config.json"])
 
+    def own_answers(self) -> Record:
+        """The converted model answers general questions in its AR mode; they are trained on."""
+        asked = {split: self.questions(split) for split in ("train", "test")}
+
+        def stage() -> dict[str, Any]:
+            questions = asked["train"] + asked["test"]
+            load = recipe.load_section(self.model)
+            answers = answer_questions(load, questions, recipe.own_answer_params())
+            rows = [
+                json.dumps({"messages": recipe.chat(question, text)})
+                for question, (text, is_whole) in zip(asked["train"], answers, strict=False)
+                if is_whole
+            ]
+            write_whole(recipe.own_answers_path(self.root), "\n".join(rows) + "\n")
+            self.console.print(f"  {len(rows)} answers are whole, and become training rows")
+            return {
+                "rows": len(rows),
+                "held_out": [text for text, _ in answers[-len(asked["test"]) :]],
+            }
+
+        inputs = {
+            "questions": asked,
+            "sampling": vars(recipe.own_answer_params()),
+            "model": self.records["convert"].digest,
+        }
+        outputs = [recipe.own_answers_path(self.root)]
+        return self.stages.run("own answers", inputs, stage, outputs=outputs)
+
     def prepare(self) -> Record:
         """The embedded mixture, packed by Ray Data."""
         config = self.train_config()
@@ -90,7 +122,8 @@ class _Quickstart:
             packed = prepare(config.data, config.objective, config.model.path)
             return {"path": str(packed.path), **recipe.data_figures(packed.manifest)}
 
-        inputs = {"data": config.data.model_dump(), "model": self.records["convert"].digest}
+        answers = self.records["own answers"].digest
+        inputs = {"data": config.data.model_dump(), "answers": answers}
         return self.stages.run("prepare", inputs, stage)
 
     def plan(self) -> Record:
@@ -118,18 +151,22 @@ class _Quickstart:
             root = self.config.root
             check_same_settings(inputs, made.inputs, field="root", value=root, fix="delete it")
 
-    def measure(self, name: str, checkpoint: Path, made_by: str) -> Record:
-        """Exact match on held-out tasks."""
+    def measure(self, name: str, checkpoint: Path, made_by: str, rules: Sequence[str]) -> Record:
+        """Held-out tasks by each rule, and held-out general questions."""
+        params = {rule: recipe.sampling_params(rule) for rule in rules}
 
         def stage() -> dict[str, Any]:
             load = recipe.load_section(checkpoint)
-            params = recipe.sampling_params()
             num_tasks = self.config.eval_tasks
-            return measure_checkpoint(load, recipe.TASKS, num_tasks, params, self.console)
+            tasks = measure_checkpoint(load, recipe.TASKS, num_tasks, params, self.console)
+            answers = answer_questions(load, general_questions("test"), recipe.own_answer_params())
+            original = self.records["own answers"].result["held_out"]
+            pairs = zip(answers, original, strict=True)
+            return {"tasks": tasks, "same": sum(text == own for (text, _), own in pairs)}
 
         inputs = {
             "num_tasks": self.config.eval_tasks,
-            "sampling": vars(recipe.sampling_params()),
+            "sampling": {rule: vars(p) for rule, p in params.items()},
             "checkpoint": self.records[made_by].digest,
         }
         return self.stages.run(name, inputs, stage)
@@ -162,6 +199,13 @@ class _Quickstart:
                 return ask(base_url, recipe.MODEL_ID, recipe.QUESTIONS, self.console)
 
         return self.stages.run("ask", {}, stage, is_kept=False)
+
+    def questions(self, split: str) -> list[str]:
+        """General questions; a few for a smoke test."""
+        questions = general_questions(split)
+        return (
+            questions[:: recipe.SMOKE_STRIDE] if recipe.is_smoke(self.config.steps) else questions
+        )
 
     def train_config(self, steps: int | None = None) -> TrainConfig:
         """The training run; without `steps`, all of it but their number holds."""

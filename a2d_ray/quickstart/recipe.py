@@ -1,4 +1,8 @@
-"""The measured recipe: SmolLM2-135M-Instruct to BD3LM, on tasks that it learns in minutes."""
+"""The measured recipe: SmolLM2-135M-Instruct learns two tasks and drafts of its own answers.
+
+Tasks that it can learn in minutes, rows of its own answers to general questions, so that it keeps
+what it knew, and a joint training: the AR mode learns the tasks, and masks learn to draft them.
+"""
 
 import os
 from collections.abc import Mapping
@@ -17,25 +21,26 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-TASKS = ("sorting", "sums", "spelling")
+TASKS = ("sorting", "records")
 QUESTIONS = (
     "Sort these numbers in ascending order: 71, 8, 35",
-    "What is 31 + 46?",
-    "Spell 'lamp' backwards.",
+    "Write as JSON: Paul is 42 years old and lives in Vienna.",
+    "What is the capital of France?",
 )
+RULES = ("ar", "speculate", "threshold")
 MODEL_ID = "SmolLM2-135M-BD3LM"
 STEPS_VARIABLE = "QUICKSTART_STEPS"
 SMOKE_STEPS = 20  # with fewer steps it is a smoke test
-BLOCK_SIZE = 4
-LONGEST_DOCUMENT = 48
+BLOCK_SIZE = 8
+LONGEST_DOCUMENT = 64
+LONGEST_OWN_ANSWER = 40  # tokens
 ROWS_PER_STEP = 6  # of two or three documents each: a pack is often of one kind, a step is not
 TRAINABLE_LAYERS = 16  # of 30: on two cores, twice as many steps as with all
-STREAMS = 3  # the clean copy and two noisy views
-_MIXTURE = {"sums": 0.25, "sorting": 0.60, "spelling": 0.10, "chat": 0.05}
-_TRAIN_ROWS = 12_000
-_TEST_ROWS = 320
-_SMOKE_TRAIN_ROWS = 400
-_SMOKE_TEST_ROWS = 80
+STREAMS = 2  # the clean copy and the noisy one
+_TRAIN_ROWS = {"sorting": 1_200, "records": 800}
+_TEST_ROWS = 60
+SMOKE_STRIDE = 8  # of the general questions
+_SMOKE_ROWS = {"train": 60, "test": 20}
 
 
 def resolve_config(
@@ -74,24 +79,30 @@ def is_smoke(steps: int | None) -> bool:
     return steps is not None and steps < SMOKE_STEPS
 
 
-def data_spec(is_small: bool) -> str:
-    """The mixture, in rows: 25 % sums, 60 % sorting, 10 % spelling, 5 % chat."""
-    train, test = (_SMOKE_TRAIN_ROWS, _SMOKE_TEST_ROWS) if is_small else (_TRAIN_ROWS, _TEST_ROWS)
-    return "+".join(
-        f"embedded/{name}[train:{round(train * share)},test:{round(test * share)}]"
-        for name, share in _MIXTURE.items()
-    )
+def data_spec(root: Path, is_small: bool) -> str:
+    """The mixture: rows of both tasks, and all of the model's own answers."""
+    test = _SMOKE_ROWS["test"] if is_small else _TEST_ROWS
+    parts = []
+    for name, size in _TRAIN_ROWS.items():
+        train = _SMOKE_ROWS["train"] if is_small else size
+        parts.append(f"embedded/{name}[train:{train},test:{test}]")
+    return "+".join([*parts, f"{own_answers_path(root)}[test:4]"])
+
+
+def own_answers_path(root: Path) -> Path:
+    """Where the model's own answers to general questions lie, as rows that training reads."""
+    return root / "own-answers.jsonl"
 
 
 def train_config(root: Path, steps: int, num_workers: int, *, use_gpu: bool = False) -> TrainConfig:
-    """The training run: about 850 tokens over all streams per step."""
+    """The training run: about 800 tokens over both streams per step."""
     small = is_smoke(steps)
     return TrainConfig.model_validate(
         {
             "run": {"name": "train", "storage_path": str(root), "resume": True},
             "model": {"path": str(root / "model"), "trainable_layers": TRAINABLE_LAYERS},
             "data": {
-                "spec": data_spec(small),
+                "spec": data_spec(root, small),
                 "packed_path": str(root / "packed"),
                 "max_length": LONGEST_DOCUMENT,
                 "tokens_per_row": STREAMS * LONGEST_DOCUMENT,
@@ -99,12 +110,14 @@ def train_config(root: Path, steps: int, num_workers: int, *, use_gpu: bool = Fa
             "objective": {
                 "name": "bd3lm",
                 "block_size": BLOCK_SIZE,
-                "noise": "exact",
-                "views": STREAMS - 1,
+                "clean_attention": "causal",
+                "ar_loss_weight": 1.0,
+                "noise": "full",
+                "full_share": 0.75,
                 "corruption_warmup": 0.04,
             },
             "batch": {"rows": num_workers * -(-ROWS_PER_STEP // num_workers)},
-            "optim": {"lr": 1e-3, "betas": (0.9, 0.98), "clip_norm": 1.0, "warmup": 0.04},
+            "optim": {"lr": 5e-4, "betas": (0.9, 0.98), "clip_norm": 1.0, "warmup": 0.04},
             "schedule": {
                 "max_steps": steps,
                 "eval_steps": 0.5,
@@ -125,8 +138,8 @@ def data_figures(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_section(path: Path) -> LoadSection:
-    """How a checkpoint of the quickstart is loaded; the converted one has no objective yet."""
-    return LoadSection(path=str(path), objective="bd3lm", block_size=BLOCK_SIZE)
+    """How a checkpoint of the quickstart is loaded."""
+    return LoadSection(path=str(path))
 
 
 def serve_config(checkpoint: Path, port: int) -> ServeConfig:
@@ -139,6 +152,16 @@ def serve_config(checkpoint: Path, port: int) -> ServeConfig:
     return ServeConfig.model_validate({"models": [model], "port": port})
 
 
-def sampling_params() -> SamplingParams:
-    """How the held-out tasks are decoded; no right answer is longer than 16 tokens."""
-    return SamplingParams(max_new_tokens=16, rule="threshold", threshold=0.9)
+def sampling_params(rule: str = "speculate") -> SamplingParams:
+    """How held-out tasks are decoded; no right answer is longer than 24 tokens."""
+    return SamplingParams(max_new_tokens=24, rule=rule)
+
+
+def own_answer_params() -> SamplingParams:
+    """How the model answers general questions."""
+    return SamplingParams(max_new_tokens=LONGEST_OWN_ANSWER, rule="ar")
+
+
+def chat(question: str, answer: str) -> list[dict[str, str]]:
+    """A row's messages."""
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -29,6 +29,7 @@ class RunStatus:
         checkpoint: the last one that a resumed run would continue from; None: none yet.
         checkpoint_step: its step, 0 without one.
         loss, nelbo: last ones, nats per token.
+        accepted_length: last one: tokens per forward that drafts would give; None: no AR mode.
         tokens_per_s: median of the last 50 steps.
         step_s: median seconds of the last 50 steps.
         eta_s: seconds left at this pace, evaluations and checkpoints included as they were so far.
@@ -44,6 +45,7 @@ class RunStatus:
     checkpoint_step: int
     loss: float | None
     nelbo: float | None
+    accepted_length: float | None
     tokens_per_s: float | None
     step_s: float | None
     eta_s: float | None
@@ -97,7 +99,8 @@ def run_status(storage_path: str, name: str, now: float | None = None) -> RunSta
         checkpoint=checkpoint,
         checkpoint_step=checkpoint_step,
         loss=steps[-1]["loss"] if steps else None,
-        nelbo=next((x["eval/nelbo"] for x in reversed(lines) if "eval/nelbo" in x), None),
+        nelbo=_last(lines, "eval/nelbo"),
+        accepted_length=_last(lines, "eval/accepted_length"),
         tokens_per_s=_median(recent, "tokens_per_s"),
         step_s=step_s,
         eta_s=None if step_s is None else (num_steps - step) * step_s,
@@ -118,7 +121,10 @@ def format_status(runs: list[RunStatus]) -> str:
     return "\n".join(lines)
 
 
-_HEADER = ("run", "state", "step", "loss", "nelbo", "tokens/s", "s/step", "left", "checkpoint")
+_HEADER = (
+    *("run", "state", "step", "loss", "nelbo", "accepted"),
+    *("tokens/s", "s/step", "left", "checkpoint"),
+)
 
 
 def _cells(run: RunStatus) -> tuple[str, ...]:
@@ -132,6 +138,7 @@ def _cells(run: RunStatus) -> tuple[str, ...]:
         f"{run.step}/{run.num_steps}",
         _number(run.loss, ".3f"),
         _number(run.nelbo, ".3f"),
+        _number(run.accepted_length, ".2f"),
         _number(run.tokens_per_s, ",.0f"),
         _number(run.step_s, ".3g"),
         left,
@@ -190,6 +197,10 @@ def _seconds_since_written(directory: RunDirectory, now: float) -> float | None:
         if info.mtime_ns is not None:
             return max(0.0, now - info.mtime_ns / 1e9)
     return None
+
+
+def _last(lines: list[dict[str, Any]], key: str) -> float | None:
+    return next((line[key] for line in reversed(lines) if key in line), None)
 
 
 def _median(lines: list[dict[str, Any]], key: str) -> float | None:

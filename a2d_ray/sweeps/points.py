@@ -19,6 +19,7 @@ class TrialRow:
         percent: how far it got.
         nelbo: last held-out NELBO, nats per token; None: it never got there.
         exact_match: share of right answers; None: not measured.
+        accepted_length: of held-out drafts, tokens per forward; None: there is no AR mode.
         point: value of each searched key.
         block_size: blocks whose NELBO this is; 0: mdlm.
         error: first line of what went wrong.
@@ -31,6 +32,7 @@ class TrialRow:
     exact_match: float | None
     point: dict[str, Any]
     block_size: int
+    accepted_length: float | None = None
     error: str = ""
 
 

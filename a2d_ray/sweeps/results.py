@@ -59,7 +59,7 @@ def sort_rows(rows: list[TrialRow], config: SweepConfig) -> list[TrialRow]:
 def format_results(results: SweepResults, metric: str) -> str:
     """The trials as a table, and where things lie."""
     keys = list(dict.fromkeys(key for row in results.rows for key in row.point))
-    header = ("trial", "status", "done", "nelbo", "exact match", *keys)
+    header = ("trial", "status", "done", "nelbo", "exact match", "accepted", *keys)
     cells = [header, *(_cells(row, keys) for row in results.rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
@@ -82,6 +82,7 @@ def _cells(row: TrialRow, keys: list[str]) -> tuple[str, ...]:
         f"{row.percent:.0f}%",
         "" if row.nelbo is None else f"{row.nelbo:.4f}",
         "" if row.exact_match is None else f"{row.exact_match:.1%}",
+        "" if row.accepted_length is None else f"{row.accepted_length:.2f}",
         *(_short(row.point.get(key)) for key in keys),
     )
 
@@ -106,6 +107,7 @@ def _row(result: Any, config: SweepConfig, directory: Path) -> TrialRow:
         percent=percent,
         nelbo=metrics.get("nelbo"),
         exact_match=metrics.get("exact_match"),
+        accepted_length=metrics.get("accepted_length"),
         point=point,
         block_size=_block_size(point, config),
         error=error,
@@ -133,7 +135,8 @@ def _block_size(point: dict[str, Any], config: SweepConfig) -> int:
 
 def _write_csv(rows: list[TrialRow], path: Path) -> None:
     keys = list(dict.fromkeys(key for row in rows for key in row.point))
-    columns = ("trial", "status", "percent", "nelbo", "exact_match", "block_size", "error")
+    results = ("nelbo", "exact_match", "accepted_length")
+    columns = ("trial", "status", "percent", *results, "block_size", "error")
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*columns, *keys])

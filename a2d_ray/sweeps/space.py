@@ -171,6 +171,16 @@ def _check_comparable(config: SweepConfig, keys: list[str]) -> None:
             "set sweep.metric=exact_match with sweep.exact_match_tasks=32 and "
             "sweep.scheduler=none, or sweep.search=random and sweep.scheduler=none",
         )
+    causal = "objective.clean_attention"
+    if sweep.metric == "accepted_length" and causal not in keys:
+        clean = config.train.objective.clean_attention
+        if clean != "causal":
+            raise OptionError(
+                "sweep.metric",
+                sweep.metric,
+                f"is of drafts, which train.{causal}={clean} has none of",
+                f"set train.{causal}=causal",
+            )
     if config.train.schedule.eval_steps == 0:
         raise OptionError(
             "train.schedule.eval_steps", 0, "is no interval", "a sweep needs evaluations, e.g. 0.25"

@@ -63,6 +63,7 @@ def _last(result: Result, config: TrainConfig, num_tasks: int) -> dict[str, Any]
         "step": result.metrics["step"],
         "percent": 100.0,
         "nelbo": result.metrics.get("nelbo"),
+        "accepted_length": result.metrics.get("accepted_length"),
         "checkpoint_path": result.checkpoint.path,
     }
     if num_tasks:

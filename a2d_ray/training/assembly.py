@@ -1,15 +1,60 @@
 """A loaded model and a configuration -> the module that is trained."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from a2d_ray.config import ModelSection, TrainConfig
-from a2d_ray.models.checkpoint import Checkpoint
+from a2d_ray.models.adapters import (
+    ADAPTER_WEIGHTS,
+    GATED_WEIGHTS,
+    add_adapters,
+    restore_adapters,
+)
+from a2d_ray.models.checkpoint import Checkpoint, load_checkpoint
 from a2d_ray.models.device import resolve_dtype
+from a2d_ray.models.directories import find_directory
+from a2d_ray.models.gated_lora import add_gated_adapters
 from a2d_ray.training.module import DiffusionModule
 from a2d_ray.training.objective import loss_spec
 from a2d_ray.training.optim import freeze_below
+
+
+def load_model(
+    config: TrainConfig, device: torch.device, resumed: Path | None
+) -> tuple[Checkpoint, Any]:
+    """The float32 checkpoint that is trained, with adapters where they are configured.
+
+    Args:
+        config: of the run.
+        device: where it trains.
+        resumed: checkpoint directory that the run goes on from; None: `model.path`.
+
+    Returns:
+        The checkpoint, and peft's view of its model; None: no adapters.
+    """
+    lora = config.model.lora
+    path = config.model.path
+    loaded = load_checkpoint(
+        path if resumed is None or lora is not None else resumed,
+        dtype=torch.float32,
+        device=device,
+        in_4bit=config.model.load_in_4bit,
+        with_gated=False,
+    )
+    if lora is None:
+        return loaded, None
+    add = add_gated_adapters if lora.noised_only else add_adapters
+    mask_id = loaded.contract.mask_token_id
+    adapted = add(loaded.model, lora, mask_id=mask_id, base=path, seed=config.run.seed)
+    if resumed is None and loaded.contract.gated_adapters is not None:
+        resumed = find_directory(path, weights=True)  # a run that trains them on
+    if resumed is not None:
+        restore_adapters(
+            adapted, resumed / (GATED_WEIGHTS if lora.noised_only else ADAPTER_WEIGHTS)
+        )
+    return loaded, adapted
 
 
 def build_module(loaded: Checkpoint, config: TrainConfig, device: torch.device) -> DiffusionModule:

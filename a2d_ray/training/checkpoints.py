@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from a2d_ray.cli import to_yaml
-from a2d_ray.models.adapter_checkpoint import save_adapters
+from a2d_ray.models.adapter_checkpoint import save_adapters, save_gated
 from a2d_ray.models.checkpoint import save_checkpoint
 from a2d_ray.models.contract import Contract
 from a2d_ray.runs.storage import RunDirectory
@@ -25,6 +25,7 @@ from a2d_ray.training.state import STATE_DIRECTORY, RunProgress, save_state
 FINAL_NAME = "checkpoint-final"
 BEST_NAME = "checkpoint-best"
 BEST_FILE = "best.json"
+_REPORTED = ("nelbo", "accepted_length")  # held-out figures that sweeps compare
 
 
 class CheckpointWriter:
@@ -55,13 +56,14 @@ class CheckpointWriter:
         self._contract = contract
         self._tokenizer = tokenizer
 
-    def save(self, engine: Any, step: int, nelbo: float | None) -> str | None:
+    def save(self, engine: Any, step: int, figures: dict[str, float]) -> str | None:
         """Saves and waits until it can be resumed from. Collective.
 
         Args:
             engine: its weights and moments.
             step: optimizer steps done.
-            nelbo: held-out NELBO of these weights, if they were evaluated.
+            figures: held-out ones of these weights, by their names in the metrics; empty: they
+                were not evaluated.
 
         Returns:
             None, or why nothing was saved (rank 0 knows; others get an empty text).
@@ -79,8 +81,7 @@ class CheckpointWriter:
                     raise RuntimeError(f"the final checkpoint cannot be saved: {problem}")
                 return problem or ""
             metrics: dict[str, float] = {"step": step, "rows": progress.rows}
-            if nelbo is not None:
-                metrics["nelbo"] = nelbo
+            metrics |= {k: figures[f"eval/{k}"] for k in _REPORTED if f"eval/{k}" in figures}
             ray.train.report(
                 metrics,
                 checkpoint=Checkpoint.from_directory(path) if self._ranks.is_first else None,
@@ -91,8 +92,8 @@ class CheckpointWriter:
             ray.train.get_all_reported_checkpoints(
                 consistency_mode=CheckpointConsistencyMode.COMMITTED, timeout_s=60
             )
-            if self._ranks.is_first and self._plan.config.schedule.keep_best and nelbo is not None:
-                keep_best(self._directory, path, step, nelbo)
+            if self._ranks.is_first and self._plan.config.schedule.keep_best and figures:
+                keep_best(self._directory, path, step, figures["eval/nelbo"])
         return None
 
     def _write(self, engine: Any, path: Path, progress: RunProgress) -> str | None:
@@ -113,10 +114,13 @@ class CheckpointWriter:
     def _write_model(self, engine: Any, path: Path, weights: dict[str, Tensor]) -> None:
         tokenizer = self._tokenizer
         contract = self._contract
+        model = engine.module.model
+        if contract.gated_adapters is not None:
+            save_gated(path, model, self._adapted, tokenizer=tokenizer, contract=contract)
+            return
         if self._adapted is not None:
             save_adapters(path, self._adapted, tokenizer=tokenizer, contract=contract)
             return
-        model = engine.module.model
         save_checkpoint(
             path, model=model, tokenizer=tokenizer, contract=contract, state_dict=weights
         )

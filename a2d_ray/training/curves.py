@@ -15,12 +15,16 @@ Lines = list[dict[str, Any]]
 def draw_curves(lines: Lines, title: str = "") -> bytes:
     """PNG of loss and held-out NELBO, learning rate, speed and gradient norm over steps.
 
+    With drafts also of the accepted length over steps, and of draft agreement by offset.
+
     Args:
         lines: of ``metrics.jsonl``.
         title: above the panels.
     """
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True).flatten()
+    drafts = [line for line in lines if "eval/accepted_length" in line]
+    num_rows = 3 if drafts else 2
+    figure = Figure(figsize=(11, 3.5 * num_rows), layout="constrained")
+    panels = figure.subplots(num_rows, 2).flatten()
     steps = [line for line in lines if "loss" in line]
     _losses(panels[0], steps, [line for line in lines if "eval/nelbo" in line])
     _curve(panels[1], steps, "grad_norm", "gradient norm, before clipping", is_noisy=True)
@@ -30,8 +34,10 @@ def draw_curves(lines: Lines, title: str = "") -> bytes:
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.01)
-    for axes in panels[2:]:
+    for axes in panels:
         axes.set_xlabel("optimizer step")
+    if drafts:
+        _drafts(panels[4], panels[5], drafts)
     figure.suptitle(title, fontsize=12)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
@@ -59,6 +65,29 @@ def _losses(axes: Axes, steps: Lines, evaluations: Lines) -> None:
     )
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
+
+
+def _drafts(length: Axes, by_offset: Axes, evaluations: Lines) -> None:
+    """Accepted length over steps; agreement by offset, first and last evaluation."""
+    length.plot(
+        [line["step"] for line in evaluations],
+        [line["eval/accepted_length"] for line in evaluations],
+        marker="o",
+        markersize=4,
+        color=_ACCENT,
+    )
+    length.set_title("accepted length, tokens per forward", fontsize=10, loc="left")
+    length.set_ylim(bottom=1)
+    for line, color in ((evaluations[0], _SOFT), (evaluations[-1], _INK)):
+        prefix = "eval/draft_agreement_"
+        shares = {int(k.removeprefix(prefix)): v for k, v in line.items() if k.startswith(prefix)}
+        by_offset.plot(
+            list(shares), list(shares.values()), color=color, marker="o", markersize=3,
+            label=f"step {line['step']}",
+        )  # fmt: skip
+    by_offset.set_title("drafts that agree with the AR mode, by offset", fontsize=10, loc="left")
+    by_offset.set(ylim=(0, 1), xlabel="offset in the block")
+    by_offset.legend(frameon=False)
 
 
 def _curve(

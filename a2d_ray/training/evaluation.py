@@ -1,14 +1,18 @@
 """Held-out figures of the model in training, shared out over the ranks."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from a2d_ray.config import TrainConfig
 from a2d_ray.data.packing.packed import PackedSet
-from a2d_ray.diffusion.layout import LayoutSpec
+from a2d_ray.diffusion.drafts import draft_sums
+from a2d_ray.diffusion.layout import LayoutSpec, PackedRow
 from a2d_ray.diffusion.likelihood import NUM_BINS, nelbo_sums
 from a2d_ray.models.adapters import merged_copy
 from a2d_ray.models.contract import Contract
@@ -56,52 +60,68 @@ class Evaluator:
             bin of the masked share of a block ``eval/ce_0.2``, ``eval/accuracy_0.2``, ... (the
             number is the bin's upper edge). With several block sizes these are at the largest,
             and ``eval/nelbo_block_4``, ... at the others.
+
+            With `clean_attention: causal` also ``eval/accepted_length`` (tokens) and, by offset in
+            a block from 1 on, ``eval/draft_agreement_1``, ... (shares); see `draft_sums`. At the
+            other block sizes ``eval/accepted_length_block_4``, ....
         """
         if self.num_rows == 0:
             return {}
-        figures = _figures(self._totals(engine, self.spec))
+        engine.module.eval()
+        figures = self._figures(engine.module, self.spec)
         for size in self.config.objective.block_sizes[:-1]:
-            smaller = _figures(self._totals(engine, replace(self.spec, block_size=size)))
-            figures[f"eval/nelbo_block_{size}"] = smaller["eval/nelbo"]
+            smaller = self._figures(engine.module, replace(self.spec, block_size=size))
+            compared = [key for key in ("eval/nelbo", "eval/accepted_length") if key in smaller]
+            figures |= {f"{key}_block_{size}": smaller[key] for key in compared}
+        engine.module.train()
         return figures
 
-    def _totals(self, engine: Any, spec: LayoutSpec) -> torch.Tensor:
-        """Sums over the held-out rows, draws and ranks."""
-        module = engine.module
+    def _figures(self, module: Any, spec: LayoutSpec) -> dict[str, float]:
+        """The figures at one block size."""
+        draws = range(self.config.schedule.eval_draws)
+        nelbo = sum(self._totals(partial(self._nelbo, module, spec, draw)) for draw in draws)
+        figures = _nelbo_figures(self.ranks.sum(nelbo))
+        if spec.causal_clean:
+            drafts = self.ranks.sum(self._totals(partial(self._drafts, module, spec)))
+            figures |= _draft_figures(drafts)
+        return figures
+
+    def _totals(self, sums: Callable[[list[PackedRow]], Tensor]) -> Any:
+        """What `sums` gives over this rank's share of the held-out rows, added up."""
         world = self.ranks.world
-        module.eval()
-        totals = torch.zeros(2 + 3 * NUM_BINS, dtype=torch.float64)
         # Every rank makes as many forwards: under ZeRO-3 each of them gathers weights.
         num_mine = -(-self.num_rows // world)
         mine = [self.ranks.rank + i * world for i in range(num_mine)]
-        for draw in range(self.config.schedule.eval_draws):
-            for start in range(0, num_mine, self.rows_per_micro):
-                totals += self._sums(module, spec, mine[start : start + self.rows_per_micro], draw)
-        module.train()
-        return self.ranks.sum(totals)
+        total: Any = 0
+        for start in range(0, num_mine, self.rows_per_micro):
+            indices = mine[start : start + self.rows_per_micro]
+            held_out = [i for i in indices if i < self.num_rows]
+            part = sums(self.packed.read_rows("test", held_out or [0]))
+            total += part if held_out else torch.zeros_like(part)
+        return total
 
-    def _sums(self, module: Any, spec: LayoutSpec, indices: list[int], draw: int) -> torch.Tensor:
-        held_out = [i for i in indices if i < self.num_rows]
-        rows = self.packed.read_rows("test", held_out or [0])
+    def _nelbo(self, module: Any, spec: LayoutSpec, draw: int, rows: list[PackedRow]) -> Tensor:
         with module.autocast():
-            part = nelbo_sums(
-                rows,
-                spec,
-                module.backbone,
-                module.head,
-                mask_id=self.contract.mask_token_id,
-                draw=draw,
-                device=self.ranks.device,
-            )
-        sums = torch.cat(
-            [torch.stack([part.nats, part.num_tokens.double()]), part.by_ratio.flatten()]
-        )
-        return sums if held_out else torch.zeros_like(sums)
+            part = nelbo_sums(rows, spec, module.backbone, module.head, draw=draw, **self._reading)
+        counts = torch.stack([part.nats, part.num_tokens.double()])
+        return torch.cat([counts, part.by_ratio.flatten()])
+
+    def _drafts(self, module: Any, spec: LayoutSpec, rows: list[PackedRow]) -> Tensor:
+        with module.autocast():
+            part = draft_sums(rows, spec, module.backbone, module.head, **self._reading)
+        counts = torch.stack([part.accepted, part.num_blocks])
+        return torch.cat([counts, part.agreed_J, part.drafted_J])
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        return {"mask_id": self.contract.mask_token_id, "device": self.ranks.device}
 
     def samples(self, engine: Any) -> list[HeldOutSample]:
         """Answers to held-out prompts, on rank 0. Not with weights that ZeRO-3 has partitioned."""
         wanted = min(self.config.schedule.eval_samples, self.num_rows)
         if wanted == 0 or not self.ranks.is_first or is_partitioned(engine):
+            return []
+        if self.contract.gated_adapters is not None:  # they cannot be merged
             return []
         rows = self.packed.read_rows("test", range(wanted))
         module = engine.module.eval()
@@ -113,7 +133,7 @@ class Evaluator:
         return samples
 
 
-def _figures(totals: torch.Tensor) -> dict[str, float]:
+def _nelbo_figures(totals: Tensor) -> dict[str, float]:
     nats, num_tokens = totals[:2].tolist()
     nelbo = nats / num_tokens
     figures = {"eval/nelbo": nelbo, "eval/perplexity_bound": math.exp(min(nelbo, 700.0))}
@@ -121,4 +141,13 @@ def _figures(totals: torch.Tensor) -> dict[str, float]:
         if count:
             edge = f"{(index + 1) / NUM_BINS:g}"
             figures |= {f"eval/ce_{edge}": loss / count, f"eval/accuracy_{edge}": hits / count}
+    return figures
+
+
+def _draft_figures(totals: Tensor) -> dict[str, float]:
+    accepted, num_blocks = totals[:2].tolist()
+    figures = {"eval/accepted_length": accepted / num_blocks}
+    for index, (agreed, drafted) in enumerate(totals[2:].view(2, -1).T.tolist()):
+        if drafted:
+            figures[f"eval/draft_agreement_{index + 1}"] = agreed / drafted
     return figures

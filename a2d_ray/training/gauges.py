@@ -19,6 +19,7 @@ GAUGES = {
     "slowest_rank_s": "Seconds of a step's own work (rows, layout, forward) of the slowest rank.",
     "median_rank_s": "The same of the median rank.",
     "nelbo": "Held-out NELBO, nats per answer token.",
+    "accepted_length": "Tokens per forward that held-out drafts would give.",
 }
 
 

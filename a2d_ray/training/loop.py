@@ -16,10 +16,8 @@ from torch import Tensor
 from a2d_ray.data.packing.packed import PackedSet
 from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.noise import Noise
-from a2d_ray.models.adapters import add_adapters, restore_adapters
-from a2d_ray.models.checkpoint import load_checkpoint
 from a2d_ray.runs.storage import WORKERS_FILE, RunDirectory
-from a2d_ray.training.assembly import build_module
+from a2d_ray.training.assembly import build_module, load_model
 from a2d_ray.training.batches import StepBuilder, to_device
 from a2d_ray.training.checkpoints import CheckpointWriter
 from a2d_ray.training.engine import deepspeed_config, make_engine, take_step
@@ -91,7 +89,8 @@ class _Worker:
             self.reporter.close()
 
     def _train(self) -> None:
-        nelbo = self._evaluate() if self.step == 0 else None
+        if self.step == 0:
+            self._evaluate()
         batches = ray.train.get_dataset_shard("train").iter_batches(
             batch_size=self.config.batch.rows // self.ranks.world,
             batch_format="pyarrow",
@@ -104,10 +103,10 @@ class _Worker:
         for batch in batches:
             step_s = self._train_step(batch, started)
             is_evaluated = is_due(self.step, schedule.eval_steps, num_steps)
-            nelbo = self._evaluate() if is_evaluated else None
+            figures = self._evaluate() if is_evaluated else {}
             is_over = self.ranks.any(self.watch is not None and self.watch.is_over(step_s))
             if is_over or is_due(self.step, schedule.save_steps, num_steps):
-                self._save(nelbo)
+                self._save(figures)
             if is_over:
                 return
             started = time.perf_counter()
@@ -118,21 +117,9 @@ class _Worker:
         """Model, layout and engine; weights and moments from `resumed` if given."""
         config = self.config
         ranks = self.ranks
-        lora = config.model.lora
-        loaded = load_checkpoint(
-            config.model.path if resumed is None or lora is not None else resumed,
-            dtype=torch.float32,
-            device=ranks.device,
-            in_4bit=config.model.load_in_4bit,
-        )
+        loaded, self.adapted = load_model(config, ranks.device, resumed)
         self.tokenizer = loaded.tokenizer
         self.contract = trained_contract(loaded.contract, config)
-        self.adapted = None
-        if lora is not None:
-            mask_id = self.contract.mask_token_id
-            self.adapted = add_adapters(loaded.model, lora, mask_id=mask_id, base=config.model.path)
-            if resumed is not None:
-                restore_adapters(self.adapted, resumed)
         rows = config.batch.rows // ranks.world
         rows_per_micro = config.batch.rows_per_device or rows
         self.builder = StepBuilder.of(
@@ -202,19 +189,19 @@ class _Worker:
             grad_norm = take_step(self.engine)
         return loss_sum, grad_norm
 
-    def _evaluate(self) -> float | None:
-        """Reports held-out figures and samples; returns the NELBO, if there is one."""
+    def _evaluate(self) -> dict[str, float]:
+        """Reports held-out figures and samples; returns the figures."""
         figures = self.evaluator.evaluate(self.engine)
         if not figures:
-            return None
+            return {}
         samples = self.evaluator.samples(self.engine)
         if self.reporter is not None:
             self.reporter.evaluation({"step": self.step, **figures}, samples)
-        return figures["eval/nelbo"]
+        return figures
 
-    def _save(self, nelbo: float | None) -> None:
+    def _save(self, figures: dict[str, float]) -> None:
         started = time.perf_counter()
-        problem = self.writer.save(self.engine, self.step, nelbo)
+        problem = self.writer.save(self.engine, self.step, figures)
         if self.watch is not None:
             self.watch.save_s = time.perf_counter() - started
         if problem is None:

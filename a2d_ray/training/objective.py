@@ -18,7 +18,7 @@ def layout_spec(objective: ObjectiveSection, *, eos_id: int) -> LayoutSpec:
         pad_id=eos_id,
         causal_clean=objective.clean_attention == "causal",
         right_shift=objective.right_shift_logits,
-        ar_targets=objective.ar_loss_weight > 0,
+        ar_targets=objective.reads_ar_mode,
     )
 
 
@@ -26,6 +26,7 @@ def noise_spec(objective: ObjectiveSection) -> NoiseSpec:
     """The noise that a configuration asks for."""
     return NoiseSpec(
         kind=objective.noise,
+        full_share=objective.full_share,
         per=objective.noise_per,
         schedule=objective.schedule,
         is_weighted=objective.weight == "nelbo",
@@ -40,6 +41,7 @@ def loss_spec(objective: ObjectiveSection, *, mask_id: int) -> LossSpec:
         right_shift=objective.right_shift_logits,
         ar_weight=objective.ar_loss_weight,
         confidence_weight=objective.confidence_loss_weight,
+        draft_target=objective.draft_target,
     )
 
 
@@ -50,6 +52,9 @@ def trained_contract(contract: Contract, config: TrainConfig) -> Contract:
     checkpoint of its preset.
     """
     objective = config.objective
+    lora = config.model.lora
+    is_gated = lora is not None and lora.noised_only
+    ar_mode = "trained" if objective.ar_loss_weight else None
     is_blockwise = objective.name == "bd3lm"
     grid = "prompt_end" if objective.preset == "reference" else objective.block_grid
     return contract.model_copy(
@@ -59,6 +64,8 @@ def trained_contract(contract: Contract, config: TrainConfig) -> Contract:
             "block_sizes": objective.block_sizes if is_blockwise else (),
             "block_grid": grid if is_blockwise else "segment",
             "clean_attention": objective.clean_attention,
+            "ar_mode": contract.ar_mode if is_gated else ar_mode,
+            "gated_adapters": lora if is_gated else None,
             "right_shift_logits": objective.right_shift_logits,
         }
     )

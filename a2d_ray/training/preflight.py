@@ -3,6 +3,7 @@
 import importlib.util
 
 from a2d_ray.config import OptionError, RunSection, ScalingSection, TrainConfig
+from a2d_ray.config.errors import shown
 from a2d_ray.data.sources.mixture import check_spec
 from a2d_ray.models.checkpoint import check_checkpoint
 from a2d_ray.models.contract import Contract
@@ -21,6 +22,7 @@ def check_run(config: TrainConfig) -> Contract:
     """
     contract = _check_model(config.model.path)
     _check_objective(config, contract)
+    _check_gated(config, contract)
     if config.model.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
         raise OptionError(
             "model.load_in_4bit",
@@ -75,6 +77,26 @@ def _check_model(path: str) -> Contract:
             "it takes an A2D checkpoint, as jobs/convert.py and the training jobs write: a "
             "directory or a Hub id",
         ) from None
+
+
+def _check_gated(config: TrainConfig, contract: Contract) -> None:
+    lora = config.model.lora
+    held = contract.gated_adapters
+    if held is not None and held != lora:
+        raise OptionError(
+            "model.path",
+            config.model.path,
+            "holds gated adapters, which are only trained on as they are",
+            " ".join(f"model.lora.{key}={shown(value)}" for key, value in held)
+            + ", or start from the checkpoint that they were trained on",
+        )
+    if lora is not None and lora.noised_only and contract.ar_mode is None:
+        raise OptionError(
+            "model.lora.noised_only",
+            True,
+            f"keeps an AR mode, and {config.model.path} has none (its contract says ar_mode: null)",
+            "convert the AR model again, or start from a run with objective.ar_loss_weight=1",
+        )
 
 
 def _check_objective(config: TrainConfig, contract: Contract) -> None:

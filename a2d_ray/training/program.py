@@ -1,4 +1,4 @@
-"""The program of the four training jobs; they differ in the file that lies under the user's."""
+"""The program of the six training jobs; they differ in the file that lies under the user's."""
 
 import sys
 

@@ -50,6 +50,8 @@ def _follow(path: Path, bar: tqdm, done: threading.Event) -> None:
         for line in _last_lines(path):
             if "eval/nelbo" in line:
                 shown["nelbo"] = f"{line['eval/nelbo']:.3f}"
+            if "eval/accepted_length" in line:
+                shown["accepted"] = f"{line['eval/accepted_length']:.2f}"
             if "loss" in line:
                 shown["loss"] = f"{line['loss']:.3f}"
                 shown["tokens/s"] = f"{line['tokens_per_s']:.0f}"

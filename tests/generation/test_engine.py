@@ -195,7 +195,7 @@ def test_logits_of_a_round_are_held_for_a_few_works_at_a_time(monkeypatch):
 
     def answer() -> tuple[dict, int]:
         engine = Engine(model, contract("mdlm"), eos_ids={EOS}, max_length=512)
-        head, sizes = engine._runner._twin.lm_head, []
+        head, sizes = engine._runner.twin.lm_head, []
         hook = head.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[0]))
         for i, (prompt, params) in enumerate(itertools.product(PROMPTS, [*PARAMS, guided])):
             engine.add_request(Request(request_id=str(i), prompt=prompt, params=params))

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from a2d_ray.config import LoraSection
 from a2d_ray.config.errors import OptionError
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.drafting import Costs, best_plan
@@ -14,6 +15,12 @@ from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
 from a2d_ray.generation.reference import sample
 from a2d_ray.models.architectures import ARCHITECTURES
 from a2d_ray.models.contract import Contract
+from a2d_ray.models.gated_lora import (
+    add_gated_adapters,
+    gate_of,
+    gated_linears,
+    settle_mask_row,
+)
 from tests.generation.test_engine_laws import LAW
 from tests.tiny import tiny_a2d_model, tiny_ar_model
 
@@ -268,6 +275,37 @@ def test_the_noise_draws_as_softmax_says():
     for values in others.values():
         other = token_gumbel(torch.arange(64), 1_000, **values)
         assert abs(torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gated_adapters_draft_and_leave_the_answer_alone(name):
+    """The engine counts the forwards of the reference, whose drafts the adapters make."""
+    lora = LoraSection(r=4, alpha=8, noised_only=True)
+    model = tiny_a2d_model(name)
+    add_gated_adapters(model, lora, mask_id=MASK, base="base")
+    settle_mask_row(model)
+    generator = torch.Generator().manual_seed(1)
+    for parts in gated_linears(model).values():
+        for weight in (parts.a_rI, parts.b_Or):
+            weight.data.copy_(torch.randn(weight.shape, generator=generator))
+    gate = gate_of(model)
+
+    def forward(ids_T, mask_TT):
+        with gate.opened((ids_T == MASK)[None]):
+            return forward_of(model)(ids_T, mask_TT)
+
+    counts = []
+    for shape in ("linear", "tree"):
+        asked = {"max_new_tokens": 60, "temperature": 2.0, "ignore_eos": True}
+        plain = answer(SamplingParams(rule="ar", **asked), model=tiny_a2d_model(name))
+        params = SamplingParams(rule="speculate", draft_tokens=3, draft_shape=shape, **asked)
+        found = answer(params, model=model)
+        slow = sample(forward, PROMPT, params, CAUSAL, eos_ids=[EOS])
+        assert found[0] == plain[0] == slow.token_ids
+        assert found[2].num_forwards == slow.num_forwards
+        unadapted = answer(params, model=tiny_a2d_model(name))
+        counts.append(found[2].num_forwards != unadapted[2].num_forwards)
+    assert any(counts), "the adapters act on no draft"
 
 
 # What is stored.

@@ -6,7 +6,12 @@ import torch
 from a2d_ray import convert
 from a2d_ray.config import LoraSection, OptimSection
 from a2d_ray.models.adapter_checkpoint import merge_adapters, save_adapters
-from a2d_ray.models.adapters import add_adapters, merged_copy, restore_adapters
+from a2d_ray.models.adapters import (
+    ADAPTER_WEIGHTS,
+    add_adapters,
+    merged_copy,
+    restore_adapters,
+)
 from a2d_ray.models.checkpoint import check_checkpoint, load_checkpoint
 from a2d_ray.training.optim import make_optimizer
 from tests.closeness import assert_close
@@ -80,7 +85,8 @@ def test_merged_saved_loaded_and_adapted_give_the_same_logits(base, tmp_path):
         assert again.contract.objective == "bd3lm" and again.tokenizer is not None
         assert_close(logits_of(again.model, mask_id)[..., columns], expected[..., columns])
     fresh = load_checkpoint(base, **CPU)
-    restore_adapters(add_adapters(fresh.model, LORA, mask_id=mask_id, base=base), saved)
+    adapted = add_adapters(fresh.model, LORA, mask_id=mask_id, base=base)
+    restore_adapters(adapted, saved / ADAPTER_WEIGHTS)
     assert_close(logits_of(fresh.model.eval(), mask_id), expected)
 
 
@@ -97,3 +103,15 @@ def test_what_cannot_be_merged_or_adapted(base, tmp_path):
     model = load_checkpoint(base, **CPU).model
     with pytest.raises(ValueError, match=r"model.lora.targets=\['nothing'\]"):
         add_adapters(model, LoraSection(targets=["nothing"]), mask_id=3, base=base)
+
+
+def test_first_values_are_those_of_the_seed(base):
+    def first(seed):
+        model = load_checkpoint(base, **CPU).model
+        before = torch.random.get_rng_state()
+        add_adapters(model, LORA, mask_id=3, base=base, seed=seed)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        return model.model.layers[0].self_attn.q_proj.lora_A["default"].weight
+
+    one, again, other = first(1), first(1), first(2)
+    assert torch.equal(one, again) and not torch.equal(one, other)

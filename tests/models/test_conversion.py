@@ -99,7 +99,7 @@ def test_contract_and_files(tmp_path, llama):
     config = config_of(out)
     assert config["model_type"] == "a2d-llama"
     assert config["architectures"] == ["A2DLlamaLMHeadModel"]
-    assert config["a2d"]["objective"] is None
+    assert config["a2d"]["objective"] is None and config["a2d"]["ar_mode"] == "original"
     assert config["a2d"]["source"] == str(llama)
     assert config["a2d"]["a2d_ray_version"] == __version__
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10000.0
@@ -162,6 +162,7 @@ def test_random_init_is_seeded_and_forgets_the_source(tmp_path, llama):
     assert not torch.equal(first, other)
     source = tiny_ar_model().model.layers[0].self_attn.q_proj.weight
     assert not torch.allclose(first, source)
+    assert config_of(tmp_path / "a")["a2d"]["ar_mode"] is None
 
 
 def test_a_sliding_window_is_dropped_with_a_warning(tmp_path, caplog):

@@ -46,6 +46,29 @@ def test_counts_are_those_of_the_layout(name, block_size, views, clean_attention
     assert cost.targets == int(layout.num_targets)
 
 
+@pytest.mark.parametrize("drafts", [{"ar_loss_weight": 1.0}, {"draft_target": "ar"}])
+@pytest.mark.parametrize(("prompt", "answer"), [(9, 13), (8, 4), (5, 1)])
+def test_what_reads_the_ar_mode_lays_out_the_whole_clean_stream(prompt, answer, drafts):
+    objective = ObjectiveSection(
+        name="bd3lm", block_size=4, clean_attention="causal", noise="full", **drafts
+    )
+    spec = LayoutSpec(objective="bd3lm", block_size=4, causal_clean=True, ar_targets=True)
+    layout = build_layout([packed_row([(7, [(prompt, False), (answer, True)], True)])], spec)
+    cost = layout_cost(prompt, answer, objective)
+    assert cost.tokens == int((layout.doc_RT >= 0).sum())
+    assert cost.pairs == int(dense_mask(layout, is_causal_clean=True).sum())
+    assert cost.logits == int(layout.num_targets) + int(layout.is_ar_target_RT.sum())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_logits_of_full_noise_are_its_mean(share):
+    options = {"name": "bd3lm", "block_size": 8}
+    objective = ObjectiveSection(**options, noise="full", full_share=share)
+    exact = layout_cost(3, 16, ObjectiveSection(**options)).logits
+    expected = share * 16 + (1 - share) * exact
+    assert layout_cost(3, 16, objective).logits == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("name", "views"), list(product(["bd3lm", "mdlm"], [1, 2])))
 def test_logits_are_the_mean_of_the_noise(name, views):
     objective = ObjectiveSection(name=name, block_size=8, views=views)

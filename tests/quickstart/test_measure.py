@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from a2d_ray.quickstart import recipe
 from a2d_ray.quickstart.measure import run_figures
 from a2d_ray.quickstart.report import print_report
 from a2d_ray.quickstart.stages import Record
@@ -22,13 +23,21 @@ def write(folder: Path, lines):
 
 def test_first_and_last_tenth_and_both_nelbos(tmp_path):
     steps = [step(n, 21.0 - n) for n in range(1, 21)]
-    write(tmp_path, [{"step": 0, "eval/nelbo": 8.0}, *steps, {"step": 20, "eval/nelbo": 2.0}])
+    write(
+        tmp_path,
+        [
+            {"step": 0, "eval/nelbo": 8.0},
+            *steps,
+            {"step": 20, "eval/nelbo": 2.0, "eval/accepted_length": 2.5},
+        ],
+    )
     assert run_figures(tmp_path) == {
         "steps": 20,
         "loss_before": 19.5,
         "loss_after": 1.5,
         "nelbo_before": 8.0,
         "nelbo_after": 2.0,
+        "accepted_length": 2.5,
         "tokens_per_s": 110.5,
         "target_tokens_per_s": 10,
     }
@@ -42,7 +51,8 @@ def test_a_step_that_was_redone_after_a_restart_counts_once(tmp_path):
 
 
 def score(accuracy):
-    return {"sums": {"accuracy": accuracy, "num_tasks": 40, "tokens_per_forward": 1.5}}
+    figures = {"tokens_per_forward": 1.5, "tokens_per_s": 31.0, "equal": 0.75}
+    return {"accuracy": accuracy, "num_tasks": 40, **figures}
 
 
 def record(result):
@@ -54,9 +64,12 @@ def records(tmp_path):
     write(tmp_path, [{"step": 0, "eval/nelbo": 8.0}, step(1, 4.0), {"step": 1, "eval/nelbo": 7.0}])
     return {
         "prepare": record({"documents": 12_000, "rows": 2_000, "utilisation": 0.987}),
-        "before": record(score(0.0)),
+        "own answers": record({"rows": 70, "held_out": ["a", "b", "c"]}),
+        "before": record({"tasks": {"sorting": {"ar": score(0.0)}}, "same": 3}),
         "train": record(run_figures(tmp_path)),
-        "after": record(score(0.55)),
+        "after": record(
+            {"tasks": {"sorting": {rule: score(0.55) for rule in recipe.RULES}}, "same": 2}
+        ),
     }
 
 
@@ -65,5 +78,8 @@ def test_the_table_says_it_all(records, tmp_path):
     files = {"checkpoint": tmp_path / "checkpoint-final"}
     print_report(records, files, Console(file=text, width=120))
     table = text.getvalue()
-    for wanted in ("8.00", "7.00", "55%", "98.7%", "12,000", "1.50", "244", "checkpoint-final"):
+    for wanted in (
+        *("8.00 -> 7.00", "55%", "75%", "98.7%", "12,000", "1.50", "31", "2 of 3", "305"),
+        *("AR original", "AR mode", "speculate", "threshold", "checkpoint-final"),
+    ):
         assert wanted in table

@@ -25,7 +25,8 @@ def write_run(root, name, *, steps, num_steps=100, saved=None, age_s=0.0, tail="
             {"step": step, "loss": 5 - step / 100, "tokens_per_s": 200.0, "step_s": 2 + slow}
         )
         if step % 10 == 0:
-            lines.append({"step": step, "eval/nelbo": 9 - step / 100})
+            drafts = {"eval/accepted_length": 1 + step / 100}
+            lines.append({"step": step, "eval/nelbo": 9 - step / 100} | drafts)
     text = "".join(json.dumps(line) + "\n" for line in lines) + tail
     (run / "metrics.jsonl").write_text(text)
     if saved is not None:
@@ -58,6 +59,7 @@ def test_states_steps_and_checkpoints(runs):
     assert (going.step, going.checkpoint, going.checkpoint_step) == (40, "checkpoint_00000030", 30)
     assert going.eta_s == 60 * 2 and going.tokens_per_s == 200
     assert going.loss == pytest.approx(4.6) and going.nelbo == pytest.approx(8.6)
+    assert going.accepted_length == pytest.approx(1.4) and new.accepted_length is None
     assert (killed.step, killed.checkpoint_step) == (25, 20)  # half a line is no step
     assert killed.quiet_s == pytest.approx(3965, abs=60)
     assert new.step == 0 and new.eta_s is None and new.nelbo == 9.0 and new.checkpoint is None

@@ -27,6 +27,7 @@ def rows():
         TrialRow(
             trial=f"b{block}-{i}", status="finished", percent=100.0, block_size=block,
             nelbo=3.0 + block / 10 + abs(i - 2) / 4, exact_match=0.1 * i + block / 100,
+            accepted_length=1 + 0.5 * i + block / 100,
             point={"optim.lr": lr, "objective.block_size": block},
         )
         for block in (8, 4) for i, lr in enumerate(LRS)
@@ -56,6 +57,12 @@ def test_answers_order_across_block_sizes():
     ordered = sort_rows(rows(), by_answers)
     assert [row.trial for row in ordered][:3] == ["b4-3", "b8-2", "b4-2"]
     assert ordered[-1].status == "failed"
+
+
+def test_accepted_length_is_the_larger_the_better_across_block_sizes():
+    causal = ("sweep.metric=accepted_length", "train.objective.clean_attention=causal")
+    ordered = sort_rows(rows(), config(*causal))
+    assert [row.trial for row in ordered][:3] == ["b4-3", "b8-2", "b4-2"]
 
 
 @pytest.mark.parametrize("args", [[], ["sweep.metric=exact_match", "sweep.exact_match_tasks=8"]])

@@ -51,6 +51,7 @@ def test_any_key_in_any_form():
         (["space.optim.lr=3"], r"space.optim.lr=3 .*give \{choice"),
         (["space.optim.lr={choice: []}"], r"space.optim.lr.choice=\[\] is empty"),
         (["space={}"], r"space=\{\} is empty"),
+        (["sweep.metric=accepted_length"], r"set train\.objective\.clean_attention=causal"),
         (
             ["space.objective.views={choice: [1, 3]}"],
             r"space.objective.views=3 .*: objective.views=3",

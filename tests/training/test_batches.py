@@ -55,9 +55,10 @@ def step_gradient(config, rows, rows_per_micro):
         {"views": 2},
         {"block_size": [2, 4, 8]},
         {"clean_attention": "causal", "ar_loss_weight": 0.5},
+        {"clean_attention": "causal", "draft_target": "ar", "noise": "full", "full_share": 0.5},
         {"name": "mdlm"},
     ],
-    ids=["views", "sizes", "ar", "mdlm"],
+    ids=["views", "sizes", "ar", "drafts", "mdlm"],
 )
 def test_a_step_has_one_gradient_however_it_is_cut(objective):
     config = config_of(is_packed=True, **objective)

@@ -5,6 +5,7 @@ import pytest
 from a2d_ray.config import (
     BatchSection,
     DataSection,
+    LoraSection,
     ModelSection,
     ObjectiveSection,
     RunSection,
@@ -48,3 +49,27 @@ def test_every_trained_block_size_is_in_the_contract(config):
 def test_only_the_preset_keeps_the_mask_logit(config):
     assert loss_spec(config.objective, mask_id=3).keeps_mask_logit
     assert not loss_spec(ObjectiveSection(name="mdlm"), mask_id=3).keeps_mask_logit
+
+
+CAUSAL = {"name": "bd3lm", "clean_attention": "causal"}
+
+
+@pytest.mark.parametrize("before", ["original", "trained", None])
+@pytest.mark.parametrize(
+    ("objective", "after"),
+    [
+        (CAUSAL | {"ar_loss_weight": 0.5}, "trained"),
+        (CAUSAL, None),
+        ({"name": "bd3lm"}, None),
+        ({"name": "mdlm"}, None),
+    ],
+)
+def test_only_an_ar_loss_leaves_an_ar_mode_behind(config, before, objective, after):
+    run = config.model_copy(update={"objective": ObjectiveSection(**objective)})
+    contract = Contract(mask_token_id=5, ar_mode=before)
+    assert trained_contract(contract, run).ar_mode == after
+    lora = LoraSection(noised_only=True)
+    gated = run.model_copy(update={"model": ModelSection(path="x", lora=lora)})
+    kept = trained_contract(contract, gated)
+    assert (kept.ar_mode, kept.gated_adapters) == (before, lora)
+    assert Contract.model_validate({"mask_token_id": 5}).ar_mode is None  # an old checkpoint's

@@ -25,7 +25,8 @@ def test_a_resumed_log_drops_what_the_checkpoint_does_not_know(tmp_path):
         file.write('{"step": 6, "lo')  # killed while writing
     resumed = MetricsLog(RunDirectory.of(str(tmp_path.parent), tmp_path.name), 3)
     assert [x["step"] for x in lines(tmp_path)] == [1, 2, 3]
-    resumed.write({"step": 4, "loss": 0.0, "eval/nelbo": 1.0})
+    drafts = {"eval/accepted_length": 2.0} | {f"eval/draft_agreement_{j}": 0.5 for j in range(1, 9)}
+    resumed.write({"step": 4, "loss": 0.0, "eval/nelbo": 1.0} | drafts)
     resumed.flush()
     resumed.plot()
     assert [x["step"] for x in lines(tmp_path)] == [1, 2, 3, 4]

@@ -24,7 +24,8 @@ class Streams:
         views: the most noised copies that it serves.
         eos_tail: the longest tail of EOS targets behind a finished answer (mdlm), or 0.
         is_bound: count so that the row also holds any smaller block size that divides
-            `block_size`, and an AR loss: the clean stream whole, answers filled up to `block_size`.
+            `block_size`, and what reads the AR mode: the clean stream whole, answers filled up
+            to `block_size`.
         right_shift: every block up to the last target's has noised copies (bd3lm).
     """
 
@@ -51,7 +52,7 @@ class Streams:
             and (
                 data.max_block_size is not None
                 or len(objective.block_sizes) > 1
-                or objective.ar_loss_weight > 0
+                or objective.reads_ar_mode
             ),
             right_shift=not is_mdlm and objective.right_shift_logits,
         )

@@ -20,7 +20,7 @@ from a2d_ray.config import OptionError
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 FORM = "write name[key:value,...] joined by '+'"
-EMBEDDED_NAMES = ("sums", "sorting", "spelling", "maths", "chat", "story")
+EMBEDDED_NAMES = ("sums", "sorting", "spelling", "records", "maths", "chat", "story")
 DATASETS_DIR_VARIABLE = "A2D_DATASETS_DIR"
 DATA_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv", ".arrow", ".txt")
 URI_SCHEMES = ("s3", "gs", "gcs", "hdfs", "abfs", "abfss", "file")

@@ -18,7 +18,7 @@ from a2d_ray.generation.decoding.params import SamplingParams
 
 MAX_AUTO_DRAFTS = 8
 MAX_MASKS = 64  # of one request in a round, where the engine decides
-CALIBRATED = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+CALIBRATED = (1, 4, 8, 16, 32, 64, 128)  # tokens in a forward
 _PRIOR = (6.0, 2.0)  # accepted and refused drafts that are assumed at first
 _DECAY = 0.98
 

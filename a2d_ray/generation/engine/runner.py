@@ -1,7 +1,9 @@
 """The forward of a round: tokens of all sequences in one row, logits of what was asked."""
 
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,7 +15,9 @@ from a2d_ray.generation.engine.cache import KVStore
 from a2d_ray.generation.engine.drafting import CALIBRATED, Costs
 from a2d_ray.generation.engine.twins import inference_twin
 from a2d_ray.generation.engine.work import Work
+from a2d_ray.models.gated_lora import gate_of
 
+_measured: "weakref.WeakKeyDictionary[Any, Costs]" = weakref.WeakKeyDictionary()
 HEAD_ROWS = 512  # positions whose logits are held at a time: 300 MB for a vocabulary of 152,000
 
 
@@ -24,10 +28,13 @@ class ModelRunner:
         model: A2D model with head.
         kv_tokens: capacity of the KV store; None: there is none (MDLM).
         is_shifted: `right_shift_logits`: the logits at i - 1 predict token i.
+
+    Attributes:
+        twin: the engine's view of the model.
     """
 
     def __init__(self, model: Any, *, kv_tokens: int | None, is_shifted: bool) -> None:
-        self._twin = inference_twin(model)
+        self.twin = inference_twin(model)
         self._is_shifted = is_shifted
         config = model.config
         weight = model.lm_head.weight
@@ -48,18 +55,33 @@ class ModelRunner:
         """Final hidden states [n, H] of each work's tokens; their finished blocks are stored."""
         ids = torch.cat([w.ids_n for w in works])
         positions = torch.cat([w.position_n for w in works])
-        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device)
-        hidden_NH = self._twin.model(
-            input_ids=ids.to(self._device)[None],
-            position_ids=positions.to(self._device)[None],
-            attention_mask=unread,
-            use_cache=False,
-            ragged=Round(slices=[self._slice(w) for w in works], store=self._store),
-        ).last_hidden_state[0]
+        slices = [self._slice(w) for w in works]
+        with self._gate_opened(works):
+            hidden_NH = self._run(ids, positions, Round(slices=slices, store=self._store))
         for work in works:
             for page in work.chunk.pages:
                 page.is_filled = True
         return list(hidden_NH.split([w.num_tokens for w in works]))
+
+    def _run(self, id_N: Tensor, position_N: Tensor, ragged: Round) -> Tensor:
+        """Final hidden states [N, H]."""
+        return self.twin.model(
+            input_ids=id_N.to(self._device)[None],
+            position_ids=position_N.to(self._device)[None],
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device),  # unread
+            use_cache=False,
+            ragged=ragged,
+        ).last_hidden_state[0]
+
+    def _gate_opened(self, works: Sequence[Work]) -> AbstractContextManager[None]:
+        """Within it, gated adapters act at the noised tokens."""
+        gate = gate_of(self.twin)
+        if gate is None:
+            return nullcontext()
+        sizes = [size for w in works for size in (w.num_tokens - w.num_noised, w.num_noised)]
+        is_noised_P = torch.tensor([False, True] * len(works))
+        is_noised_N = is_noised_P.repeat_interleave(torch.tensor(sizes))
+        return gate.opened(is_noised_N.to(self._device)[None])
 
     def logits(self, works: Sequence[Work], hidden: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yields float32 logits [asked, V] of each work, from what `forward` returned."""
@@ -77,7 +99,7 @@ class ModelRunner:
             if not len(asked_NH):
                 yield from group
             else:
-                yield from self._twin.lm_head(asked_NH).float().cpu().split([*map(len, group)])
+                yield from self.twin.lm_head(asked_NH).float().cpu().split([*map(len, group)])
 
     def _slice(self, work: Work) -> Slice:
         tiles = make_tiles(work.num_visible, self._device)
@@ -117,19 +139,19 @@ class ModelRunner:
         """A forward whose tokens attend to each other and are stored nowhere: for measuring."""
         tiles = make_tiles([*range(1, num_tokens + 1)], self._device)
         alone = Slice(num_tokens=num_tokens, new_runs=None, all_runs=(), tiles=tiles)
-        positions = torch.arange(num_tokens, device=self._device)[None]
-        return self._twin.model(
-            input_ids=torch.zeros_like(positions),
-            position_ids=positions,
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device),
-            use_cache=False,
-            ragged=Round(slices=[alone], store=None),
-        ).last_hidden_state[0]
+        zero_N = torch.zeros(num_tokens, dtype=torch.int64)
+        return self._run(zero_N, torch.arange(num_tokens), Round(slices=[alone], store=None))
 
 
 @torch.inference_mode()
 def measure_costs(runner: ModelRunner, max_length: int) -> Costs:
-    """Times forwards and heads of several sizes: a second on a CPU for 135M parameters."""
+    """Times forwards and heads of several sizes: two seconds on a CPU for 135M parameters.
+
+    A model is measured once.
+    """
+    known = _measured.get(runner.twin)
+    if known is not None:
+        return known
     layers: dict[int, float] = {}
     head: dict[int, float] = {}
     for size in CALIBRATED:
@@ -137,10 +159,11 @@ def measure_costs(runner: ModelRunner, max_length: int) -> Costs:
             hidden_nH = runner.idle_forward(size)
             layers[size] = _seconds(partial(runner.idle_forward, size))
             head[size] = _seconds(lambda: list(runner.head([hidden_nH])))  # noqa: B023
-    return Costs(layers, head)
+    costs = _measured[runner.twin] = Costs(layers, head)
+    return costs
 
 
-def _seconds(run: Callable[[], object], times: int = 3) -> float:
+def _seconds(run: Callable[[], object], times: int = 2) -> float:
     """The fastest of several runs."""
     seconds = []
     for _ in range(times):

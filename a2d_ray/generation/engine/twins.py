@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from a2d_ray.generation.engine.attention import ENGINE_ATTENTION, Round
+from a2d_ray.models.gated_lora import NoiseGate, gate_of, gated_linear
 
 # Prefixes of transformers' classes whose Attention, MLP and RMSNorm compute what the twins do.
 FUSED_PREFIXES = ("Llama", "Qwen2", "Qwen3")
@@ -34,7 +35,7 @@ def inference_twin(model: nn.Module) -> Any:
         config: Any = copy.copy(model.config)
         config._attn_implementation = ENGINE_ATTENTION
         with torch.no_grad():
-            known = _known[model] = (stamp, _twin(model, model.config, config))
+            known = _known[model] = (stamp, _twin(model, model.config, config, gate_of(model)))
     return known[1]
 
 
@@ -42,14 +43,14 @@ def _version(parameter: Tensor) -> int:
     return -1 if parameter.is_inference() else parameter._version
 
 
-def _twin(module: nn.Module, old_config: Any, new_config: Any) -> nn.Module:
+def _twin(module: nn.Module, old_config: Any, new_config: Any, gate: NoiseGate | None) -> nn.Module:
     """The twin of a module, or a shallow copy of it with twins below."""
-    made = _make_twin(module)
+    made = _make_twin(module, gate)
     if made is not None:
         return made
     new = copy.copy(module)
     new._modules = {
-        name: None if child is None else _twin(child, old_config, new_config)
+        name: None if child is None else _twin(child, old_config, new_config, gate)
         for name, child in module._modules.items()
     }
     if getattr(module, "config", None) is old_config:
@@ -57,17 +58,17 @@ def _twin(module: nn.Module, old_config: Any, new_config: Any) -> nn.Module:
     return new
 
 
-def _make_twin(module: nn.Module) -> nn.Module | None:
+def _make_twin(module: nn.Module, gate: NoiseGate | None) -> nn.Module | None:
     name = type(module).__name__
     kind = next((name[len(p) :] for p in FUSED_PREFIXES if name.startswith(p)), None)
     if kind == "Attention":
-        return FusedAttention(module)
+        return FusedAttention(module, gate)
     if kind == "MLP" and type(module.act_fn).__name__ in SILU:
-        return FusedMLP(module)
+        return FusedMLP(module, gate)
     if kind == "RMSNorm":
         return FusedRMSNorm(module)
-    if type(module) is nn.Linear:
-        return PackedLinear(module)
+    if type(module) is nn.Linear or gated_linear(module) is not None:
+        return PackedLinear(module, gate=gate)
     return None
 
 
@@ -79,10 +80,15 @@ def _can_pack(dtype: torch.dtype) -> bool:
 
 
 class PackedLinear(nn.Module):
-    """Linear layers of one input, their outputs side by side: x [..., I] -> [..., sum of O]."""
+    """Linear layers of one input, their outputs side by side: x [..., I] -> [..., sum of O].
 
-    def __init__(self, *linears: Any) -> None:
+    Gated adapters of the layers stay beside the packed weights, and act at noised tokens.
+    """
+
+    def __init__(self, *linears: Any, gate: NoiseGate | None = None) -> None:
         super().__init__()
+        self._gate = gate
+        self._adapters = _stacked_adapters(linears)
         weights = [linear.weight.detach() for linear in linears]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         biases = [linear.bias for linear in linears if linear.bias is not None]
@@ -94,30 +100,60 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x W^T + b."""
-        if not self.is_packed:
-            return functional.linear(x, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        if self.is_packed:
+            y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        else:
+            y = functional.linear(x, self.weight, self.bias)
+        rows_M = self._adapted_rows
+        if rows_M is not None:
+            a_RI, b_OR = self._adapters  # type: ignore[misc]
+            x_MI = x.reshape(-1, x.shape[-1])[rows_M]
+            y.view(-1, y.shape[-1]).index_add_(0, rows_M, x_MI @ a_RI.T @ b_OR.T)
+        return y
+
+    @property
+    def _adapted_rows(self) -> Tensor | None:
+        """Tokens at which adapters act now."""
+        return None if self._adapters is None or self._gate is None else self._gate.rows
 
     def silu(self, x: Tensor) -> Tensor:
         """silu(x W^T + b)."""
-        if not self.is_packed:
+        if not self.is_packed or self._adapted_rows is not None:
             return functional.silu(self(x))
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "swish", [], "")
 
     def times(self, x: Tensor, factor: Tensor) -> Tensor:
         """(x W^T + b) * factor."""
-        if not self.is_packed:
+        if not self.is_packed or self._adapted_rows is not None:
             return self(x) * factor
         return torch.ops.mkldnn._linear_pointwise.binary(x, factor, self.weight, self.bias, "mul")
+
+
+def _stacked_adapters(linears: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
+    """The gated adapters of layers side by side as one, or None where no layer has one.
+
+    Returns:
+        A [sum of r, I], and B times its scaling [sum of O, sum of r].
+    """
+    parts = [gated_linear(linear) for linear in linears]
+    if not any(parts):
+        return None
+    ups = [
+        linear.weight.new_zeros(len(linear.weight), 0) if part is None else part.b_Or * part.scaling
+        for linear, part in zip(linears, parts, strict=True)
+    ]
+    a_RI = torch.cat([part.a_rI for part in parts if part is not None])
+    return a_RI.detach(), torch.block_diag(*ups).detach()
 
 
 class FusedMLP(nn.Module):
     """down(silu(gate(x)) * up(x)), both products' second operations inside the products."""
 
-    def __init__(self, mlp: Any) -> None:
+    def __init__(self, mlp: Any, gate: NoiseGate | None) -> None:
         super().__init__()
-        self.gate, self.up, self.down = map(
-            PackedLinear, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        self.gate, self.up, self.down = (
+            PackedLinear(linear, gate=gate)
+            for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,10 +177,11 @@ class FusedRMSNorm(nn.Module):
 class FusedAttention(nn.Module):
     """One product for queries, keys and values; one rotation for queries and keys."""
 
-    def __init__(self, attention: Any) -> None:
+    def __init__(self, attention: Any, gate: NoiseGate | None) -> None:
         super().__init__()
-        self.qkv = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out = PackedLinear(attention.o_proj)
+        linears = (attention.q_proj, attention.k_proj, attention.v_proj)
+        self.qkv = PackedLinear(*linears, gate=gate)
+        self.out = PackedLinear(attention.o_proj, gate=gate)
         self.dim = attention.head_dim
         self.scale = attention.scaling
         self.layer = attention.layer_idx
