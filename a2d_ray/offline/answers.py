@@ -88,6 +88,8 @@ def row_prompt(
 ) -> str | list[dict[str, Any]]:
     """The prompt of a row: chat messages, or text (through the chat template if there is one).
 
+    Of a chat that ends with an answer it is what comes before: the answer is asked for again.
+
     Raises:
         ValueError: there is none, or it has another form.
     """
@@ -105,6 +107,8 @@ def row_prompt(
         raise ValueError(
             f"column {column!r} holds neither a text nor a list of messages with role and content"
         )
+    if value and value[-1]["role"] == "assistant":
+        value = value[:-1]
     if system is not None and (not value or value[0]["role"] != "system"):
         value = [{"role": "system", "content": system}, *value]
     return value

@@ -28,6 +28,7 @@ from a2d_ray.models.architectures import ARCHITECTURES
 from a2d_ray.models.checkpoint import save_checkpoint
 from benchmarks.http_load import listening
 from tests.generation.test_engine_laws import LAW
+from tests.models.test_gated_lora import with_adapters
 from tests.tiny import save_tiny_ar, tiny_a2d_model, tiny_ar_model
 
 NAMES = [row.ar_model_type for row in ARCHITECTURES]
@@ -125,6 +126,12 @@ def test_greedy_is_what_the_ar_mode_writes():
     other = [*written[:-1], (written[-1] + 1) % MASK]
     found = score([request((context,), tail) for tail in (written, other, written[:3])])
     assert [one.is_greedy for one in found] == [True, False, True]
+
+
+def test_gated_adapters_change_nothing():
+    model = with_adapters()[1]
+    asked = [request(((5, 6, 7),), (8, 9, 10)), request(((5, 6, 7),), (11,))]
+    assert score(asked, model) == score(asked)
 
 
 def test_what_cannot_be_scored_is_refused():

@@ -102,7 +102,8 @@ def test_system_prompts_and_templates(checkpoint, lm, tmp_path):
     config = make_config(checkpoint, tmp_path, system="be brief", column="q")
     system = {"role": "system", "content": "be brief"}
     asked = {"role": "user", "content": "one"}
-    for value in ("one", [asked], [system, asked]):
+    answered = [asked, {"role": "assistant", "content": "1"}]
+    for value in ("one", [asked], [system, asked], answered):
         assert row_prompt({"q": value}, config, lm.tokenizer) == [system, asked]
 
 
