@@ -16,7 +16,8 @@ def main() -> None:
         from a2d_ray.offline.batch import report_progress
 
         print(report_progress(config, plan))
-    print(f"answers: {absolute_path(config.output)}/answers")
+    output = absolute_path(config.output)
+    print(f"answers: {output}/answers; rows to train on: {output}/conversations")
 
 
 if __name__ == "__main__":

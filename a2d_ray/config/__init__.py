@@ -23,6 +23,7 @@ from a2d_ray.config.evaluation import (
     EvaluatedTask,
     EvaluationsSection,
     FrontierConfig,
+    LikelihoodKind,
 )
 from a2d_ray.config.models import (
     CheckpointSection,
@@ -118,6 +119,7 @@ __all__ = [
     "FrontierConfig",
     "GenerateConfig",
     "InspectConfig",
+    "LikelihoodKind",
     "LimitsSection",
     "LoadSection",
     "LoraSection",

@@ -14,6 +14,8 @@ from a2d_ray.config.rules import override
 from a2d_ray.config.sampling import check_sampling
 from a2d_ray.config.training import WandbSection
 
+LikelihoodKind = Literal["ar", "nelbo"]
+
 
 class EvaluatedTask(Section):
     """One number of an evaluation."""
@@ -50,7 +52,8 @@ class EvaluateConfig(Section):
         "num_workers": {"kind": "a2d", "endpoint": None},
         "cpus_per_worker": {"num_workers": GIVEN},
         "gpus_per_worker": {"num_workers": GIVEN},
-        "mc_num": {"kind": "a2d", "endpoint": None},
+        "likelihood": {"kind": "a2d"},
+        "mc_num": {"kind": "a2d", "endpoint": None, "likelihood": ("auto", "nelbo")},
         "model.device": {"endpoint": None},
         "model.dtype": {"endpoint": None},
         **{
@@ -76,7 +79,12 @@ class EvaluateConfig(Section):
     cpus_per_worker: int = Field(1, ge=1, description="CPUs (and torch threads) of an actor.")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of an actor.")
     batch_size: int = Field(32, ge=1, description="Requests that share a forward.")
-    mc_num: int = Field(32, ge=1, description="Noise samples of a likelihood.")
+    likelihood: LikelihoodKind | Literal["auto"] = Field(
+        "auto",
+        description="ar: exact, one causal forward; nelbo: bound of the diffusion model, by draws; "
+        "auto: ar where the checkpoint has an AR mode, else nelbo.",
+    )
+    mc_num: int = Field(32, ge=1, description="Noise samples of a NELBO.")
     datasets_dir: str | None = Field(
         None, description="Directory with clones of Hub data sets as OWNER/NAME."
     )

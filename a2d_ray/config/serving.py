@@ -158,7 +158,9 @@ class GenerateConfig(Section):
     )
     format: Literal["jsonl", "parquet"] = Field("jsonl", description="Of the answers.")
     column: str | None = Field(
-        None, description="Column with texts or chats; null: messages if there is one, else prompt."
+        None,
+        description="Column with texts or chats (whose last answer is left out); null: messages if "
+        "there is one, else prompt.",
     )
     chat: bool | Literal["auto"] = Field(
         "auto", description="Texts go through the chat template; auto: if there is one."

@@ -7,7 +7,7 @@ from a2d_ray.config import GenerateConfig
 from a2d_ray.generation.decoding.params import SamplingParams, derive_seed
 from a2d_ray.generation.engine.engine import EngineOptions, Request, StepOutput
 from a2d_ray.text.answers import AnswerWriter
-from a2d_ray.text.language_model import LanguageModel, Prompt
+from a2d_ray.text.language_model import LanguageModel
 
 
 class PartAnswerer:
@@ -83,8 +83,12 @@ class PartAnswerer:
         return requests
 
 
-def row_prompt(row: dict[str, Any], config: GenerateConfig, tokenizer: Any) -> Prompt:
+def row_prompt(
+    row: dict[str, Any], config: GenerateConfig, tokenizer: Any
+) -> str | list[dict[str, Any]]:
     """The prompt of a row: chat messages, or text (through the chat template if there is one).
+
+    Of a chat that ends with an answer it is what comes before: the answer is asked for again.
 
     Raises:
         ValueError: there is none, or it has another form.
@@ -103,9 +107,30 @@ def row_prompt(row: dict[str, Any], config: GenerateConfig, tokenizer: Any) -> P
         raise ValueError(
             f"column {column!r} holds neither a text nor a list of messages with role and content"
         )
+    if value and value[-1]["role"] == "assistant":
+        value = value[:-1]
     if system is not None and (not value or value[0]["role"] != "system"):
         value = [{"role": "system", "content": system}, *value]
     return value
+
+
+def conversations(
+    answers: list[dict[str, Any]], config: GenerateConfig, tokenizer: Any
+) -> list[dict[str, Any]]:
+    """The chats whose answers are whole, each with its answer as the last turn: rows to train on.
+
+    An answer that was cut at `max_new_tokens` does not end as the model would, so it is left out.
+    """
+    found = []
+    for answer in answers:
+        if answer["finish_reason"] != "stop" or not answer["text"].strip():
+            continue
+        prompt = row_prompt(json.loads(answer["input"]), config, tokenizer)
+        if isinstance(prompt, str):
+            continue
+        turns = [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
+        found.append({"messages": [*turns, {"role": "assistant", "content": answer["text"]}]})
+    return found
 
 
 def _is_message(value: Any) -> bool:

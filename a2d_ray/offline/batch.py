@@ -14,7 +14,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from tqdm import tqdm
 
 from a2d_ray.config import GenerateConfig
-from a2d_ray.offline.answers import PartAnswerer
+from a2d_ray.offline.answers import PartAnswerer, conversations
 from a2d_ray.offline.parts import (
     BatchPlan,
     read_prompts,
@@ -35,7 +35,8 @@ def answer_parts(config: GenerateConfig, plan: BatchPlan) -> Iterator[dict[str, 
         plan: of it.
 
     Yields:
-        num_rows, num_errors, num_prompt_tokens, num_tokens, num_denoise_steps of a part.
+        num_rows, num_errors, num_prompt_tokens, num_tokens, num_denoise_steps and
+        num_conversations of a part.
 
     Raises:
         ValueError: there are too few CPUs or GPUs.
@@ -77,7 +78,8 @@ def report_progress(config: GenerateConfig, plan: BatchPlan) -> str:
         f"{total['num_rows']:,} prompts, {total['num_errors']:,} of them with errors, "
         f"{total['num_prompt_tokens']:,} tokens in and {total['num_tokens']:,} out in "
         f"{seconds:.0f} s: {total['num_tokens'] / seconds:.1f} tokens/s, "
-        f"{total['num_tokens'] / max(1, total['num_denoise_steps']):.2f} tokens per denoise step"
+        f"{total['num_tokens'] / max(1, total['num_denoise_steps']):.2f} tokens per denoise step; "
+        f"{total['num_conversations']:,} conversations to train on"
     )
 
 
@@ -113,13 +115,16 @@ class BatchReplica:
         torch.set_num_threads(self._config.cpus_per_replica)
         lm = load(**self._config.model.model_dump(exclude_none=True))
         record_model(self._config.output, folder, lm.fingerprint())
+        self._tokenizer = lm.tokenizer
         self._answerer = PartAnswerer(lm, self._config)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         (part,) = batch["part"].tolist()
         answers = self._answerer.answer(read_prompts(self._folder, part))
-        write_answers(self._folder, part, self._config.format, answers)
-        return {key: [value] for key, value in count_answers(answers).items()}
+        whole = conversations(answers, self._config, self._tokenizer)
+        write_answers(self._folder, part, self._config.format, answers, whole)
+        counts = count_answers(answers) | {"num_conversations": len(whole)}
+        return {key: [value] for key, value in counts.items()}
 
 
 def count_answers(answers: list[dict[str, Any]]) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """Offline generation, what is to be done: prompts cut into parts, which a resumed job finds again.
 
 The output directory holds ``plan.json`` (what was asked, and how many parts there are),
-``model.json`` (which model answers), and ``prompts/`` and ``answers/`` with a file per part. The
-answers of a part appear all at once, so a part either is done or is done again.
+``model.json`` (which model answers), and ``prompts/``, ``answers/`` and ``conversations/`` (rows to
+train on) with a file per part. The answers of a part appear last and all at once, so a part either
+is done or is done again.
 """
 
 import json
@@ -20,6 +21,8 @@ from a2d_ray.config import GenerateConfig, OptionError
 from a2d_ray.data.sources.adapters import MalformedRowError
 from a2d_ray.data.sources.files import file_format, read_file
 from a2d_ray.data.sources.storage import DataFile, list_files
+from a2d_ray.generation.decoding.canvas import make_canvas
+from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.models.checkpoint import check_checkpoint
 from a2d_ray.models.directories import file_stamps
 from a2d_ray.runs.settings import check_same_settings
@@ -50,8 +53,17 @@ def read_prompts(folder: RunDirectory, part: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder.read(_prompts(part)) or b"").splitlines()]
 
 
-def write_answers(folder: RunDirectory, part: int, format: str, rows: list[dict[str, Any]]) -> None:
-    """Keeps the answers of a part; from then on it is done."""
+def write_answers(
+    folder: RunDirectory,
+    part: int,
+    format: str,
+    rows: list[dict[str, Any]],
+    conversations: list[dict[str, Any]],
+) -> None:
+    """Keeps the answers of a part, and the conversations among them; from then on it is done."""
+    if conversations:
+        name = f"conversations/{_part(part)}.{format}"
+        folder.write(name, _encode(conversations, format, CONVERSATION_SCHEMA))
     folder.write(answers_file(part, format), _encode(rows, format))
 
 
@@ -59,10 +71,11 @@ def plan_batch(config: GenerateConfig) -> BatchPlan:
     """Checks the job, cuts its prompts into parts if that was not done, and finds what is missing.
 
     Raises:
-        ValueError: no such model or input, nothing in it, an unwritable output, or an output
-            that holds the answers to something else.
+        ValueError: no such model or input, a model that does not decode so, nothing in the input,
+            an unwritable output, or an output that holds the answers to something else.
     """
-    check_checkpoint(**_checked_model(config))
+    contract = check_checkpoint(**_checked_model(config))
+    make_canvas((), SamplingParams(**config.sampling.model_dump()), contract)  # or every row fails
     folder = RunDirectory.of(config.output, field="output")
     files = _input_files(config.input)
     asked = _asked(config, files)
@@ -105,11 +118,15 @@ def _write(config: GenerateConfig, folder: RunDirectory, name: str, content: byt
 
 def answers_file(part: int, format: str) -> str:
     """Name of a part's answers within the output directory."""
-    return f"answers/part-{part:06d}.{format}"
+    return f"answers/{_part(part)}.{format}"
 
 
 def _prompts(part: int) -> str:
-    return f"prompts/part-{part:06d}.jsonl"
+    return f"prompts/{_part(part)}.jsonl"
+
+
+def _part(part: int) -> str:
+    return f"part-{part:06d}"
 
 
 def _checked_model(config: GenerateConfig) -> dict[str, Any]:
@@ -189,15 +206,6 @@ def _rows(files: list[DataFile]) -> Iterator[dict[str, Any]]:
                 yield {"row": row, "error": None}
 
 
-def _encode(rows: list[dict[str, Any]], format: str) -> bytes:
-    if format == "jsonl":
-        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-        return "".join(lines).encode()
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=ANSWER_SCHEMA), sink)
-    return sink.getvalue().to_pybytes()
-
-
 ANSWER_SCHEMA = pa.schema(
     {
         "index": pa.int64(),
@@ -222,3 +230,16 @@ ANSWER_SCHEMA = pa.schema(
         "error": pa.string(),
     }
 )
+
+CONVERSATION_SCHEMA = pa.schema(
+    {"messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))}
+)
+
+
+def _encode(rows: list[dict[str, Any]], format: str, schema: pa.Schema = ANSWER_SCHEMA) -> bytes:
+    if format == "jsonl":
+        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        return "".join(lines).encode()
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    return sink.getvalue().to_pybytes()

@@ -23,7 +23,7 @@ CHAT_TEMPLATE = (
 )
 TASKS = ("sorting", "records")
 QUESTIONS = (
-    "Sort these numbers in ascending order: 71, 8, 35",
+    "Sort these numbers in ascending order: 71, 18, 35",
     "Write as JSON: Paul is 42 years old and lives in Vienna.",
     "What is the capital of France?",
 )
@@ -37,7 +37,7 @@ LONGEST_OWN_ANSWER = 40  # tokens
 ROWS_PER_STEP = 6  # of two or three documents each: a pack is often of one kind, a step is not
 TRAINABLE_LAYERS = 16  # of 30: on two cores, twice as many steps as with all
 STREAMS = 2  # the clean copy and the noisy one
-_TRAIN_ROWS = {"sorting": 1_200, "records": 800}
+_TRAIN_ROWS = {"sorting": 600, "records": 250}
 _TEST_ROWS = 60
 SMOKE_STRIDE = 8  # of the general questions
 _SMOKE_ROWS = {"train": 60, "test": 20}

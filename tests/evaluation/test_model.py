@@ -19,8 +19,9 @@ from a2d_ray.evaluation.backends.local import LocalBackend
 from a2d_ray.evaluation.backends.requests import ScoreRequest
 from a2d_ray.evaluation.backends.responses import Responder, ResponseCache
 from a2d_ray.evaluation.harness.ar import TimedHFLM
-from a2d_ray.evaluation.harness.model import A2DBd3lm, A2DMdlm, rolling_windows
+from a2d_ray.evaluation.harness.model import A2DBd3lm, A2DMdlm
 from a2d_ray.evaluation.harness.whole_answers import IS_WHOLE
+from a2d_ray.evaluation.harness.windows import rolling_windows
 from a2d_ray.generation.decoding.params import derive_seed
 from tests.closeness import assert_close
 
@@ -159,7 +160,8 @@ def test_windows_of_a_text_add_up_their_errors(make):
     model = make(mc_num=8, max_length=16)
     (found,) = model.loglikelihood_rolling(ask("loglikelihood_rolling", ("a long text " * 4,)))
     ids = tuple(model.described.tokenizer("a long text " * 4).input_ids)
-    scores = model.responder.score(rolling_windows(ids, 16, 4))
+    windows = [dataclasses.replace(one, num_draws=4) for one in rolling_windows(ids, 16)]
+    scores = model.responder.score(windows)
     assert len(scores) > 3 and found == -sum(score.nats for score in scores)
     assert found.stderr == pytest.approx(sum(score.stderr**2 for score in scores) ** 0.5)
     assert pickle.loads(pickle.dumps(found)).stderr == found.stderr
@@ -197,7 +199,7 @@ def test_context_and_continuation_split_at_the_common_prefix(make):
 @pytest.mark.parametrize("length", [1, 9, 10, 11, 14, 15, 16, 37])
 def test_windows_predict_each_token_once(length):
     ids = tuple(range(length))
-    windows = rolling_windows(ids, 10, 4)
+    windows = list(rolling_windows(ids, 10))
     assert tuple(i for w in windows for i in w.continuation) == ids
     assert all(w.num_tokens <= 10 for w in windows)
     for window in windows[1:]:

@@ -17,6 +17,7 @@ from a2d_ray import convert
 from a2d_ray.cli import ConfigError, parse_config
 from a2d_ray.config import EvaluateConfig, FrontierConfig
 from a2d_ray.evaluation.harness.frontier import (
+    _by_rule,
     accuracy_under_parallelism,
     run_frontier,
     write_frontier,
@@ -337,6 +338,31 @@ def test_frontier_orders_points_and_draws_them(configure, checkpoints, tmp_path)
     found = json.loads((tmp_path / "frontier.json").read_text())["curves"]
     assert [curve["name"] for curve in found] == [ours.name, "global", "AR"]
     assert found[0]["aup"] == ours.aup == 0
+
+
+def test_a_frontier_draws_the_ar_mode_where_there_is_one(configure, checkpoints, tmp_path):
+    values = configure(SUMS, objective="causal").model_dump() | {
+        "points": [{"rule": "speculate", "draft_tokens": 3}, {"rule": "steps"}, {"rule": "ar"}],
+        "compare": [{"name": "without", "path": str(checkpoints["bd3lm"])}],
+    }
+    ours, other = curves = run_frontier(FrontierConfig.model_validate(values))
+    found = {point.name: point for point in ours.points}
+    assert found.keys() == {"speculate 3", "steps", "ar"} and not ours.left_out
+    assert found["ar"].tokens_per_forward == pytest.approx(1, abs=0.1)
+    assert found["speculate 3"].tokens_per_forward >= found["ar"].tokens_per_forward
+    out = Path(values["output"])
+    reports = [read_report(out / name / "report.json") for name in ("tiny-0", "tiny-2")]
+    rows = [report["tasks"]["a2d_sums"]["samples"] for report in reports]
+    assert rows[0] == rows[1]  # the same answers
+    assert [p.name for p in other.points] == ["steps"] and other.left_out == ("speculate 3", "ar")
+    text = write_frontier(curves, "sums", tmp_path)
+    assert "AUP of without: 0.0; without an AR mode, so without speculate 3, ar" in text
+    lines = dict(_by_rule(ours.points))
+    assert {name: len(points) for name, points in lines.items()} == {"steps": 1, "AR mode": 2}
+    bd3lm = values["model"] | {"path": str(checkpoints["bd3lm"])}
+    alone = values | {"points": [{"rule": "ar"}], "model": bd3lm}
+    with pytest.raises(ValueError, match=r"points=.*need an AR mode, which tiny does not have"):
+        run_frontier(FrontierConfig.model_validate(alone))
 
 
 def test_a_frontier_is_configured_as_an_evaluation_is():

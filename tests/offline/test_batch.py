@@ -9,18 +9,21 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 import a2d_ray
 from a2d_ray import SamplingParams
-from a2d_ray.config import GenerateConfig
+from a2d_ray.config import DataSection, GenerateConfig, ObjectiveSection
+from a2d_ray.data.pipeline import prepare
 from a2d_ray.generation.decoding.params import derive_seed
+from a2d_ray.models.checkpoint import save_checkpoint
 from a2d_ray.models.directories import file_stamps
-from a2d_ray.offline.answers import PartAnswerer
+from a2d_ray.offline.answers import PartAnswerer, row_prompt
 from a2d_ray.offline.batch import BatchReplica
 from a2d_ray.offline.parts import plan_batch, read_prompts, write_answers
-from tests.tiny import save_tiny_ar
+from tests.tiny import save_tiny_ar, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 CHAT = [{"role": "user", "content": "two"}]
@@ -80,7 +83,7 @@ def test_choices_and_parquet(checkpoint, lm, tmp_path):
     config = make_config(checkpoint, tmp_path, format="parquet", sampling=sampling)
     plan = plan_batch(config)
     rows = PartAnswerer(lm, config).answer(read_prompts(plan.folder, 0))
-    write_answers(plan.folder, 0, "parquet", rows)
+    write_answers(plan.folder, 0, "parquet", rows, [])
     table = pq.read_table(tmp_path / "out/answers").to_pylist()
     assert table == rows
     assert [(r["index"], r["choice"]) for r in rows][:4] == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -96,12 +99,11 @@ def test_malformed_lines_are_errors_of_their_own(checkpoint, lm, tmp_path):
 
 
 def test_system_prompts_and_templates(checkpoint, lm, tmp_path):
-    from a2d_ray.offline.answers import row_prompt
-
     config = make_config(checkpoint, tmp_path, system="be brief", column="q")
     system = {"role": "system", "content": "be brief"}
     asked = {"role": "user", "content": "one"}
-    for value in ("one", [asked], [system, asked]):
+    answered = [asked, {"role": "assistant", "content": "1"}]
+    for value in ("one", [asked], [system, asked], answered):
         assert row_prompt({"q": value}, config, lm.tokenizer) == [system, asked]
 
 
@@ -174,7 +176,7 @@ def test_the_alternatives_of_each_token_are_written(checkpoint, lm, tmp_path, fo
     config = make_config(checkpoint, tmp_path, rows, format=format, sampling=sampling, chat=False)
     plan = plan_batch(config)
     answers = PartAnswerer(lm, config).answer(read_prompts(plan.folder, 0))
-    write_answers(plan.folder, 0, format, answers)
+    write_answers(plan.folder, 0, format, answers, [])
     (path,) = (tmp_path / "out/answers").iterdir()
     if format == "jsonl":
         written, refused = map(json.loads, path.read_text().splitlines())
@@ -187,6 +189,82 @@ def test_the_alternatives_of_each_token_are_written(checkpoint, lm, tmp_path, fo
     assert found == [list(entry.top) for entry in expected.logprobs]
     assert all(len(place) == 2 for place in found) and len(found) == len(written["logprobs"])
     assert refused["top_logprobs"] is None
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+TURNS = [*CHAT, {"role": "assistant", "content": "2"}, {"role": "user", "content": "and one?"}]
+
+
+@pytest.fixture(scope="module")
+def original(checkpoint) -> Path:
+    """Converted and not trained: its AR mode is the AR original's."""
+    directory = checkpoint.parent / "original"
+    lm = a2d_ray.load(checkpoint, dtype="float32", device="cpu")
+    contract = lm.contract.model_copy(update={"ar_mode": "original", "objective": None})
+    save_checkpoint(directory, model=lm.model, tokenizer=lm.tokenizer, contract=contract)
+    return directory
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_own_answers_are_rows_to_train_on(original, ray_local, tmp_path, format):
+    """Through every stage: a packed document is what the model read and wrote, token for token."""
+    rows = [{"prompt": f"question {i}"} for i in range(24)]
+    rows += [{"messages": TURNS}, {"nothing": "here"}]
+    tokenizer = tiny_tokenizer()
+    written = set(tokenizer(LETTERS).input_ids) | {tokenizer.eos_token_id}
+    sampling = {
+        "rule": "ar",
+        "max_new_tokens": 30,
+        "temperature": 1.0,
+        "suppress_tokens": sorted(set(range(320)) - written),
+        "logit_bias": {tokenizer.eos_token_id: 0.5},
+    }
+    model = {"path": str(original), "dtype": "float32", "device": "cpu"}
+    options = {"model": model, "sampling": sampling, "system": "be brief", "format": format}
+    config = make_config(original, tmp_path, rows, rows_per_part=10, **options)
+    plan = plan_batch(config)
+    replica = BatchReplica(config.model_dump(), plan.folder)
+    counts = [replica({"part": np.array([part])}) for part in plan.missing]
+    lm = a2d_ray.load(original, dtype="float32", device="cpu")
+    answers = [a for p in plan.missing for a in read_answers(tmp_path, p, format)]
+    expected = []
+    for answer in answers:
+        if answer["finish_reason"] == "stop" and answer["text"]:
+            prompt = lm.encode(row_prompt(json.loads(answer["input"]), config, tokenizer))
+            ids = [token for segment in prompt for token in segment]
+            expected.append([*ids, *answer["token_ids"], tokenizer.eos_token_id])
+    assert 5 < len(expected) < 25 == sum(a["error"] is None for a in answers)  # some were cut
+    assert sum(count["num_conversations"][0] for count in counts) == len(expected)
+
+    data = DataSection(
+        spec=str(tmp_path / "out/conversations"),
+        packed_path=str(tmp_path / "packed"),
+        max_length=256,
+        tokens_per_row=1024,
+        test_fraction=0.2,
+    )
+    packed = prepare(data, ObjectiveSection(name="bd3lm", block_size=4), str(original))
+    found = []
+    for split in ("train", "test"):
+        for row in packed.read_rows(split, range(packed.num_rows(split))):
+            for doc in range(len(row.doc_id_D)):
+                found.append(row.ids_C[row.doc_C == doc].tolist())
+    assert sorted(found) == sorted(expected)
+
+
+def read_answers(directory, part, format):
+    path = directory / f"out/answers/part-{part:06d}.{format}"
+    if format == "parquet":
+        return pq.read_table(path).to_pylist()
+    return list(map(json.loads, path.read_text().splitlines()))
+
+
+def test_what_the_model_cannot_decode_fails_before_ray(original, checkpoint, tmp_path):
+    model = {"path": str(original), "dtype": "float32", "device": "cpu"}
+    for rule, message in (("threshold", "not trained"), ("speculate", "needs drafts")):
+        with pytest.raises(ValueError, match=message):
+            plan_batch(make_config(original, tmp_path, model=model, sampling={"rule": rule}))
 
 
 @pytest.mark.cluster

@@ -5,15 +5,15 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import openai
 
-from a2d_ray.config import AR_RULES, RULES
+from a2d_ray.config import AR_RULES, RULES, OptionError
 from a2d_ray.evaluation.backends.local import Description
 from a2d_ray.evaluation.backends.requests import (
     Answer,
@@ -23,10 +23,14 @@ from a2d_ray.evaluation.backends.requests import (
     prompt_room,
 )
 from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.models.tokenizers import load_tokenizer
 from a2d_ray.signals import Interrupt, noting_interrupts
 from a2d_ray.text.stream import cut_at_stop
 
 _log = logging.getLogger(__name__)
+
+Asked = TypeVar("Asked")
+Got = TypeVar("Got")
 
 # Options with a name of their own in the API; the others go into `diffusion`.
 OPENAI_NAMES = {"max_new_tokens": "max_tokens", "temperature": "temperature", "seed": "seed"}
@@ -40,7 +44,7 @@ MAX_STOP = 4  # texts that the API takes; with more, answers are cut here
 
 
 class EndpointBackend:
-    """Generates through HTTP, with many requests under way at a time.
+    """Generates and scores through HTTP, with many requests under way at a time.
 
     Args:
         base_url: such as ``http://127.0.0.1:8000/v1``.
@@ -70,10 +74,14 @@ class EndpointBackend:
                 self._base_url,
                 self._model,
             )
+        diffusion = self._card.get("diffusion") or {}
+        positions = self._card.get("max_model_len")
         return Description(
             tokenizer=None,
-            objective=(self._card.get("diffusion") or {}).get("objective"),
-            max_length=None,
+            objective=diffusion.get("objective"),
+            # The last token is sent too, though it predicts nothing, and one has to be generated.
+            max_length=positions and positions - 2,
+            has_ar_mode=_has_ar_mode(self._card),
             fingerprint={
                 "base_url": self._base_url,
                 "served_model": self._model,
@@ -107,10 +115,26 @@ class EndpointBackend:
             )
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Answer]]:
-        """Answers as they come back.
+        """Answers as they come back; see `_each`."""
+        return self._each(self._ask, requests)
 
-        After a failure or Ctrl-C nothing more is asked: the answers that are under way come, then
-        the exception. A second Ctrl-C ends it at once.
+    def score(self, batches: Sequence[Sequence[ScoreRequest]]) -> Iterator[tuple[int, list[Score]]]:
+        """Scores in the AR mode; a batch is there when its last request has come back."""
+        places = [(b, i) for b, batch in enumerate(batches) for i in range(len(batch))]
+        found: list[dict[int, Score]] = [{} for _ in batches]
+        for index, score in self._each(self._score, [batches[b][i] for b, i in places]):
+            b, i = places[index]
+            found[b][i] = score
+            if len(found[b]) == len(batches[b]):
+                yield b, [found[b][i] for i in range(len(batches[b]))]
+
+    def _each(
+        self, ask: Callable[[Asked], Got], requests: Sequence[Asked]
+    ) -> Iterator[tuple[int, Got]]:
+        """What comes back for each, with its index, as it comes.
+
+        After a failure or Ctrl-C nothing more is asked: what is under way comes, then the
+        exception. A second Ctrl-C ends it at once.
 
         Raises:
             ValueError: the model behind the name changed in between.
@@ -118,18 +142,18 @@ class EndpointBackend:
         interrupt = Interrupt()
         try:
             with noting_interrupts(interrupt):
-                yield from self._generate(requests, interrupt)
+                yield from self._results(ask, requests, interrupt)
         finally:
             if interrupt.is_set:
                 raise KeyboardInterrupt
         self._check_model()
 
-    def _generate(
-        self, requests: Sequence[GenerateRequest], interrupt: Interrupt
-    ) -> Iterator[tuple[int, Answer]]:
+    def _results(
+        self, ask: Callable[[Asked], Got], requests: Sequence[Asked], interrupt: Interrupt
+    ) -> Iterator[tuple[int, Got]]:
         """Asks until there is no more, or a failure, or an interrupt."""
         waiting = iter(enumerate(requests))
-        running: dict[Future[Answer], int] = {}
+        running: dict[Future[Got], int] = {}
         failure: BaseException | None = None
         pool = ThreadPoolExecutor(self._concurrency)
         try:
@@ -137,7 +161,7 @@ class EndpointBackend:
                 is_over = interrupt.is_set or failure is not None
                 free = 0 if is_over else self._concurrency - len(running)
                 for index, request in islice(waiting, free):
-                    running[pool.submit(self._ask, request)] = index
+                    running[pool.submit(ask, request)] = index
                 if not running:
                     break
                 # A signal that comes just before a lock is waited for does not end the wait.
@@ -152,14 +176,6 @@ class EndpointBackend:
             pool.shutdown(wait=False, cancel_futures=True)
         if failure is not None:
             raise failure
-
-    def score(self, batches: Sequence[Sequence[ScoreRequest]]) -> Iterator[tuple[int, list[Score]]]:
-        """Refuses: an endpoint gives no likelihoods.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("an endpoint gives no likelihoods: use pretrained=CHECKPOINT")
 
     def _ask(self, request: GenerateRequest) -> Answer:
         """An answer; a prompt that the server finds too long is asked again without its oldest
@@ -203,6 +219,59 @@ class EndpointBackend:
             num_forwards=dict(diffusion).get("forwards"),
             finish_reason=reply.choices[0].finish_reason,
         )
+
+    def _score(self, request: ScoreRequest) -> Score:
+        """What the server tells of a continuation's tokens, with the most likely one beside each.
+
+        Raises:
+            ValueError: it tells nothing.
+        """
+        options: dict[str, Any] = {"prompt_logprobs": 1}
+        if "diffusion" in self._card:
+            options["diffusion"] = {"rule": "ar"}
+        reply: Any = self._client.completions.create(
+            model=self._model,
+            prompt=[*request.context_ids, *request.continuation],
+            max_tokens=1,
+            temperature=0,
+            extra_body=options,
+        )
+        told = getattr(reply.choices[0], "prompt_logprobs", None)
+        if told is None:
+            raise ValueError(
+                f"{self._base_url} gives no prompt_logprobs, so no likelihoods: measure with "
+                "model.path=CHECKPOINT instead of endpoint"
+            )
+        ids = request.continuation
+        entries = told[-len(ids) :]
+        own = [entry[str(token)]["logprob"] for token, entry in zip(ids, entries, strict=True)]
+        best = [max(other["logprob"] for other in entry.values()) for entry in entries]
+        return Score(nats=-sum(own), stderr=0.0, num_tokens=len(ids), is_greedy=own == best)
+
+
+def served_tokenizer(path: str | None) -> Any:
+    """The tokenizer of the checkpoint that an endpoint serves.
+
+    Raises:
+        OptionError: there is none.
+    """
+    try:
+        return load_tokenizer(path or "")
+    except ValueError as error:
+        raise OptionError(
+            "pretrained",
+            path,
+            f"gives no tokenizer, and likelihoods over HTTP are asked in token ids ({error})",
+            "name the served checkpoint (in a suite: model.path)",
+        ) from None
+
+
+def _has_ar_mode(card: dict[str, Any]) -> bool:
+    """Whether a served model verifies from left to right; other servers than ours do nothing
+    else."""
+    if "diffusion" not in card:
+        return True
+    return (card["diffusion"] or {}).get("lossless", "no") != "no"
 
 
 def _fingerprint(card: dict[str, Any]) -> str | None:

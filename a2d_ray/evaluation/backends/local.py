@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from a2d_ray.evaluation.backends.ar_likelihood import ARLikelihood
 from a2d_ray.evaluation.backends.likelihood import Likelihood
 from a2d_ray.evaluation.backends.requests import (
     Answer,
@@ -31,8 +32,9 @@ class Description:
         tokenizer: its tokenizer; None behind an endpoint.
         objective: ``mdlm`` or ``bd3lm``; None: converted only, or a foreign
             endpoint.
-        max_length: positions; None behind an endpoint.
+        max_length: positions that a likelihood may use; None: the endpoint does not say.
         contract: how it is used; None behind an endpoint.
+        has_ar_mode: whether its likelihoods can be exact.
         fingerprint: what tells it from every other model; see `LanguageModel.fingerprint`.
         is_identified: whether it does: an endpoint may give a name alone, under which another
             model can answer tomorrow.
@@ -43,6 +45,7 @@ class Description:
     max_length: int | None
     fingerprint: dict[str, Any]
     contract: Contract | None = None
+    has_ar_mode: bool = False
     is_identified: bool = True
 
 
@@ -79,6 +82,7 @@ class LocalBackend:
             objective=lm.contract.objective,
             max_length=lm.max_length,
             contract=lm.contract,
+            has_ar_mode=lm.contract.ar_mode is not None,
             fingerprint=lm.fingerprint(),
         )
 
@@ -105,11 +109,16 @@ class LocalBackend:
     def score(self, batches: Sequence[Sequence[ScoreRequest]]) -> Iterator[tuple[int, list[Score]]]:
         """The batches one after the other."""
         for index, batch in enumerate(batches):
-            yield index, self._likelihood(batch[0].block_size).score(batch)
+            yield index, self._scorer(batch[0]).score(batch)
 
-    def _likelihood(self, block_size: int | None) -> Likelihood:
-        """The estimator in blocks of a size; refuses one that was not trained."""
+    def _scorer(self, request: ScoreRequest) -> ARLikelihood | Likelihood:
+        """Who scores requests like this one; refuses a block size that was not trained."""
         contract = self._lm.contract
+        if request.likelihood == "ar":
+            return ARLikelihood(
+                self._lm.model, mask_id=contract.mask_token_id, max_length=self._lm.max_length
+            )
+        block_size = request.block_size
         if block_size is not None:
             size = request_block_size(SamplingParams(block_size=block_size), contract)
             contract = contract.model_copy(update={"block_size": size})

@@ -1,8 +1,10 @@
 """What an evaluation asks of a model, and what comes back. Plain values: no torch, no Ray."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Self
 
+from a2d_ray.config import LikelihoodKind
 from a2d_ray.generation.decoding.params import SamplingParams
 
 TokenSegments = tuple[tuple[int, ...], ...]
@@ -63,6 +65,7 @@ class ScoreRequest:
     Attributes:
         context: segments of token ids before it; () for none.
         continuation: token ids, at least one.
+        likelihood: ``nelbo``, or ``ar``: exact, in the AR mode, for which the rest does not matter.
         is_complete: the continuation is a whole answer, so that stopping (BD3LM's EOS fill) counts.
         num_draws: noise draws, each of two complementary views.
         block_size: of BD3LM; None: the checkpoint's own.
@@ -70,9 +73,15 @@ class ScoreRequest:
 
     context: TokenSegments
     continuation: tuple[int, ...]
+    likelihood: LikelihoodKind = "nelbo"
     is_complete: bool = False
     num_draws: int = 16
     block_size: int | None = None
+
+    @property
+    def context_ids(self) -> tuple[int, ...]:
+        """The context without its borders."""
+        return tuple(chain.from_iterable(self.context))
 
     @property
     def num_tokens(self) -> int:
@@ -82,22 +91,24 @@ class ScoreRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Estimate of the NELBO of a continuation.
+    """Negative log-likelihood of a continuation, or the estimate of its NELBO.
 
     Attributes:
-        nats: mean over the draws of the negative evidence lower bound.
-        stderr: standard error of `nats` over the draws; 0 where one draw is exact, None where one
-            draw was asked for.
+        nats: exact, or mean over the draws of the negative evidence lower bound.
+        stderr: standard error of `nats` over the draws; 0 where it is exact, None where one draw
+            was asked for.
         num_tokens: tokens of the continuation.
+        is_greedy: whether each token is the AR mode's choice; None: a NELBO does not say.
     """
 
     nats: float
     stderr: float | None
     num_tokens: int
+    is_greedy: bool | None = None
 
 
 class LogLikelihood(float):
-    """-NELBO in nats: the number that the harness wants, and how far its draws leave it uncertain.
+    """Nats, of a NELBO negated: the number that the harness wants, and how far draws leave it open.
 
     Args:
         nats: the log-likelihood.

@@ -89,7 +89,7 @@ class Responder:
     Args:
         backend: who answers.
         cache: of results; None: nothing is kept.
-        contract: of the model, by which likelihoods are batched; None: no likelihoods.
+        contract: of the model, by which NELBOs are batched; None: there are none.
         is_quiet: no progress bar.
 
     Attributes:
@@ -142,7 +142,6 @@ class Responder:
         Batches are planned over all requests, and one that is known in part is computed again as
         a whole: so an evaluation that goes on gives the bits of one that was never interrupted.
         """
-        assert self._contract is not None, "whoever scores tells how the model is used"
         known = {i: found for i, r in enumerate(requests) if (found := self._cached(r))}
         planned = plan_batches(requests, self._contract)
         batches = [batch for batch in planned if not all(i in known for i in batch)]

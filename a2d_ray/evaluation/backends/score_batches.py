@@ -1,12 +1,14 @@
 """Which likelihood requests share a forward, and how many of their draws: by the true size of the
-layout, in which only the blocks with targets are noised. No torch.
+layout, in which only the blocks with targets are noised; in the AR mode, which of them share a
+context. No torch.
 
 Everything here is a function of the requests and the contract alone, so that every process that is
 given the same list computes the same sums, bit for bit.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from a2d_ray.data.packing.costs import Streams
 from a2d_ray.data.packing.documents import Document
@@ -37,10 +39,75 @@ class Cost:
 
 
 def plan_batches(
-    requests: Sequence[ScoreRequest], contract: Contract, *, max_tokens: int = MAX_TOKENS
+    requests: Sequence[ScoreRequest], contract: Contract | None, *, max_tokens: int = MAX_TOKENS
 ) -> Iterator[list[int]]:
-    """Indices of the requests that share a forward: as many draws, neighbours in length, and
-    within `max_tokens` together; a request that exceeds them is alone."""
+    """Indices of the requests that share a forward: neighbours in length, and within `max_tokens`
+    together; a row or a request that exceeds them is alone.
+
+    Args:
+        requests: all of one kind.
+        contract: of the model; None: not known, which matters for NELBOs only.
+        max_tokens: of a forward, all streams or padding included.
+    """
+    if not requests:
+        return
+    if requests[0].likelihood == "ar":
+        yield from _plan_rows(requests, max_tokens)
+    else:
+        assert contract is not None, "whoever asks for a NELBO tells how the model is used"
+        yield from _plan_draws(requests, contract, max_tokens)
+
+
+@dataclass
+class SharedRow:
+    """A row of a forward in the AR mode.
+
+    Attributes:
+        num_tokens: of the context, and of each continuation without its last one.
+        members: indices of the requests.
+    """
+
+    num_tokens: int
+    members: list[int] = field(default_factory=list)
+
+
+def shared_rows(
+    requests: Sequence[ScoreRequest], *, max_tokens: float = math.inf
+) -> list[SharedRow]:
+    """Rows within `max_tokens`: a context is run once for all continuations that are not longer."""
+    rows: list[SharedRow] = []
+    open_rows: dict[tuple[int, ...], SharedRow] = {}
+    for index, request in enumerate(requests):
+        context = request.context_ids
+        num_own = len(request.continuation) - 1
+        is_shared = num_own < len(context)
+        row = open_rows.get(context) if is_shared else None
+        if row is None or row.num_tokens + num_own > max_tokens:
+            row = SharedRow(len(context))
+            rows.append(row)
+            if is_shared:
+                open_rows[context] = row
+        row.members.append(index)
+        row.num_tokens += num_own
+    return rows
+
+
+def _plan_rows(requests: Sequence[ScoreRequest], max_tokens: int) -> Iterator[list[int]]:
+    batch: list[SharedRow] = []
+    rows = shared_rows(requests, max_tokens=max_tokens)
+    for row in sorted(rows, key=lambda row: row.num_tokens):
+        if batch and (len(batch) + 1) * row.num_tokens > max_tokens:
+            yield [index for each in batch for index in each.members]
+            batch = []
+        batch.append(row)
+    if batch:
+        yield [index for each in batch for index in each.members]
+
+
+def _plan_draws(
+    requests: Sequence[ScoreRequest], contract: Contract, max_tokens: int
+) -> Iterator[list[int]]:
+    """As many draws in a forward, and the tokens of all streams counted."""
     draws = [needed_draws(request, contract) for request in requests]
     order = sorted(range(len(requests)), key=lambda i: (draws[i], requests[i].num_tokens, i))
     batch: list[int] = []

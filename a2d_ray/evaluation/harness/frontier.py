@@ -8,14 +8,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from a2d_ray.config import EvaluateConfig, FrontierConfig, override
+from a2d_ray.config import AR_RULES, EvaluateConfig, FrontierConfig, OptionError, override
 from a2d_ray.config.layers import always, validate
 from a2d_ray.evaluation.harness.suite import build_model, run_suite
 from a2d_ray.evaluation.report.report import speed, write_report
 from a2d_ray.evaluation.report.statistics import estimate
+from a2d_ray.generation.decoding.canvas import check_ar_rule
+from a2d_ray.generation.decoding.params import SamplingParams
 
 ALPHA = 3.0
 ONE_BY_ONE = "one by one"  # the setting of an AR model
+AR_MODE = "AR mode"  # one line of the picture: the same answers at several speeds
 TOLERANCE = 5.0  # percentage points below the slowest point that still count
 
 
@@ -39,11 +42,19 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A model's points by speed, and their AUP; an AR model has one."""
+    """A model's points by speed, and their AUP; an AR model has one.
+
+    Attributes:
+        name: of the model.
+        points: settings that it was measured with.
+        aup: accuracy under parallelism.
+        left_out: names of settings that need an AR mode, where it has none.
+    """
 
     name: str
     points: tuple[Point, ...]
     aup: float
+    left_out: tuple[str, ...] = ()
 
 
 def run_frontier(config: FrontierConfig) -> list[Curve]:
@@ -67,22 +78,49 @@ def _curve(evaluate: EvaluateConfig, config: FrontierConfig) -> Curve:
         model.responder.forget()
     (task,) = evaluate.tasks
     points = []
+    left_out = []
     for index, sampling in enumerate([{}] if is_ar else config.points):
         own = task.model_copy(update={"sampling": override(task.sampling, sampling)})
+        if not is_ar and not _can_decode(model, own.sampling):
+            left_out.append(_name(sampling))
+            continue
         run = evaluate.model_copy(update={"tasks": [own], "name": f"{evaluate.name}-{index}"})
         report = run_suite(run, model=model)
         write_report(report, Path(evaluate.output) / run.name)
         points.append(_point(sampling, report["tasks"][task.task]))
+    if not points:
+        raise OptionError(
+            "points",
+            left_out,
+            f"need an AR mode, which {evaluate.name} does not have",
+            "add others",
+        )
     points.sort(key=lambda point: point.tokens_per_forward)
     aup = accuracy_under_parallelism([(p.tokens_per_forward, 100 * p.score) for p in points])
-    return Curve(name=evaluate.name, points=tuple(points), aup=aup)
+    return Curve(name=evaluate.name, points=tuple(points), aup=aup, left_out=tuple(left_out))
+
+
+def _can_decode(model: Any, sampling: dict[str, Any]) -> bool:
+    """Whether a model has what a point's rule needs."""
+    params = SamplingParams(**sampling)
+    if params.rule not in AR_RULES:
+        return True
+    try:
+        check_ar_rule(params, model.described.contract, is_infill=False)
+    except OptionError:
+        return False
+    return True
+
+
+def _name(sampling: dict[str, Any]) -> str:
+    return " ".join(str(value) for value in sampling.values()) or ONE_BY_ONE
 
 
 def _point(sampling: dict[str, Any], task: dict[str, Any]) -> Point:
     tokens_per_forward, tokens_per_s = speed(task)
     found = estimate([row["value"] for row in task["samples"]])
     return Point(
-        name=" ".join(str(value) for value in sampling.values()) or ONE_BY_ONE,
+        name=_name(sampling),
         score=found.value,
         low=max(0.0, found.low),
         high=min(1.0, found.high),
@@ -118,7 +156,7 @@ def write_frontier(curves: Sequence[Curve], title: str, directory: Path) -> str:
     lines = [
         f"# {title}",
         "",
-        *(f"AUP of {curve.name}: {curve.aup:.1f}  " for curve in curves),
+        *(f"AUP of {curve.name}: {curve.aup:.1f}{_omissions(curve)}  " for curve in curves),
         "",
         "| model | setting | score | 95 % interval | TPF | tokens/s |",
         "|---|---|---:|---|---:|---:|",
@@ -135,6 +173,10 @@ def write_frontier(curves: Sequence[Curve], title: str, directory: Path) -> str:
     (directory / "frontier.json").write_text(json.dumps(values, indent=1))
     _plot(curves, title, directory / "frontier.png")
     return text
+
+
+def _omissions(curve: Curve) -> str:
+    return f"; without an AR mode, so without {', '.join(curve.left_out)}" if curve.left_out else ""
 
 
 def _plot(curves: Sequence[Curve], title: str, path: Path) -> None:
@@ -169,9 +211,10 @@ def _plot(curves: Sequence[Curve], title: str, path: Path) -> None:
 
 
 def _by_rule(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
-    """The points of each rule: the first word of a setting's name."""
+    """The points of each line: those of a rule, the first word of a setting's name; or of all that
+    write the AR mode's answers."""
     found: dict[str, list[Point]] = {}
     for point in points:
         rule = point.name if point.name == ONE_BY_ONE else point.name.split(" ")[0]
-        found.setdefault(rule, []).append(point)
+        found.setdefault(AR_MODE if rule in AR_RULES else rule, []).append(point)
     return list(found.items())

@@ -8,7 +8,8 @@ with them the block grid of training.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise, takewhile
+from functools import cached_property
+from itertools import takewhile
 from typing import Any, Self
 
 from lm_eval.api.instance import Instance
@@ -16,7 +17,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import simple_parse_args_string
 
-from a2d_ray.config import override
+from a2d_ray.config import LikelihoodKind, OptionError, override
 from a2d_ray.data.chat import ChatRenderer
 from a2d_ray.evaluation.backends.local import Backend, Description, load_backend
 from a2d_ray.evaluation.backends.requests import (
@@ -30,8 +31,8 @@ from a2d_ray.evaluation.backends.requests import (
 from a2d_ray.evaluation.backends.responses import Responder, ResponseCache, Speed
 from a2d_ray.evaluation.harness.options import Options, read_options, read_task_options
 from a2d_ray.evaluation.harness.whole_answers import end_of_turn, is_whole_answer
+from a2d_ray.evaluation.harness.windows import ar_windows, fit, rolling_windows
 from a2d_ray.evaluation.report.statistics import root_of_squares
-from a2d_ray.generation.decoding.canvas import keep_last
 from a2d_ray.generation.decoding.params import SamplingParams, derive_seed
 
 
@@ -144,7 +145,7 @@ class A2DHarnessModel(LM):
         """The context as segments; what an answer begins with is a segment of its own."""
         from a2d_ray.data.chat import render_prompt
 
-        tokenizer = self._require_tokenizer()
+        tokenizer = self._tokenizer
         messages = self._chats.get(context)
         if messages is None:
             return (tuple(tokenizer(context).input_ids),) if context else ()
@@ -152,13 +153,14 @@ class A2DHarnessModel(LM):
         segments = render_prompt(messages, tokenizer, continue_final_message=is_begun)
         return tuple(map(tuple, segments))
 
-    def _require_tokenizer(self) -> Any:
-        if self.described.tokenizer is None:
-            raise ValueError(
-                "this task needs tokens or likelihoods, which an endpoint does not give: use "
-                "pretrained=CHECKPOINT instead of base_url"
-            )
-        return self.described.tokenizer
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """The model's; behind an endpoint, that of the checkpoint which is named beside it."""
+        if self.described.tokenizer is not None:
+            return self.described.tokenizer
+        from a2d_ray.evaluation.backends.endpoint import served_tokenizer
+
+        return served_tokenizer(self.options.model.get("path"))
 
     # Requests of the harness
 
@@ -189,18 +191,48 @@ class A2DHarnessModel(LM):
         seed = derive_seed(params.seed, self._chats.get(context, context), repeat)
         return params.model_copy(update={"seed": seed})
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """-NELBO of each continuation in nats, and whether greedy decoding gives it.
+    @property
+    def likelihood(self) -> LikelihoodKind:
+        """Which likelihoods this model gives: exact ones in the AR mode, or NELBOs.
 
-        The second is False unless `is_check_greedy`: it costs an answer per request.
+        Raises:
+            OptionError: one that it does not have.
+        """
+        asked = self.options.others["likelihood"]
+        has_ar = self.described.has_ar_mode
+        if asked == "ar" and not has_ar:
+            raise OptionError(
+                "likelihood",
+                asked,
+                "needs an AR mode, which this model does not have",
+                "set likelihood=nelbo, or train bd3lm with objective.clean_attention=causal and "
+                "objective.ar_loss_weight=1",
+            )
+        kind: LikelihoodKind = "ar" if has_ar and asked != "nelbo" else "nelbo"
+        if kind == "nelbo" and self.described.contract is None:
+            raise OptionError(
+                "likelihood",
+                asked,
+                "is a NELBO here, which no endpoint gives",
+                "measure with pretrained=CHECKPOINT alone (no endpoint in a suite), or serve a "
+                "model with an AR mode",
+            )
+        return kind
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Of each continuation the log-likelihood or -NELBO, in nats, and whether greedy decoding
+        gives it.
+
+        The second is exact in the AR mode; beside a NELBO it is False unless `is_check_greedy`: it
+        costs an answer per request.
         """
         asked = [
             self.score_request(*instance.args, is_complete=is_whole_answer(instance))
             for instance in requests
         ]
         scores = self._score(asked)
-        greedy = [False] * len(asked)
-        if self.options.others["is_check_greedy"]:
+        greedy = [bool(score.is_greedy) for score in scores]
+        if self.likelihood == "nelbo" and self.options.others["is_check_greedy"]:
             greedy = self._greedy(asked)
         return [
             (LogLikelihood(-score.nats, score.stderr), flag)
@@ -208,10 +240,12 @@ class A2DHarnessModel(LM):
         ]
 
     def _score(self, asked: Sequence[ScoreRequest]) -> list[Score]:
-        """Scores in the blocks of `block_size`, which MDLM's likelihood has none of."""
-        size = self.options.sampling.get("block_size")
-        if size is not None and self.described.objective != "mdlm":
-            asked = [replace(request, block_size=int(size)) for request in asked]
+        """Scores; NELBOs by `mc_num` samples, in blocks of `block_size` (MDLM has none)."""
+        if self.likelihood == "nelbo":
+            num_draws = max(1, -(-int(self.options.others["mc_num"]) // 2))  # a draw has two views
+            size = self.options.sampling.get("block_size")
+            block_size = None if size is None or self.described.objective == "mdlm" else int(size)
+            asked = [replace(r, num_draws=num_draws, block_size=block_size) for r in asked]
         return self.responder.score(asked)
 
     def score_request(
@@ -221,15 +255,21 @@ class A2DHarnessModel(LM):
 
         Context and continuation are encoded together; the context is what its own encoding and
         the whole begin with alike, so no token spans the border unseen. Behind a chat's generation
-        prompt the border is a token border already. A complete answer ends its turn.
+        prompt the border is a token border already. A complete answer ends its turn. In the AR
+        mode the border is the harness's: spaces there belong to the continuation, and the first
+        token of all stands behind the prefix token.
         """
-        tokenizer = self._require_tokenizer()
+        tokenizer = self._tokenizer
         if is_complete:
             continuation += end_of_turn(tokenizer, is_chat=context in self._chats)
         if context in self._chats:
             segments = self._segments(context)
             tail = tokenizer(continuation, add_special_tokens=False).input_ids
         else:
+            if self.likelihood == "ar":
+                num_kept = len(context.rstrip())
+                continuation = context[num_kept:] + continuation
+                context = context[:num_kept]
             whole = tokenizer(context + continuation).input_ids
             pairs = zip(tokenizer(context).input_ids, whole, strict=False)
             num_context = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -238,16 +278,21 @@ class A2DHarnessModel(LM):
             tail = whole[max(num_context, 0) :]
         if not tail:
             raise ValueError(f"the continuation {continuation!r} has no token")
+        if self.likelihood == "ar" and not segments:
+            # As in the harness: a text that brings the prefix token itself gets no second one.
+            has_own = len(tail) > 1 and tail[0] == self._prefix_id
+            segments = ((self._prefix_id,),)
+            tail = tail[1:] if has_own else tail
         request = ScoreRequest(
             context=segments,
             continuation=tuple(tail),
+            likelihood=self.likelihood,
             is_complete=is_complete,
-            num_draws=self._num_draws,
         )
-        return _fit(request, self._max_length)
+        return fit(request, self._max_length)
 
     def _greedy(self, asked: Sequence[ScoreRequest]) -> list[bool]:
-        tokenizer = self._require_tokenizer()
+        tokenizer = self._tokenizer
         options = self.options.sampling | {"temperature": 0.0, "ignore_eos": True}
         prompts = [
             GenerateRequest(
@@ -265,12 +310,15 @@ class A2DHarnessModel(LM):
         ]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """-NELBO of whole texts in nats; long ones in windows, each behind half a window."""
+        """Of whole texts the log-likelihood or -NELBO, in nats; long ones in windows."""
         asked: list[ScoreRequest] = []
         owner: list[int] = []
         for index, instance in enumerate(requests):
-            ids = tuple(self._require_tokenizer()(instance.args[0]).input_ids)
-            parts = rolling_windows(ids, self._max_length, self._num_draws)
+            ids = tuple(self._tokenizer(instance.args[0]).input_ids)
+            if self.likelihood == "ar":
+                parts = list(ar_windows(ids, self._max_length, self._prefix_id))
+            else:
+                parts = list(rolling_windows(ids, self._max_length))
             asked += parts
             owner += [index] * len(parts)
         parts_of: list[list[Score]] = [[] for _ in requests]
@@ -284,15 +332,23 @@ class A2DHarnessModel(LM):
         ]
 
     @property
-    def _num_draws(self) -> int:
-        return max(1, -(-int(self.options.others["mc_num"]) // 2))  # a draw has two views
+    def _prefix_id(self) -> int:
+        """What the first token of a text stands behind in the AR mode: BOS, else EOS."""
+        bos = self._tokenizer.bos_token_id
+        return int(self._tokenizer.eos_token_id if bos is None else bos)
 
     @property
     def _max_length(self) -> int:
-        longest = self.described.max_length
-        wanted = self.options.others["max_length"]
-        assert longest is not None
-        return min(longest, int(wanted)) if wanted else longest
+        known = (self.described.max_length, self.options.others["max_length"])
+        lengths = [int(length) for length in known if length]
+        if not lengths:
+            raise OptionError(
+                "max_length",
+                None,
+                "is needed: the endpoint does not tell max_model_len",
+                "give the positions of the served model",
+            )
+        return min(lengths)
 
 
 @register_model("a2d_mdlm")
@@ -307,38 +363,3 @@ class A2DBd3lm(A2DHarnessModel):
     """Block diffusion."""
 
     objective = "bd3lm"
-
-
-def rolling_windows(ids: tuple[int, ...], max_length: int, num_draws: int) -> list[ScoreRequest]:
-    """A text as requests that predict each token once: the first `max_length` tokens, then half
-    a window at a time behind the half window before it."""
-    stride = max(1, max_length // 2)
-    edges = [0, *range(max_length, len(ids), stride), len(ids)]
-    windows = []
-    for start, stop in pairwise(edges):
-        before = ids[max(0, start - (max_length - stride)) : start]
-        if ids[start:stop]:
-            windows.append(
-                ScoreRequest(
-                    context=(before,) if before else (),
-                    continuation=ids[start:stop],
-                    num_draws=num_draws,
-                )
-            )
-    return windows
-
-
-def _fit(request: ScoreRequest, max_length: int) -> ScoreRequest:
-    """The request with its context cut on the left, as the harness's own models do.
-
-    Raises:
-        ValueError: a continuation that is longer than the model alone.
-    """
-    if len(request.continuation) > max_length:
-        raise ValueError(
-            f"a continuation of {len(request.continuation)} tokens does not fit max_length "
-            f"({max_length})"
-        )
-    return replace(
-        request, context=keep_last(request.context, max_length - len(request.continuation))
-    )

@@ -3,8 +3,9 @@
 import difflib
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
+from a2d_ray.config import LikelihoodKind
 from a2d_ray.config.errors import OptionError
 from a2d_ray.generation.decoding.params import SamplingParams
 
@@ -16,6 +17,7 @@ LOADING: dict[str, Any] = {
     "block_grid": None,
 }
 OTHERS: dict[str, Any] = {
+    "likelihood": "auto",
     "mc_num": 32,
     "max_length": None,
     "is_check_greedy": False,
@@ -25,6 +27,7 @@ OTHERS: dict[str, Any] = {
     "base_url": None,
     "served_model": None,
 }
+LIKELIHOODS = ("auto", *get_args(LikelihoodKind))
 # Of the public recipe, without a place here: accepted only where they ask for nothing.
 NEUTRAL: dict[str, Any] = {
     "cfg": 0.0,
@@ -76,7 +79,8 @@ class Options:
 def read_options(options: dict[str, Any]) -> Options:
     """Sorts `model_args` and refuses what is unknown or not supported.
 
-    ``mc_num`` is the number of noise samples of a likelihood, ``pretrained`` the checkpoint.
+    ``likelihood`` is ``ar`` (exact), ``nelbo`` or ``auto``, ``mc_num`` the number of noise samples
+    of a NELBO, ``pretrained`` the checkpoint.
 
     Raises:
         OptionError: names the argument, its value and the fix.
@@ -103,6 +107,9 @@ def read_options(options: dict[str, Any]) -> Options:
     SamplingParams(**sampling)  # a bad value fails before the model is loaded
     if not loading["pretrained"] and not others["base_url"]:
         raise ValueError("model_args need pretrained=CHECKPOINT, or base_url=ENDPOINT")
+    if others["likelihood"] not in LIKELIHOODS:
+        fix = f"choose from {', '.join(LIKELIHOODS)}"
+        raise OptionError("likelihood", others["likelihood"], "is no kind of likelihood", fix)
     if str(others["batch_size"]).startswith("auto"):  # our batches are continuous
         others["batch_size"] = OTHERS["batch_size"]
     loading["path"] = loading.pop("pretrained")

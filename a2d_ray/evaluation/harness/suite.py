@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from a2d_ray.config import EvaluateConfig, EvaluatedTask
+from a2d_ray.config import EvaluateConfig, EvaluatedTask, LikelihoodKind
 from a2d_ray.evaluation.harness.tasks import TASKS_DIRECTORY
 from a2d_ray.evaluation.report.provenance import code_state, data_fingerprint, model_state, versions
 from a2d_ray.evaluation.report.statistics import monte_carlo_stderr, root_of_squares
@@ -38,12 +38,14 @@ def run_suite(
     manager = _task_manager(config)
     loaded = [(task, _load(config, task, manager)) for task in config.tasks]
     model = model or build_model(config)
+    kinds = {task.task: _likelihood(found, model) for task, found in loaded}
     started = time.time()
     results = {}
     for task, found in loaded:
         if observe is not None:
             model.responder.observe = partial(observe, task.task)
-        results[task.task] = _run_task(config, task, found, model)
+        measured = _run_task(config, task, found, model)
+        results[task.task] = measured | {"likelihood": kinds[task.task]}
     return {
         "format": REPORT_FORMAT,
         "name": config.name,
@@ -72,6 +74,7 @@ def build_model(config: EvaluateConfig) -> Any:
     return A2DHarnessModel(
         backend=_backend(config),
         pretrained=config.model.path,
+        likelihood=config.likelihood,
         mc_num=config.mc_num,
         cache=str(Path(config.output) / "answers.sqlite"),
     )
@@ -121,14 +124,17 @@ def _load(config: EvaluateConfig, task: EvaluatedTask, manager: Any) -> dict[str
             raise ValueError(_missing(task.task, str(error))) from error
     members = list(loaded["tasks"].values())
     _check_metric(task, members)
-    if config.endpoint and any(m.OUTPUT_TYPE != "generate_until" for m in members):
-        raise ValueError(
-            f"{task.task} needs likelihoods, which an endpoint does not give: measure it with "
-            "model.path=CHECKPOINT instead of endpoint"
-        )
     if any(getattr(member, "UNSAFE_CODE", False) for member in members):
         _check_code(config, task)
     return {**loaded, "manager": manager}
+
+
+def _likelihood(found: dict[str, Any], model: Any) -> LikelihoodKind | None:
+    """What measures a task's likelihoods (the harness's own models are AR); None: it has none."""
+    if all(member.OUTPUT_TYPE == "generate_until" for member in found["tasks"].values()):
+        return None
+    kind: LikelihoodKind = getattr(model, "likelihood", "ar")
+    return kind
 
 
 def _missing(task: str, reason: str) -> str:

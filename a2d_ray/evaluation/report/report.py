@@ -9,6 +9,9 @@ from typing import Any
 from a2d_ray.config import EvaluateConfig
 from a2d_ray.evaluation.report.statistics import Comparison, compare, estimate
 
+CONDITIONS = {"versions": "version", "num_fewshot": "num_fewshot", "likelihood": "likelihood"}
+"""What two reports of a task must have in common, and the word for it."""
+
 
 def write_report(report: dict[str, Any], directory: str | Path) -> Path:
     """Writes ``report.json`` and ``report.md``; returns the JSON's path. Whole or not at all."""
@@ -53,7 +56,7 @@ def markdown(report: dict[str, Any]) -> str:
         tpf, per_s = speed(task)
         lines.append(
             f"| {name} | {task['metric']} | {task['value']:.4f} | {found.interval()} | "
-            f"{_number(task.get('monte_carlo_stderr'), 4)} | {task['num_documents']} | "
+            f"{_error_of_draws(task)} | {task['num_documents']} | "
             f"{_number(tpf)} | {_number(per_s)} |"
         )
     return "\n".join(lines)
@@ -97,12 +100,12 @@ def differing_conditions(
     first: dict[str, Any], second: dict[str, Any], tasks: Iterable[str]
 ) -> list[str]:
     """What makes a difference between two reports more than one between their models, a line each:
-    prompts, versions and examples of the tasks that they share."""
+    prompts, versions, examples and likelihoods of the tasks that they share."""
     found = []
     for name in tasks:
         one = first["tasks"][name]
         other = second["tasks"][name]
-        for key, word in (("versions", "version"), ("num_fewshot", "num_fewshot")):
+        for key, word in CONDITIONS.items():
             if key in one and key in other and one[key] != other[key]:
                 left, right = (_condition(task[key], name) for task in (one, other))
                 found.append(f"{name}: {word} {left} and {right}")
@@ -115,9 +118,15 @@ def differing_conditions(
     return found
 
 
-def _condition(values: dict[str, Any], name: str) -> Any:
+def _condition(values: Any, name: str) -> Any:
     """Of a task, or of all in its group."""
-    return values.get(name, values)
+    return values.get(name, values) if isinstance(values, dict) else values
+
+
+def _error_of_draws(task: dict[str, Any]) -> str:
+    if task.get("likelihood") == "ar":
+        return "exact (AR)"
+    return _number(task.get("monte_carlo_stderr"), 4)
 
 
 def _by_document(task: dict[str, Any], key: str = "value") -> dict[tuple[str, str, int], Any]:

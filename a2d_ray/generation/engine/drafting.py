@@ -11,16 +11,15 @@ Source: SpecDiff and TiDAR (arXiv 2511.08923) for verifying and drafting in one 
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from a2d_ray.generation.decoding.params import SamplingParams
 
 MAX_AUTO_DRAFTS = 8
+PROBED_ROUNDS = 32
 MAX_MASKS = 64  # of one request in a round, where the engine decides
 CALIBRATED = (1, 4, 8, 16, 32, 64, 128)  # tokens in a forward
-_PRIOR = (6.0, 2.0)  # accepted and refused drafts that are assumed at first
-_DECAY = 0.98
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,14 @@ class Acceptance:
 
     Attributes:
         accepted, refused: drafts, the older the less they count.
+        decay: what those of earlier rounds keep of their weight in each round.
+        num_idle: rounds in which drafts did not pay.
     """
 
-    accepted: float = _PRIOR[0]
-    refused: float = _PRIOR[1]
+    accepted: float = 6.0
+    refused: float = 2.0
+    decay: float = 0.99
+    num_idle: int = 0
 
     @property
     def p(self) -> float:
@@ -88,8 +91,13 @@ class Acceptance:
     def count(self, num_accepted: int, num_refused: int) -> None:
         """Notes how far a run of drafts came."""
         if num_accepted or num_refused:
-            self.accepted = self.accepted * _DECAY + num_accepted
-            self.refused = self.refused * _DECAY + num_refused
+            self.accepted = self.accepted * self.decay + num_accepted
+            self.refused = self.refused * self.decay + num_refused
+
+    def of_a_request(self) -> "Acceptance":
+        """Where a request begins: at the same p, which it soon leaves."""
+        weight = 4.0
+        return Acceptance(accepted=weight * self.p, refused=weight * (1 - self.p), decay=0.9)
 
 
 @dataclass(kw_only=True)
@@ -97,16 +105,14 @@ class Drafter:
     """Plans drafts for the requests of one engine.
 
     Attributes:
-        measure: measures the model's costs, once, when a request first leaves the choice to the
-            engine.
+        measure: measures the model's costs; asked when a request leaves the choice to the engine.
+        acceptance: of all requests to the model: where a new one begins.
         num_running: requests in the present round.
-        acceptance: of all requests: where a new one begins.
     """
 
     measure: Callable[[], Costs]
+    acceptance: Acceptance
     num_running: int = 1
-    acceptance: Acceptance = field(default_factory=Acceptance)
-    _costs: Costs | None = field(default=None, init=False)
 
     def plan(self, params: SamplingParams, num_held: int, own: Acceptance) -> DraftPlan:
         """What to draft now.
@@ -121,15 +127,24 @@ class Drafter:
         if params.draft_tokens is not None and params.draft_shape != "auto":
             first = 0 if params.draft_shape == "tree" else num_held
             return DraftPlan(params.draft_tokens, tuple(range(first, num_held + 1)))
-        if self._costs is None:
-            self._costs = self.measure()
         p = round(own.p, 2)
-        best = best_plan(self._costs, self.num_running, p, params.draft_tokens, params.draft_shape)
+        costs = self.measure()
+        best = best_plan(costs, self.num_running, p, params.draft_tokens, params.draft_shape)
+        if best.num_drafts == 0:
+            return self._probe(costs, num_held, own)
         if params.draft_shape == "linear":
             ends = [num_held]
         else:
             ends = sorted(_likely_ends(num_held, p)[: len(best.ends)])
-        return replace(best, ends=tuple(ends) if best.num_drafts else ())
+        return replace(best, ends=tuple(ends))
+
+    def _probe(self, costs: Costs, num_held: int, own: Acceptance) -> DraftPlan:
+        """No drafts, but for a few now and then: without any, p would stay what it was."""
+        own.num_idle += 1
+        is_due = own.num_idle % PROBED_ROUNDS == 0
+        if is_due and best_plan(costs, self.num_running, 0.95).num_drafts:
+            return DraftPlan(2, (num_held,))
+        return DraftPlan()
 
 
 def max_masks(params: SamplingParams) -> int:

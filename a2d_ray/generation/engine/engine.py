@@ -19,10 +19,9 @@ from a2d_ray.config.errors import TooLongError
 from a2d_ray.generation.decoding.ar_mode import with_own_rule
 from a2d_ray.generation.decoding.canvas import check_prompt, make_canvas, stop_token_ids
 from a2d_ray.generation.decoding.denoise import check_grammar
-from a2d_ray.generation.engine.drafting import Drafter
 from a2d_ray.generation.engine.pages import PageTable
 from a2d_ray.generation.engine.request import Request, StepOutput
-from a2d_ray.generation.engine.runner import ModelRunner, measure_costs
+from a2d_ray.generation.engine.runner import ModelRunner, make_drafter
 from a2d_ray.generation.engine.scheduler import AnySequence, EngineOptions, Scheduler
 from a2d_ray.generation.engine.speculation import slots_needed
 from a2d_ray.generation.engine.work import Work
@@ -67,7 +66,7 @@ class Engine:
         self._runner = ModelRunner(
             model, kv_tokens=self._kv_tokens, is_shifted=contract.right_shift_logits
         )
-        drafter = Drafter(measure=lambda: measure_costs(self._runner, max_length))
+        drafter = make_drafter(self._runner, max_length)
         self._scheduler = Scheduler(contract, self._eos_ids, self._table, options, drafter)
 
     def add_request(self, request: Request) -> None:

@@ -1,23 +1,28 @@
 """The forward of a round: tokens of all sequences in one row, logits of what was asked."""
 
+import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from a2d_ray.generation.engine.attention import Round, RowTile, Slice, make_tiles
 from a2d_ray.generation.engine.cache import KVStore
-from a2d_ray.generation.engine.drafting import CALIBRATED, Costs
+from a2d_ray.generation.engine.drafting import CALIBRATED, Acceptance, Costs, Drafter
 from a2d_ray.generation.engine.twins import inference_twin
 from a2d_ray.generation.engine.work import Work
 from a2d_ray.models.gated_lora import gate_of
 
-_measured: "weakref.WeakKeyDictionary[Any, Costs]" = weakref.WeakKeyDictionary()
+# What is known of a model, by its twin.
+_costs: "weakref.WeakKeyDictionary[Any, Costs]" = weakref.WeakKeyDictionary()
+_acceptance: "weakref.WeakKeyDictionary[Any, Acceptance]" = weakref.WeakKeyDictionary()
+T = TypeVar("T")
+MEASURED_TIMES = 3
 HEAD_ROWS = 512  # positions whose logits are held at a time: 300 MB for a vocabulary of 152,000
 
 
@@ -142,6 +147,24 @@ class ModelRunner:
         zero_N = torch.zeros(num_tokens, dtype=torch.int64)
         return self._run(zero_N, torch.arange(num_tokens), Round(slices=[alone], store=None))
 
+    def timed(self, run: Callable[[], T]) -> tuple[float, T]:
+        """Seconds that it takes, CPU seconds on a CPU, and what it returns."""
+        is_cpu = self._device.type == "cpu"
+        clock = time.process_time if is_cpu else time.perf_counter
+        started = clock()
+        result = run()
+        if not is_cpu:
+            torch.accelerator.synchronize()
+        return clock() - started, result
+
+
+def make_drafter(runner: ModelRunner, max_length: int) -> Drafter:
+    """Plans drafts for an engine; its engines share what is known of a model."""
+    return Drafter(
+        measure=partial(measure_costs, runner, max_length),
+        acceptance=_acceptance.setdefault(runner.twin, Acceptance()),
+    )
+
 
 @torch.inference_mode()
 def measure_costs(runner: ModelRunner, max_length: int) -> Costs:
@@ -149,30 +172,20 @@ def measure_costs(runner: ModelRunner, max_length: int) -> Costs:
 
     A model is measured once.
     """
-    known = _measured.get(runner.twin)
+    known = _costs.get(runner.twin)
     if known is not None:
         return known
-    layers: dict[int, float] = {}
-    head: dict[int, float] = {}
-    for size in CALIBRATED:
-        if size <= max(max_length, 2):
-            hidden_nH = runner.idle_forward(size)
-            layers[size] = _seconds(partial(runner.idle_forward, size))
-            head[size] = _seconds(lambda: list(runner.head([hidden_nH])))  # noqa: B023
-    costs = _measured[runner.twin] = Costs(layers, head)
+    sizes = [size for size in CALIBRATED if size <= max(max_length, 2)]
+    layers = dict.fromkeys(sizes, math.inf)
+    head = dict.fromkeys(sizes, math.inf)
+    for _ in range(MEASURED_TIMES):  # in turns: a machine that slows down slows all of them
+        for size in sizes:
+            seconds, hidden_nH = runner.timed(lambda n=size: runner.idle_forward(n))  # type: ignore[misc]
+            layers[size] = min(layers[size], seconds)
+            seconds, _ = runner.timed(lambda rows=hidden_nH: list(runner.head([rows])))  # type: ignore[misc]
+            head[size] = min(head[size], seconds)
+    costs = _costs[runner.twin] = Costs(layers, head)
     return costs
-
-
-def _seconds(run: Callable[[], object], times: int = 2) -> float:
-    """The fastest of several runs."""
-    seconds = []
-    for _ in range(times):
-        started = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
 
 
 def _groups(rows: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -97,7 +97,7 @@ class SpeculativeSequence:
         self._plan = DraftPlan()
         self._draft_rows: dict[int, Tensor] = {}  # by length of the accepted run
         self._draft_position = 0
-        self._acceptance = replace(drafter.acceptance)
+        self._acceptance = drafter.acceptance.of_a_request()
         self._num_alternatives = request.params.prompt_logprobs
         self._prompt_logprobs: list[TokenLogprob] = []
         self._num_emitted = self._num_forwards = self._num_steps = 0

@@ -72,7 +72,7 @@ def test_cancelled_ones_stay_cancelled_and_make_room(client):
         ({"suite": "short", "shots": 1}, 400, "shots", "not a known parameter"),
         ({}, 400, "suite", "required"),
         ({"suite": "code"}, 403, "suite", "evaluations.run_code=true"),
-        ({"suite": "nelbo"}, 400, "suite", "does not give"),
+        ({"suite": "nelbo"}, 400, "suite", "needs likelihoods"),
     ],
 )
 def test_refusals_name_the_parameter_and_the_choices(client, body, status, param, text):
