@@ -16,7 +16,7 @@ from torch import Tensor
 
 from a2d_ray.config import AR_RULES
 from a2d_ray.config.errors import TooLongError
-from a2d_ray.generation.decoding.ar_mode import with_own_rule
+from a2d_ray.generation.decoding.ar_mode import default_rule, with_own_rule
 from a2d_ray.generation.decoding.canvas import check_prompt, make_canvas, stop_token_ids
 from a2d_ray.generation.decoding.denoise import check_grammar
 from a2d_ray.generation.engine.pages import PageTable
@@ -66,8 +66,13 @@ class Engine:
         self._runner = ModelRunner(
             model, kv_tokens=self._kv_tokens, is_shifted=contract.right_shift_logits
         )
-        drafter = make_drafter(self._runner, max_length)
-        self._scheduler = Scheduler(contract, self._eos_ids, self._table, options, drafter)
+        self._drafter = make_drafter(self._runner, max_length)
+        self._scheduler = Scheduler(contract, self._eos_ids, self._table, options, self._drafter)
+
+    def warm_up(self) -> None:
+        """Does ahead what the first request would wait for: measures forwards, to plan drafts."""
+        if default_rule(self._contract) == "speculate":
+            self._drafter.measure()
 
     def add_request(self, request: Request) -> None:
         """Queues a request; its rule ``auto`` becomes the model's own.

@@ -80,6 +80,7 @@ class ModelServer:
         self._limits = limits or LimitsSection()
         options = EngineOptions(**(engine or EngineSection()).model_dump())
         core = lm.make_engine(options)
+        core.warm_up()
         self._engine = AsyncEngine(core, round_timeout_s=round_timeout_s)
         self._metrics = ModelMetrics(name, replica, core)
         self._reader = TokenReader(lm.tokenizer)
