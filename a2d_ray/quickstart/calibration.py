@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from a2d_ray.config import TrainConfig
+from a2d_ray.config import ScheduleSection, TrainConfig
 from a2d_ray.runs.status import run_status
 
 TIMED_STEPS = 5  # their median; the first one warms up
@@ -27,8 +27,7 @@ def choose_steps(config: TrainConfig, minutes: float) -> dict[str, Any]:
     from a2d_ray.training.trainer import build_trainer
 
     run = config.run.model_copy(update={"name": "timing"})
-    only_steps = {"max_steps": TIMED_STEPS, "eval_steps": 0, "save_steps": 0}
-    schedule = config.schedule.model_copy(update=only_steps)
+    schedule = ScheduleSection(max_steps=TIMED_STEPS, eval_steps=0, save_steps=0)
     place = Path(run.storage_path) / run.name
     shutil.rmtree(place, ignore_errors=True)
     build_trainer(config.model_copy(update={"run": run, "schedule": schedule})).fit()

@@ -27,7 +27,7 @@ QUESTIONS = (
     "Write as JSON: Paul is 42 years old and lives in Vienna.",
     "What is the capital of France?",
 )
-RULES = ("ar", "speculate", "threshold")
+MEASURED_RULES = ("ar", "speculate", "threshold")
 MODEL_ID = "SmolLM2-135M-BD3LM"
 STEPS_VARIABLE = "QUICKSTART_STEPS"
 SMOKE_STEPS = 20  # with fewer steps it is a smoke test

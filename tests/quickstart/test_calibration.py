@@ -27,7 +27,7 @@ def test_steps_are_timed_on_the_run_itself(ray_local, tmp_path):
             },
             "objective": {"name": "bd3lm", "block_size": 4},
             "batch": {"rows": 2},
-            "schedule": {"max_steps": 20, "eval_steps": 0.5},
+            "schedule": {"max_steps": 20, "eval_steps": 0.5, "eval_rows": 6},
             "scaling": {"num_workers": 1},
         }
     )
