@@ -174,7 +174,7 @@ def test_an_endpoint_is_asked_for_the_rule_and_its_options(rule):
         request = CompletionRequest(model="m", prompt="p", diffusion=asked)
         found = request.params(served, seed=0)
         wanted = {"steps": 8} if rule == "steps" else {}
-        block = {} if rule in AR_RULES else {"block_size": 4}
+        block = {} if rule in ("auto", *AR_RULES) else {"block_size": 4}
         assert found == SamplingParams(rule=rule, **block, **wanted)
 
 

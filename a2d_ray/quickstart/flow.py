@@ -65,7 +65,8 @@ class _Quickstart:
         self.records["plan"] = self.plan()
         self.records["before"] = self.measure("before", self.model, "convert", ["ar"])
         self.records["train"] = self.train()
-        self.records["after"] = self.measure("after", self.checkpoint, "train", recipe.MEASURED_RULES)
+        rules = recipe.MEASURED_RULES
+        self.records["after"] = self.measure("after", self.checkpoint, "train", rules)
         self.records["ask"] = self.ask()
         print_report(self.records, self.files(), self.console)
 

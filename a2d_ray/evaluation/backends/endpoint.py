@@ -326,7 +326,11 @@ def _all_diffusion_options(params: SamplingParams, card: dict[str, Any]) -> dict
             )
     own = {key: getattr(params, key) for key in RULES[params.rule]}
     own["rule"] = params.rule
-    if params.rule in ("auto", *AR_RULES):
+    if params.rule in ("auto", *AR_RULES):  # a block size would make it another rule
+        own |= {
+            "block_size": params.block_size,
+            "remask_threshold": params.remask_threshold or None,
+        }
         return {key: value for key, value in own.items() if value is not None}
     own["remask_threshold"] = params.remask_threshold
     own["block_size"] = block_size = params.block_size or card.get("block_size")
