@@ -86,7 +86,7 @@ def _by_rule(
     expected = [task["messages"][-1]["content"].strip() for task in tasks]
     results = {}
     for rule, given in answers.items():
-        num_tokens = sum(len(answer.token_ids) + 1 for answer in given)
+        num_tokens = sum(len(a.token_ids) + (a.finish_reason == "stop") for a in given)
         texts = [answer.text.strip() for answer in given]
         results[rule] = {
             "num_tasks": len(tasks),
