@@ -44,7 +44,8 @@ def measure_checkpoint(
             lm.generate([warm_up["messages"][:-1]], params)
         results[name] = _by_rule(lm, tasks, rules)
         for rule, figures in results[name].items():
-            console.print(f"  {name}, rule {rule}: {_in_words(figures)}", markup=False)
+            line = f"  {name}, rule {rule}: {_in_words(figures)}"
+            console.print(line, markup=False, soft_wrap=True)
     del lm
     gc.collect()  # training needs the memory
     return results
