@@ -77,7 +77,8 @@ def _paragraphs(text: str) -> Iterator[str]:
     """Paragraphs and list items; tables, headings and rules are left out."""
     lines: list[str] = []
     for line in [*text.splitlines(), ""]:
-        is_prose = bool(line.strip()) and not re.match(r"\s*(\||#|---)", line)
+        is_code = not lines and line.startswith("    ")
+        is_prose = line.strip() and not is_code and not re.match(r"\s*(\||#|---)", line)
         if not is_prose or _NEW_ITEM.match(line):
             if lines:
                 yield " ".join(lines)
