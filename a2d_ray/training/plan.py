@@ -33,7 +33,7 @@ class TrainingPlan:
 
 
 def is_due(step: int, every: float, num_steps: int) -> bool:
-    """Whether something is due after `step`: every so many steps, and after the last one.
+    """Whether something is due after `step`: at its interval, and after the last step.
 
     Args:
         step: optimizer steps done, from 1.
