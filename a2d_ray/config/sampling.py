@@ -25,7 +25,7 @@ class SamplingSection(RuleOptions):
     """
 
     max_new_tokens: int = Field(128, ge=1, description="Longest answer in tokens.")
-    min_tokens: int = Field(0, ge=0, description="No end-of-turn or stop id before this number of tokens.")
+    min_tokens: int = Field(0, ge=0, description="No end-of-turn or stop id before N tokens.")
     block_size: int | None = Field(
         None, ge=1, description="Tokens per block; default: the checkpoint's own."
     )
