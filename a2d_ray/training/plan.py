@@ -11,7 +11,7 @@ class TrainingPlan:
     """What the driver has settled and every worker must agree on.
 
     Attributes:
-        config: of the run.
+        config: the resolved training configuration.
         packed_path: the packed set.
         num_steps: optimizer steps of the whole run.
         deadline: Unix time before which this command saves and stops; None: there is none.
