@@ -21,6 +21,7 @@ from a2d_ray.config import GenerateConfig, OptionError
 from a2d_ray.data.sources.adapters import MalformedRowError
 from a2d_ray.data.sources.files import file_format, read_file
 from a2d_ray.data.sources.storage import DataFile, list_files
+from a2d_ray.generation.decoding.ar_mode import with_own_rule
 from a2d_ray.generation.decoding.canvas import make_canvas
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.models.checkpoint import check_checkpoint
@@ -75,7 +76,8 @@ def plan_batch(config: GenerateConfig) -> BatchPlan:
             an unwritable output, or an output that holds the answers to something else.
     """
     contract = check_checkpoint(**_checked_model(config))
-    make_canvas((), SamplingParams(**config.sampling.model_dump()), contract)  # or every row fails
+    params = with_own_rule(SamplingParams(**config.sampling.model_dump()), contract)
+    make_canvas((), params, contract)  # or every row fails
     folder = RunDirectory.of(config.output, field="output")
     files = _input_files(config.input)
     asked = _asked(config, files)

@@ -26,6 +26,8 @@ from a2d_ray.evaluation.harness.windows import ar_windows
 from a2d_ray.evaluation.report.report import differing_conditions, markdown
 from a2d_ray.models.architectures import ARCHITECTURES
 from a2d_ray.models.checkpoint import save_checkpoint
+from a2d_ray.serving.http.app import create_app
+from a2d_ray.serving.model.server import ModelServer
 from benchmarks.http_load import listening
 from tests.generation.test_engine_laws import LAW
 from tests.models.test_gated_lora import with_adapters
@@ -273,25 +275,39 @@ def served(lm, card, told="prompt_logprobs"):
 OURS = {"max_model_len": 40, "diffusion": {"lossless": "own", "fingerprint": "f"}}
 
 
+def equal_to_one_process(checkpoint, url, longest):
+    """Asks an endpoint and a model of so many positions."""
+    pairs = ask("loglikelihood", *PAIRS)
+    texts = ask("loglikelihood_rolling", *[(4 * text,) for text in TEXTS])
+    there = make(checkpoint, base_url=f"{url}/v1")
+    here = make(checkpoint, max_length=longest)
+    for (found, is_greedy), (wanted, was_greedy) in zip(
+        there.loglikelihood(pairs), here.loglikelihood(pairs), strict=True
+    ):
+        assert found == pytest.approx(wanted, abs=1e-4) and is_greedy == was_greedy
+    wanted = here.loglikelihood_rolling(texts)
+    assert there.loglikelihood_rolling(texts) == pytest.approx(wanted, abs=1e-3)
+
+
 @pytest.mark.parametrize("card", [OURS, {"max_model_len": 40}], ids=["ours", "vllm"])
 def test_an_endpoint_gives_the_likelihoods_of_one_process(checkpoint, card):
-    lm = load(checkpoint, dtype="float32", device="cpu")
-    app = served(lm, card)
-    pairs = ask("loglikelihood", *PAIRS)
-    texts = ask("loglikelihood_rolling", *[(text,) for text in TEXTS])
+    app = served(load(checkpoint, dtype="float32", device="cpu"), card)
     with listening(app) as url:
-        there = make(checkpoint, base_url=f"{url}/v1")
-        found = there.loglikelihood(pairs), there.loglikelihood_rolling(texts)
-    here = make(checkpoint, max_length=38)
-    for (nats, is_greedy), (wanted, was_greedy) in zip(
-        found[0], here.loglikelihood(pairs), strict=True
-    ):
-        assert nats == pytest.approx(wanted, abs=1e-4) and is_greedy == was_greedy
-    assert found[1] == pytest.approx(here.loglikelihood_rolling(texts), abs=1e-3)
-    assert max(len(body["prompt"]) for body in app.state.asked) == 39
-    assert all(body["max_tokens"] == 1 for body in app.state.asked)
-    rules = [body.get("diffusion") for body in app.state.asked]
+        equal_to_one_process(checkpoint, url, longest=38)
+    asked = app.state.asked
+    assert max(len(body["prompt"]) for body in asked) == 39
+    assert all(body["max_tokens"] == 1 for body in asked)
+    rules = [body.get("diffusion") for body in asked]
     assert rules == [{"rule": "ar"} if "diffusion" in card else None] * len(rules)
+
+
+def test_a_server_of_ours_gives_them_too(checkpoint):
+    server = ModelServer(load(checkpoint, dtype="float32", device="cpu"))
+    try:
+        with listening(create_app({"tiny": server})) as url:
+            equal_to_one_process(checkpoint, url, longest=510)
+    finally:
+        server.close()
 
 
 def test_an_endpoint_that_cannot_says_what_to_do(checkpoint):

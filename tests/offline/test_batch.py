@@ -260,11 +260,12 @@ def read_answers(directory, part, format):
     return list(map(json.loads, path.read_text().splitlines()))
 
 
-def test_what_the_model_cannot_decode_fails_before_ray(original, checkpoint, tmp_path):
+def test_what_the_model_cannot_decode_fails_before_ray(original, tmp_path):
     model = {"path": str(original), "dtype": "float32", "device": "cpu"}
     for rule, message in (("threshold", "not trained"), ("speculate", "needs drafts")):
         with pytest.raises(ValueError, match=message):
             plan_batch(make_config(original, tmp_path, model=model, sampling={"rule": rule}))
+    assert plan_batch(make_config(original, tmp_path, model=model, sampling={"rule": "auto"}))
 
 
 @pytest.mark.cluster

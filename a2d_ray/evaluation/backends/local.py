@@ -17,6 +17,7 @@ from a2d_ray.evaluation.backends.requests import (
     ScoreRequest,
     prompt_room,
 )
+from a2d_ray.generation.decoding.ar_mode import has_ar_mode
 from a2d_ray.generation.decoding.canvas import keep_last, request_block_size
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.scheduler import EngineOptions
@@ -82,7 +83,7 @@ class LocalBackend:
             objective=lm.contract.objective,
             max_length=lm.max_length,
             contract=lm.contract,
-            has_ar_mode=lm.contract.ar_mode is not None,
+            has_ar_mode=has_ar_mode(lm.contract),
             fingerprint=lm.fingerprint(),
         )
 

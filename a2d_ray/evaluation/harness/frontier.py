@@ -13,7 +13,7 @@ from a2d_ray.config.layers import always, validate
 from a2d_ray.evaluation.harness.suite import build_model, run_suite
 from a2d_ray.evaluation.report.report import speed, write_report
 from a2d_ray.evaluation.report.statistics import estimate
-from a2d_ray.generation.decoding.canvas import check_ar_rule
+from a2d_ray.generation.decoding.ar_mode import check_ar_rule
 from a2d_ray.generation.decoding.params import SamplingParams
 
 ALPHA = 3.0
@@ -106,7 +106,7 @@ def _can_decode(model: Any, sampling: dict[str, Any]) -> bool:
     if params.rule not in AR_RULES:
         return True
     try:
-        check_ar_rule(params, model.described.contract, is_infill=False)
+        check_ar_rule(params, model.described.contract)
     except OptionError:
         return False
     return True
