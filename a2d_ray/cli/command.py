@@ -83,7 +83,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _run_with_reader(main: Callable[[], None]) -> None:
-    """Ends quietly where whoever reads what is printed goes away, as `head` does."""
+    """Ends quietly where the reader of the output goes away, as `head` does."""
     try:
         try:
             main()

@@ -118,7 +118,7 @@ class LanguageModel:
         """A text with holes as segments of token ids, None where masked.
 
         Args:
-            text: texts and numbers, a number standing for so many masked tokens:
+            text: texts and numbers, a number N standing for N masked tokens:
                 ``["12 + 30 = ", 3, "."]``; or token ids with None where masked, in one list or
                 segment by segment. Special tokens that a text spells out, the mask token too, are
                 ordinary text: give those that are meant as token ids.

@@ -165,7 +165,7 @@ def _known_blocks(prompt: Segments, block_size: int, contract: Contract) -> tupl
 
 
 def keep_last(prompt: tuple[tuple[int, ...], ...], num_tokens: int) -> tuple[tuple[int, ...], ...]:
-    """The last tokens of a prompt, at most so many, in the segments that they lay in."""
+    """The last `num_tokens` tokens of a prompt at most, in the segments that they lay in."""
     surplus = max(0, sum(map(len, prompt)) - num_tokens)
     kept = []
     for segment in prompt:

@@ -62,7 +62,7 @@ class ChoiceWriter:
     """Turns the outputs of one request to the engine into the pieces of one choice.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: the checkpoint's; ids to text and back.
         reader: of the tokenizer.
         request: what was asked.
         index: the choice.
@@ -165,7 +165,7 @@ class InfillWriter:
     """Turns the outputs of a request with holes into the one piece of its answer.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: the checkpoint's; ids to text and back.
         parts: texts and numbers of masked tokens, as `LanguageModel.encode_infill` takes them.
         ids: of the whole text, None where masked.
     """

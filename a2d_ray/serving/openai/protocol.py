@@ -71,12 +71,12 @@ class GenerationRequest(Strict):
         None,
         ge=0,
         le=20,
-        description="Report log-probabilities of the prompt's tokens, with so many alternatives "
+        description="Report log-probabilities of the prompt's tokens, with N alternatives "
         "(vLLM's field); needs a model with an AR mode.",
     )
     response_format: ResponseFormat | None = None
     truncate_prompt_tokens: int | None = Field(
-        None, ge=1, description="Keep only the prompt's last so many tokens (vLLM's field)."
+        None, ge=1, description="Keep only the prompt's last N tokens (vLLM's field)."
     )
     structured_outputs: StructuredOutputs | None = Field(None, description="vLLM's field.")
     guided_json: Schema | None = Field(None, description="Older than `structured_outputs`.")
