@@ -24,6 +24,11 @@ def only(*neutral: Any) -> Any:
     return Field(None, json_schema_extra={"enum": [None, *neutral]})
 
 
+def ignored() -> Any:
+    """A field that others send and that cannot change the answer: accepted with any value."""
+    return Field(None, exclude=True, description="Accepted, and without effect here.")
+
+
 class Strict(Plain):
     """`Plain`, and fields that take neutral values `only`."""
 
