@@ -31,7 +31,8 @@ from a2d_ray.serving.model.grammars import (
 )
 from a2d_ray.serving.model.merging import merge_pieces
 from a2d_ray.serving.model.metrics import ModelMetrics
-from a2d_ray.serving.model.writing import ChoiceWriter, InfillWriter, TokenReader
+from a2d_ray.serving.model.tokens import TokenReader
+from a2d_ray.serving.model.writing import ChoiceWriter, InfillWriter
 from a2d_ray.serving.openai.infill import InfillRequest
 from a2d_ray.serving.openai.options import DiffusionOptions
 from a2d_ray.serving.openai.pieces import ModelFacts, Piece

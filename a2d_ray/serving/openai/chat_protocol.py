@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from a2d_ray.http.errors import RequestError
-from a2d_ray.serving.openai.options import Strict, only
+from a2d_ray.serving.openai.options import Strict, ignored, only
 from a2d_ray.serving.openai.protocol import GenerationRequest, RequestPrompt, TemplateOptions
 from a2d_ray.serving.openai.structured import (
     AllowedToolsChoice,
@@ -23,6 +23,9 @@ class TextPart(Strict):
 
     type: Literal["text"]
     text: str
+    annotations: Any = ignored()
+    cache_control: Any = ignored()
+    prompt_cache_breakpoint: Any = ignored()
 
 
 class ChatMessage(Strict):
@@ -32,11 +35,26 @@ class ChatMessage(Strict):
     content: str | list[TextPart] | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
-    name: Any = only()
+    # What other servers and clients write beside it; who thought, forgets it for the next turn.
+    name: Any = ignored()
+    id: Any = ignored()
+    type: Any = ignored()
+    index: Any = ignored()
+    status: Any = ignored()
+    metadata: Any = ignored()
+    annotations: Any = ignored()
+    cache_control: Any = ignored()
+    extra_content: Any = ignored()
+    provider_specific_fields: Any = ignored()
+    reasoning: Any = ignored()
+    reasoning_content: Any = ignored()
+    reasoning_details: Any = ignored()
+    thinking_blocks: Any = ignored()
+    # What a model would read.
     function_call: Any = only()
-    refusal: Any = only()
+    refusal: Any = only("")
     audio: Any = only()
-    annotations: Any = only([])
+    prefix: Any = only(False)
 
     @model_validator(mode="after")
     def _check_content(self) -> Self:
@@ -98,20 +116,30 @@ class ChatCompletionRequest(GenerationRequest):
     function_call: Any = only("none", "auto")
     modalities: Any = only(["text"])
     audio: Any = only()
-    prediction: Any = only()
-    reasoning_effort: Any = only("none")
+    reasoning_effort: Any = only("none", "medium")
     verbosity: Any = only("medium")
     web_search_options: Any = only()
-    store: Any = only(False)
+    # Of other servers, or, as a prediction, what only speed depends on.
+    prediction: Any = ignored()
+    include_reasoning: Any = ignored()
+    separate_reasoning: Any = ignored()
+    stream_reasoning: Any = ignored()
+    add_special_tokens: Any = only(False)
+    chat_template: Any = only()
+    documents: Any = only([])
+    mm_processor_kwargs: Any = only({})
+    reasoning: Any = only()
+    thinking: Any = only({"type": "disabled"})
 
     @model_validator(mode="after")
     def _check_chat(self) -> Self:
-        if None not in (self.max_tokens, self.max_completion_tokens):
+        lengths = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(lengths) > 1:
             raise RequestError(
                 "max_tokens and max_completion_tokens mean the same: send one of them",
                 param="max_completion_tokens",
             )
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs=true", param="top_logprobs")
         if self.add_generation_prompt is (bool(self.continue_final_message)):
             raise RequestError(

@@ -158,7 +158,6 @@ class CompletionFormat:
     def __init__(self, model: str, *, has_logprobs: bool = False) -> None:
         self._envelope = Envelope(id=f"cmpl-{uuid.uuid4().hex}", model=model).model_dump()
         self._has_logprobs = has_logprobs
-        self._offsets: dict[int, int] = {}  # characters of a choice's tokens so far
 
     def whole(self, choices: Sequence[Sequence[Piece]]) -> Completion:
         """The complete answer."""
@@ -170,9 +169,7 @@ class CompletionFormat:
                     text="".join(piece.text for piece in pieces),
                     finish_reason=pieces[-1].finish_reason,
                     stop_reason=pieces[-1].stop_reason,
-                    logprobs=self._logprobs(
-                        pieces[-1].index, [info for piece in pieces for info in piece.logprobs]
-                    ),
+                    logprobs=self._logprobs([i for piece in pieces for i in piece.logprobs]),
                     prompt_logprobs=prompt_logprobs_of(pieces[-1]),
                 )
                 for pieces in choices
@@ -192,7 +189,7 @@ class CompletionFormat:
             finish_reason=piece.finish_reason,
             stop_reason=piece.stop_reason,
             diffusion=CanvasBody.of(piece),
-            logprobs=self._logprobs(piece.index, piece.logprobs),
+            logprobs=self._logprobs(piece.logprobs),
         )
         return [Completion(**self._envelope, choices=[choice])]
 
@@ -200,12 +197,8 @@ class CompletionFormat:
         """The chunk that carries the usage."""
         return Completion(**self._envelope, choices=[], usage=usage)
 
-    def _logprobs(self, index: int, infos: Sequence[TokenInfo]) -> CompletionLogprobs | None:
-        if not self._has_logprobs:
-            return None
-        offset = self._offsets.get(index, 0)
-        self._offsets[index] = offset + sum(len(info.text) for info in infos)
-        return CompletionLogprobs.of(infos, offset)
+    def _logprobs(self, infos: Sequence[TokenInfo]) -> CompletionLogprobs | None:
+        return CompletionLogprobs.of(infos) if self._has_logprobs else None
 
 
 def _usage(choices: Sequence[Sequence[Piece]]) -> Usage:
