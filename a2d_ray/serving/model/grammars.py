@@ -14,6 +14,7 @@ from a2d_ray.generation.decoding.grammar import GrammarError
 from a2d_ray.http.errors import RequestError
 from a2d_ray.serving.openai.chat_protocol import ChatCompletionRequest
 from a2d_ray.serving.openai.protocol import GenerationRequest
+from a2d_ray.serving.openai.schemas import without_notes
 from a2d_ray.serving.openai.structured import (
     GrammarFormat,
     JsonSchemaFormat,
@@ -128,4 +129,6 @@ def grammar_of(request: GenerationRequest) -> str:
     if isinstance(form, GrammarFormat):
         return LLMatcher.grammar_from_lark(form.grammar)
     schema = form.json_schema.json_schema if isinstance(form, JsonSchemaFormat) else _ANY_OBJECT
-    return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+    return LLMatcher.grammar_from_json_schema(
+        without_notes(schema), overrides={"whitespace_flexible": False}
+    )

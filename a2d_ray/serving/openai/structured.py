@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from a2d_ray.http.bodies import Plain, check_json
 from a2d_ray.serving.openai.options import ignored
+from a2d_ray.serving.openai.schemas import without_notes
 
 OPENING = "<tool_call>\n"
 CLOSING = "\n</tool_call>"
@@ -256,6 +257,7 @@ def tool_grammar(tools: list[Tool], *, is_required: bool, is_one: bool) -> str:
 
 def _arguments_schema(parameters: dict[str, Any]) -> dict[str, Any]:
     """The schema of arguments, which are an object, in the spelling of `_spaced`."""
+    parameters = without_notes(parameters)
     typed = parameters if "$ref" in parameters else {"type": "object"} | parameters
     spelling = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     return typed | {"x-guidance": spelling}
