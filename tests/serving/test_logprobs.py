@@ -1,4 +1,4 @@
-"""Log-probabilities are numbers, and tokens that are parts of characters have names of their own."""
+"""Log-probabilities are numbers; tokens that are parts of characters have names of their own."""
 
 import math
 

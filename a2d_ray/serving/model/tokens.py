@@ -86,8 +86,9 @@ class TextOffsets:
         found = list[int]()
         for token_id in token_ids:
             own = self._reader.text(token_id)
-            if not own and not self._parts:  # special
-                found.append(self._num_read)
+            if not own and not decode(self._tokenizer, self._parts).endswith(_REPLACEMENT):
+                found += self._join_parts()
+                found.append(self._num_read)  # a special token between two characters
                 name = self._reader.name(token_id).text
                 self._num_read += len(name) * text.startswith(name, self._num_read)
             elif not own or _REPLACEMENT in own:
