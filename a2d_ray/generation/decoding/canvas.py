@@ -192,7 +192,7 @@ def request_block_size(params: SamplingParams, contract: Contract) -> int:
     if contract.objective is None:
         raise ValueError(
             "this model is converted but not trained, so its objective is unknown: train it, or "
-            "load it with objective='bd3lm' (or 'mdlm')"
+            "load it with objective='bd3lm' or 'mdlm' (on a command line model.objective=bd3lm)"
         )
     block_size = params.block_size or contract.block_size
     trained = contract.block_sizes

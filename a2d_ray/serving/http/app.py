@@ -174,4 +174,5 @@ async def _generate(
         request,
         is_streamed=bool(body.stream),
         with_usage=body.is_usage_streamed(),
+        with_usage_in_chunks=body.is_usage_in_chunks(),
     )
