@@ -1,6 +1,7 @@
 """The tokenizer of a checkpoint directory, without asking to run code that lies there."""
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from a2d_ray.models.directories import find_directory, read_json, write_json
 from a2d_ray.models.weights import one_line_errors
 
 CONFIG_FILE = "tokenizer_config.json"
+_TEMPLATE_OPTIONS = "template_options"
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -82,6 +84,20 @@ def save_tokenizer(directory: Path, tokenizer: Any) -> None:
     if isinstance(values.get("extra_special_tokens"), list):  # 4.57 expects a mapping there
         values["additional_special_tokens"] = values.pop("extra_special_tokens")
     write_json(path, values)
+
+
+def template_options(tokenizer: Any) -> dict[str, Any]:
+    """What a tokenizer's chat template reads besides the messages unless a caller says otherwise:
+    what the model was trained with. It lies in tokenizer_config.json."""
+    return dict(tokenizer.init_kwargs.get(_TEMPLATE_OPTIONS) or {})
+
+
+def with_template_options(tokenizer: Any, options: Mapping[str, Any]) -> Any:
+    """The tokenizer, changed in place, with these options over those that it has."""
+    if options:
+        merged = template_options(tokenizer) | dict(options)
+        tokenizer.init_kwargs[_TEMPLATE_OPTIONS] = merged
+    return tokenizer
 
 
 def _has_sentencepiece() -> bool:
