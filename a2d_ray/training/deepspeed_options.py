@@ -65,7 +65,7 @@ def check_deepspeed(config: TrainConfig) -> None:
 
 def _section(settings: _Asked) -> str:
     """The given name that DeepSpeed looked at last."""
-    return next((name for name in reversed(settings.names) if dict.__contains__(settings, name)))
+    return next(name for name in reversed(settings.names) if dict.__contains__(settings, name))
 
 
 def _explained(error: ValidationError) -> OptionError:
