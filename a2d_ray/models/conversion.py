@@ -216,10 +216,10 @@ def _mean_row(weight_VD: "Tensor", excluded: int) -> "Tensor":
 def _check_unused(tokenizer: Any, token: str) -> None:
     """Refuses a mask token that text is made of: its row would become the mean of the others."""
     special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-    uses = [f"the tokenizer's {role}" for role in _ROLES if getattr(tokenizer, role) == token]
+    uses = ["ordinary text"] if token not in special else []
+    uses += [f"the tokenizer's {role}" for role in _ROLES if getattr(tokenizer, role) == token]
     uses += ["part of the chat template"] if token in str(tokenizer.chat_template) else []
     uses += ["the mark of a text's beginning or end"] if token in _KNOWN_MARKS else []
-    uses += ["ordinary text"] if token not in special else []
     if uses:
         raise ValueError(
             f"mask_token {token!r} marks text already (it is {uses[0]}): name a reserved special "

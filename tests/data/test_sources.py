@@ -45,7 +45,7 @@ SCHEMAS = {
 def examples(spec, split="train", **shape):
     source = resolve_source(parse_spec(str(spec))[0])
     how = Shape(**shape)
-    how.find(source.columns, source.spec.name)
+    how.find(source.columns, source.peeked)
     rows = [row for shard in getattr(source, split) for row in read_shard(shard, source.spec, how)]
     return [row for row in rows if not row.is_other_language]
 
