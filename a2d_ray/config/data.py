@@ -1,6 +1,6 @@
 """Mixtures and packing, and what fits together with the objective."""
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
     Field,
@@ -44,6 +44,11 @@ class DataSection(Section):
         pattern=r"^[\w.]+:\w+$",
         description="Own adapter, package.module:function: a row (dict) -> {'messages': [...]} or "
         "{'text': ...}.",
+    )
+    template_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="What the chat template reads besides the messages, e.g. {enable_thinking: "
+        "true, date_string: 1 Jan 2026}; kept in the checkpoint, whose prompts use it too.",
     )
     insert_eos: bool = Field(True, description="Plain text: end each document with EOS.")
     eos_tail: int = Field(

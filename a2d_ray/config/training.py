@@ -201,9 +201,11 @@ class TrainConfig(Section):
                     f"{key}.enabled", True, "is not how precision is set", "use model.dtype"
                 )
         zero = {"stage": 2, **_mapping(given, "zero_optimization")}
-        if zero["stage"] not in (0, 1, 2, 3):
+        stage = zero["stage"]
+        if type(stage) is not int or stage not in (0, 1, 2, 3):
+            problem = "is a text" if isinstance(stage, str) else "does not exist"
             raise OptionError(
-                "zero_optimization.stage", zero["stage"], "does not exist", "use 0, 1, 2 or 3"
+                "zero_optimization.stage", stage, problem, "use 0, 1, 2 or 3, without quotes"
             )
         return given | {"zero_optimization": zero}
 

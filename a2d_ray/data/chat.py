@@ -7,8 +7,9 @@ follows, so a prompt's segments are exactly the training document's segments bef
 and no later turn can change an earlier segment. Token ids such as pad or eos play no part.
 
 Where a template renders an answer differently once it is history (Qwen3 drops the empty think
-block), the form in which the answer was generated is kept: history stays a prefix, and so does
-its KV cache.
+block, R1 the reasoning), the form in which the answer was generated is kept: history stays a
+prefix, and so does its KV cache. The generation prompt decides about the think block: an open one
+is closed by the answer, a closed one stays the only one, and without one the answer has its own.
 """
 
 import inspect
@@ -23,6 +24,8 @@ from transformers import PreTrainedTokenizerBase
 from a2d_ray.config import OptionError
 from a2d_ray.data.literals import LiteralSpecials
 from a2d_ray.data.roles import find_role, is_tool
+from a2d_ray.data.thoughts import THOUGHT_KEY, apart, place_thought, split_prompt
+from a2d_ray.models.tokenizers import template_options
 
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
@@ -41,10 +44,11 @@ _ANSWER = {"role": "assistant", "content": "a2d-answer"}
 
 @dataclass(frozen=True)
 class SegmentText:
-    """Text of one segment."""
+    """Text of one segment; `is_learned` counts where it is an answer."""
 
     text: str
     is_answer: bool
+    is_learned: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,27 +110,48 @@ class ChatRenderer:
         text = self._apply([_QUESTION, _ANSWER, *messages], prompt=True)
         at = text.find(self._answered)
         if at < 0:
-            raise ValueError("the chat template drops earlier answers")
+            raise ValueError(
+                "the chat template drops earlier answers: of a question, its answer and turn 3 it "
+                f"renders {_tail(text)}"
+            )
         return text[at + len(self._answered) :]
 
     def _answer(self, message: Message) -> str:
-        text = self._apply([_QUESTION, {**message}], prompt=False)
-        if not (text.startswith(self._probe_prompt) and text.endswith(self._ending)):
-            raise ValueError("the chat template does not keep the answer behind its prompt")
-        return text[len(self._probe_prompt) : len(text) - len(self._after_turn)]
+        """An answer as the model is to generate it, through its end-of-turn token."""
+        bare = {key: value for key, value in message.items() if key != THOUGHT_KEY}
+        text = self._apply([_QUESTION, bare], prompt=False)
+        header, block, is_closed = self._probe_prompt
+        if not (text.startswith(header) and text.endswith(self._ending)):
+            raise self._displaced(text)
+        body = text[len(header) : len(text) - len(self._after_turn)]
+        return place_thought(message.get(THOUGHT_KEY, ""), body, block, is_closed=is_closed)
 
     @cached_property
-    def _probe_prompt(self) -> str:
-        return self._apply([_QUESTION], prompt=True)
+    def drops_thoughts(self) -> bool:
+        """Whether the generation prompt closes the think block: answers come without thoughts."""
+        return self._probe_prompt[2]
+
+    @cached_property
+    def _probe_prompt(self) -> tuple[str, str, bool]:
+        """`thoughts.split_prompt` of a prompt of one question."""
+        return split_prompt(self._apply([_QUESTION], prompt=True))
 
     @cached_property
     def _ending(self) -> str:
         """What the template writes behind an answer."""
         text = self._apply([_QUESTION, _ANSWER], prompt=False)
         content = _ANSWER["content"]
-        if not text.startswith(self._probe_prompt) or content not in text:
-            raise ValueError("the chat template does not keep the answer behind its prompt")
+        if not text.startswith(self._probe_prompt[0]) or content not in text:
+            raise self._displaced(text)
         return text[text.rindex(content) + len(content) :]
+
+    def _displaced(self, text: str) -> ValueError:
+        header, block, _ = self._probe_prompt
+        return ValueError(
+            "the chat template does not keep the answer behind its prompt: it asks for an answer "
+            f"with {_tail(header + block)} and renders one, turn 2, as {_tail(text)}. Give the "
+            "tokenizer a template that does (chat_template.jinja beside tokenizer_config.json)"
+        )
 
     @cached_property
     def _after_turn(self) -> str:
@@ -148,7 +173,7 @@ class ChatRenderer:
         from jinja2 import TemplateError
 
         template = None if self.tokenizer.chat_template else DEFAULT_TEMPLATE
-        options = {**_DEFAULTS, **self.options}
+        options = {**_DEFAULTS, **template_options(self.tokenizer), **self.options}
         if template:
             options["chat_template"] = template
         try:
@@ -203,16 +228,17 @@ def render_prompt(
             nothing to continue, or options that the template does not read.
     """
     options = options or {}
-    _check_options(options, tokenizer)
+    check_template_options("chat_template_kwargs", options, tokenizer)
     literals = LiteralSpecials(tokenizer)
-    turns = literals.hide(_with_known_roles(messages))
+    turns = _with_known_roles(messages)
     begun = ""
     if continue_final_message:
         if not turns or turns[-1]["role"] != "assistant":
             raise OptionError(
                 "continue_final_message", True, "needs a last message of the assistant", "add one"
             )
-        begun = turns.pop()["content"]
+        begun = literals.hide_in(turns.pop()["content"])
+    turns = literals.hide([apart(turn) for turn in turns])
     hidden = {k: literals.hide_in(v) if isinstance(v, str) else v for k, v in options.items()}
     texts = [piece.text for piece in ChatRenderer(tokenizer, hidden).render_prompt(turns)]
     return [literals.encode(text) for text in (*texts, *filter(None, [begun]))]
@@ -230,15 +256,41 @@ def _with_known_roles(messages: Sequence[Message]) -> list[dict[str, str]]:
     return turns
 
 
-def _check_options(options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+def check_template_options(
+    key: str, options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Refuses options that a tokenizer's chat template does not read.
+
+    Raises:
+        OptionError: of the option `key`, naming the one.
+    """
     reserved = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
-    template = str(tokenizer.chat_template or DEFAULT_TEMPLATE)
     for name, value in options.items():
-        is_read = re.search(rf"\b{re.escape(name)}\b", template) is not None
-        if name in reserved or not (is_read or value == _DEFAULTS.get(name)):
+        if name in reserved or not (is_read(name, tokenizer) or value == _DEFAULTS.get(name)):
             raise OptionError(
-                "chat_template_kwargs",
+                key,
                 dict(options),
                 f"holds {name!r}, which the model's chat template does not read",
                 "leave it out",
             )
+
+
+def is_read(name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer's chat template reads a variable of this name."""
+    template = str(tokenizer.chat_template or DEFAULT_TEMPLATE)
+    return re.search(rf"\b{re.escape(name)}\b", template) is not None
+
+
+def frame(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> str:
+    """A short conversation as the template and its options render it, today's date included."""
+    messages = [{**_QUESTION, "role": "system"}, _QUESTION, _ANSWER, _QUESTION]
+    renderer = ChatRenderer(tokenizer, options)
+    try:
+        pieces = renderer.render_prompt(messages)
+    except ValueError:  # a template may refuse system messages
+        pieces = renderer.render_prompt(messages[1:])
+    return "".join(piece.text for piece in pieces)
+
+
+def _tail(text: str) -> str:
+    return repr(text if len(text) <= 160 else f"...{text[-160:]}")

@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from a2d_ray.data.thoughts import THOUGHT_KEY
+
 
 class LiteralSpecials:
     """Hides the special tokens that messages spell out, and encodes them as ordinary text.
@@ -37,10 +39,10 @@ class LiteralSpecials:
         return self._special.sub(self._stand_in, text) if self.are_in(text) else text
 
     def hide(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-        """The messages with a stand-in for every special token in their contents."""
+        """The messages with a stand-in for every special token in their contents and thoughts."""
         return [
             {
-                key: self.hide_in(value) if key == "content" else value
+                key: self.hide_in(value) if key in ("content", THOUGHT_KEY) else value
                 for key, value in message.items()
             }
             for message in messages

@@ -26,8 +26,8 @@ from ray.exceptions import RayTaskError
 from transformers import PreTrainedTokenizerBase
 
 from a2d_ray.config import DataSection, ObjectiveSection, OptionError
-from a2d_ray.data import roles
-from a2d_ray.data.chat import ChatRenderer
+from a2d_ray.data import roles, thoughts
+from a2d_ray.data.chat import check_template_options, frame
 from a2d_ray.data.hashing import code_hash
 from a2d_ray.data.packing.building import DOCUMENTS, built_beside, disk_error, explain_change
 from a2d_ray.data.packing.costs import Streams
@@ -48,6 +48,7 @@ from a2d_ray.data.packing.planning import (
     split_index,
 )
 from a2d_ray.data.packing.statistics import Report
+from a2d_ray.data.packing.summary import unread_lines
 from a2d_ray.data.packing.tokenizing import Recipe, tokenize_table
 from a2d_ray.data.packing.writing import write_part
 from a2d_ray.data.sources import adapters, files
@@ -55,7 +56,7 @@ from a2d_ray.data.sources.decontamination import evaluation_ngrams
 from a2d_ray.data.sources.mixture import SPLITS, Split, parse_spec
 from a2d_ray.data.sources.reading import Unit, read_unit, reading_units
 from a2d_ray.data.sources.shards import Shape, Source, resolve_source
-from a2d_ray.models.tokenizers import load_tokenizer
+from a2d_ray.models.tokenizers import load_tokenizer, template_options
 from a2d_ray.runs.cluster import start_ray
 from a2d_ray.runs.storage import absolute_if_local, absolute_path
 
@@ -83,9 +84,10 @@ def prepare(data: DataSection, objective: ObjectiveSection, model_path: str) -> 
             a full disk.
     """
     tokenizer = load_tokenizer(absolute_if_local(model_path))
+    check_template_options("data.template_options", data.template_options, tokenizer)
     sources = [resolve_source(spec) for spec in parse_spec(data.spec)]
     recipe = make_recipe(data, objective, tokenizer)
-    _check(sources, data, tokenizer)
+    _check(sources, data)
     options = _options(sources, data, recipe, tokenizer)
     fingerprint = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
     target = Path(absolute_path(data.packed_path)) / fingerprint
@@ -99,13 +101,9 @@ def prepare(data: DataSection, objective: ObjectiveSection, model_path: str) -> 
     start_ray()
     with built_beside(target) as directory, _task_errors(target.parent):
         job = _Job(sources, data, recipe, absolute_if_local(model_path), directory)
-        splits, languages = job.run()
-        manifest = {
-            "fingerprint": fingerprint,
-            "splits": splits,
-            "languages": languages,
-            "options": options,
-        }
+        manifest = {"fingerprint": fingerprint, "options": options, **job.run()}
+        for line in unread_lines(manifest):
+            _log.warning("%s", line)
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
     _log.info("packed in %.1f s", time.perf_counter() - started)
     return PackedSet.open(target)
@@ -168,8 +166,8 @@ class _Job:
         self.model_path = model_path
         self.directory = directory
 
-    def run(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Writes both splits; returns their counts, and how languages were found."""
+    def run(self) -> dict[str, Any]:
+        """Writes both splits; returns their counts, how languages were found, what is unread."""
         data = self.data
         tables = self._tokenize()
         report = Report(read_reports(tables), [source.spec.key for source in self.sources])
@@ -191,7 +189,12 @@ class _Job:
             split: report.split(split, plan, self.recipe.tokens_per_row, data.max_length)
             for split, plan in plans.items()
         }
-        return counts, report.languages()
+        stray = {source.spec.key: source.stray for source in self.sources}
+        return {
+            "splits": counts,
+            "languages": report.languages(),
+            "unread": report.unread(stray),
+        }
 
     def _tokenize(self) -> list[pa.Table]:
         """The index of all documents, whose tokens are then in files."""
@@ -295,15 +298,14 @@ def make_recipe(
         tokens_per_row=data.tokens_per_row,
         insert_eos=data.insert_eos,
         seed=data.seed,
+        template_options={**template_options(tokenizer), **data.template_options},
     )
 
 
-def _check(sources: list[Source], data: DataSection, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuses, before any task runs, rows of unknown shape and a template that cannot be used."""
+def _check(sources: list[Source], data: DataSection) -> None:
+    """Refuses rows of unknown shape before any task runs."""
     for source in sources:
-        Shape.of(data).find(source.columns, source.spec.name)
-    probe = [{"role": role, "content": role} for role in ("user", "assistant")]
-    ChatRenderer(tokenizer).render(probe)
+        Shape.of(data).find(source.columns, source.peeked)
 
 
 def _options(
@@ -327,11 +329,12 @@ def _options(
         "sources": [{**asdict(source.spec), "identity": source.identity} for source in sources],
         "recipe": asdict(recipe),
         **{name: getattr(data, name) for name in wanted},
-        "row_code": code_hash(adapters.__file__, files.__file__, roles.__file__),
+        "row_code": code_hash(*(module.__file__ for module in (adapters, files, roles, thoughts))),
         "adapter": adapters.adapter_source(data.adapter),
         "decontaminate": [source.identity for source in evaluation],
         "decontaminate_ngram": data.decontaminate_ngram if evaluation else None,
         "tokenizer": hashlib.sha256(text.encode()).hexdigest(),
+        "frame": frame(tokenizer, recipe.template_options),
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from a2d_ray.config import LoraSection
+from a2d_ray.models.weights import EMBEDDING, HEAD
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 GATED_WEIGHTS = "gated_adapters.safetensors"
@@ -75,13 +76,24 @@ def restore_adapters(adapted: Any, file: Path) -> None:
         raise ValueError(f"{file} has adapters that do not fit: {result.unexpected_keys}")
 
 
-def plain_weights(model: Any) -> dict[str, Any]:
-    """The weights of a model by the plain model's names, adapters left out."""
+def plain_weights(model: Any, *, keep_vars: bool = False) -> dict[str, Any]:
+    """The weights of a model by the plain model's names, adapters left out.
+
+    Args:
+        model: with or without adapters.
+        keep_vars: the parameters themselves, which shared ones can be told by.
+    """
     return {
         name.replace(".base_layer", "").replace(".token_adapter", ""): tensor
-        for name, tensor in model.state_dict().items()
+        for name, tensor in model.state_dict(keep_vars=keep_vars).items()
         if ".lora_" not in name and ".trainable_tokens_" not in name
     }
+
+
+def is_one_table(model: Any) -> bool:
+    """Whether a model's embedding and head are one parameter, whatever its configuration says."""
+    variables = plain_weights(model, keep_vars=True)
+    return variables[HEAD] is variables[EMBEDDING]
 
 
 def merged_copy(adapted: Any) -> Any:

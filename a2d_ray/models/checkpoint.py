@@ -1,6 +1,5 @@
 """A2D checkpoints on disk: check, load, save. Checking loads neither torch nor transformers."""
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -15,15 +14,24 @@ from a2d_ray.config import BlockGrid, Objective
 from a2d_ray.models import architectures
 from a2d_ray.models.adapters import (
     GATED_WEIGHTS,
+    is_one_table,
     plain_weights,
     restore_adapters,
     with_adapters_merged,
 )
 from a2d_ray.models.architectures import Architecture, find_architecture
 from a2d_ray.models.contract import Contract
-from a2d_ray.models.directories import check_weights, find_base, find_directory, read_json
+from a2d_ray.models.directories import find_base, find_directory, read_json, write_json
 from a2d_ray.models.sources import check_loading, unsupported
-from a2d_ray.models.tokenizers import load_tokenizer
+from a2d_ray.models.tokenizers import find_mask_id, open_tokenizer, save_tokenizer
+from a2d_ray.models.weights import (
+    HEAD,
+    check_finite,
+    check_weights,
+    drop_foreign_ids,
+    fit_config,
+    one_line_errors,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -83,8 +91,13 @@ def read_contract(
     }
     given = {key: value for key, value in overrides.items() if value is not None}
     stored = config.get(CONTRACT_KEY)
+    if not isinstance(stored, dict | None):
+        raise ValueError(f"config.json of {path}: {CONTRACT_KEY} must be an object")
     values = _foreign_values(path, directory, given) if stored is None else stored | given
-    return _fit(path, values, int(config["vocab_size"]))
+    num_rows = config.get("vocab_size")
+    if not isinstance(num_rows, int) or isinstance(num_rows, bool) or num_rows < 1:
+        raise ValueError(f"config.json of {path} gives no vocab_size (it is {num_rows!r})")
+    return _fit(path, values, num_rows)
 
 
 def check_checkpoint(path: str | Path, **overrides: Any) -> Contract:
@@ -140,25 +153,37 @@ def load_checkpoint(
     """
     contract = check_checkpoint(path, **overrides)
     directory = find_directory(str(path), weights=True)
-    tokenizer = _load_tokenizer(directory)
+    tokenizer = _load_tokenizer(str(path), directory)
     base = find_base(str(path), directory)
     if base is not None:
         model = _merged(base, directory).to(dtype)
-        return Checkpoint(model=model.to(device).eval(), tokenizer=tokenizer, contract=contract)
-    row = _a2d_architecture(path, read_json(directory, "config.json"))
-    model, info = row.model_class.from_pretrained(
-        directory,
-        dtype=dtype,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # so that check_loading() names them
-        **(_four_bits(device) if in_4bit else {}),
-    )
-    check_loading(str(path), info)
-    if contract.gated_adapters is not None and with_gated:
-        _add_gated(model, directory, contract)
+    else:
+        quantized = _four_bits(device) if in_4bit else {}
+        model = _own_model(str(path), directory, dtype=dtype, **quantized)
+        if contract.gated_adapters is not None and with_gated:
+            _add_gated(model, directory, contract)
+    check_finite(str(path), model.state_dict())
     if not in_4bit:  # it is where it belongs then, and may not be moved
         model = model.to(device)
     return Checkpoint(model=model.eval(), tokenizer=tokenizer, contract=contract)
+
+
+def _own_model(name: str, directory: Path, **options: Any) -> Any:
+    """The model whose weights lie in a directory, on the CPU; every tensor must fit."""
+    check_weights(name, directory)
+    row = _a2d_architecture(name, read_json(directory, "config.json"))
+    with one_line_errors(name):
+        config = fit_config(name, row.config_class.from_pretrained(directory), directory)
+        model, info = row.model_class.from_pretrained(
+            directory,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that check_loading() names them
+            **options,
+        )
+    check_loading(name, info)
+    drop_foreign_ids(name, model.generation_config, config.vocab_size)
+    return model
 
 
 def _merged(base: str, directory: Path) -> Any:
@@ -166,7 +191,8 @@ def _merged(base: str, directory: Path) -> Any:
     import torch
 
     model = load_checkpoint(base, dtype=torch.float32, device="cpu").model
-    return with_adapters_merged(model, directory)
+    with one_line_errors(f"the adapters of {directory}"):
+        return with_adapters_merged(model, directory)
 
 
 def _add_gated(model: Any, directory: Path, contract: Contract) -> None:
@@ -176,7 +202,8 @@ def _add_gated(model: Any, directory: Path, contract: Contract) -> None:
     lora = contract.gated_adapters
     assert lora is not None
     adapted = add_gated_adapters(model, lora, mask_id=contract.mask_token_id, base=str(directory))
-    restore_adapters(adapted, directory / GATED_WEIGHTS)
+    with one_line_errors(str(directory / GATED_WEIGHTS)):
+        restore_adapters(adapted, directory / GATED_WEIGHTS)
     settle_mask_row(model)
     model.to(model.dtype)  # peft keeps adapters in fp32
 
@@ -236,10 +263,11 @@ def save_description(
         dtype: name of the dtype of the weights.
     """
     contract = contract.model_copy(update={"a2d_ray_version": __version__})
-    _write_json(directory / "config.json", _config_values(model.config, contract, dtype))
-    _write_json(directory / "generation_config.json", _generation_values(model))
+    values = _config_values(model.config, contract, dtype)
+    write_json(directory / "config.json", values | {"tie_word_embeddings": is_one_table(model)})
+    write_json(directory / "generation_config.json", _generation_values(model))
     if tokenizer is not None:
-        _save_tokenizer(directory, tokenizer)
+        save_tokenizer(directory, tokenizer)
     shutil.copyfile(architectures.__file__, directory / MODELING_FILE)
 
 
@@ -261,7 +289,7 @@ def _foreign_values(path: str | Path, directory: Path, given: dict[str, Any]) ->
         "objective": "bd3lm",
         "block_size": 32,
         "block_grid": "prompt_end",
-        "mask_token_id": _tokenizer_mask_id(directory),
+        "mask_token_id": find_mask_id(directory),
     } | given
     if values["mask_token_id"] is None:
         raise ValueError(
@@ -270,23 +298,6 @@ def _foreign_values(path: str | Path, directory: Path, given: dict[str, Any]) ->
     shown = ", ".join(f"{key}={value}" for key, value in values.items())
     _log.warning("%s has no a2d contract: using %s", path, shown)
     return values
-
-
-def _tokenizer_mask_id(directory: Path) -> int | None:
-    """Id of the tokenizer's mask token, read from its files."""
-    for file_name in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = read_json(directory, file_name).get("mask_token")
-        if token:
-            break
-    else:
-        return None
-    text = token["content"] if isinstance(token, dict) else token
-    backend = read_json(directory, "tokenizer.json")
-    added = {entry["content"]: entry["id"] for entry in backend.get("added_tokens") or ()}
-    listed = read_json(directory, "tokenizer_config.json").get("added_tokens_decoder") or {}
-    added |= {entry["content"]: int(key) for key, entry in listed.items()}
-    added |= read_json(directory, "added_tokens.json")
-    return added.get(text)
 
 
 def _fit(path: str | Path, values: dict[str, Any], vocab_size: int) -> Contract:
@@ -307,8 +318,8 @@ def _fit(path: str | Path, values: dict[str, Any], vocab_size: int) -> Contract:
     return contract
 
 
-def _load_tokenizer(directory: Path) -> Any:
-    return load_tokenizer(directory) if any(directory.glob("tokenizer*")) else None
+def _load_tokenizer(name: str, directory: Path) -> Any:
+    return open_tokenizer(name, directory) if any(directory.glob("tokenizer*")) else None
 
 
 def _save_weights(
@@ -320,7 +331,7 @@ def _save_weights(
     """Writes model.safetensors; returns the name of the floating-point dtype stored."""
     from safetensors.torch import save_file
 
-    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    tied = {HEAD} if is_one_table(model) else set()
     own = plain_weights(model)
     expected = set(own) - tied
     weights = {k: v for k, v in (state_dict or own).items() if k not in tied}
@@ -370,20 +381,3 @@ def _generation_values(model: Any) -> dict[str, Any]:
     known = getattr(model, "generation_config", None)
     values = {key: getattr(known, key, None) or getattr(model.config, key, None) for key in keys}
     return values | {"transformers_version": transformers_version}
-
-
-def _save_tokenizer(directory: Path, tokenizer: Any) -> None:
-    """Saves a tokenizer so that transformers 4.57 and 5 both read it."""
-    tokenizer.save_pretrained(directory)
-    path = directory / "tokenizer_config.json"
-    values = read_json(directory, path.name)
-    values["tokenizer_class"] = "PreTrainedTokenizerFast"
-    for key in ("is_local", "local_files_only"):  # how it was loaded, not what it is
-        values.pop(key, None)
-    if isinstance(values.get("extra_special_tokens"), list):  # 4.57 expects a mapping there
-        values["additional_special_tokens"] = values.pop("extra_special_tokens")
-    _write_json(path, values)
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

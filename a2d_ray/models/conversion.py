@@ -4,9 +4,10 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from a2d_ray.models.checkpoint import read_contract, save_checkpoint
+from a2d_ray.models.adapters import is_one_table
+from a2d_ray.models.checkpoint import load_checkpoint, read_contract, save_checkpoint
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.directories import read_json
 from a2d_ray.models.outputs import written_beside
@@ -15,15 +16,33 @@ from a2d_ray.models.sources import (
     check_loading,
     find_source,
     load_ar_config,
+    load_ar_model,
     load_ar_tokenizer,
-    load_weights,
 )
+from a2d_ray.models.weights import one_line_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MASK_TOKEN = "<|mask|>"
+_PROBE_TOKENS = 8
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # of the largest logit
+_CHECKED = "checked       read back: under a causal mask its logits are the AR model's"
+_NO_END = (
+    "%s has no end token, neither in its tokenizer nor in its config.json: answers will end at "
+    "max_new_tokens only, and data.insert_eos and structured answers need one. Set eos_token in "
+    "tokenizer_config.json and convert again"
+)
+_ROLES = ("bos_token", "unk_token", "sep_token", "cls_token")
+_KNOWN_MARKS = ("<|endoftext|>", "<|end_of_text|>", "<|begin_of_text|>", "<s>", "</s>", "<unk>")
 _log = logging.getLogger(__name__)
+
+
+class _Probe(NamedTuple):
+    """A few tokens, and the AR model's logits at each."""
+
+    ids_T: list[int]
+    logits_TV: "Tensor"
 
 
 @dataclass(frozen=True)
@@ -54,7 +73,8 @@ def convert(
 ) -> Path:
     """Converts an AR checkpoint into an A2D checkpoint, not yet trained (objective null).
 
-    Weights keep their names and values. The mask token takes, in this order: `mask_token`; the
+    Weights keep their names and values: what was written is read back and must compute what the AR
+    model does. The mask token takes, in this order: `mask_token`; the
     tokenizer's own; a reserved token of a packaged model; an embedding row beyond the tokenizer;
     a new row (the vocabulary grows by that one: more rows would be tokens that can be drawn). Its
     rows are set to the mean of the others.
@@ -79,10 +99,16 @@ def convert(
     with written_beside(output, source, overwrite=overwrite) as directory:
         found = find_source(source, revision)
         tokenizer = load_ar_tokenizer(found)
-        config = _a2d_config(found)
+        ar_config = load_ar_config(found)
+        config = _a2d_config(found, ar_config)
         mask = add_mask_token(tokenizer, config.vocab_size, mask_token or _reserved(found))
-        model = _random_model(found, config, dtype, seed) if random_init else None
-        model = model or _converted_model(found, config, dtype)
+        if tokenizer.eos_token is None and config.eos_token_id is None:
+            _log.warning(_NO_END, source)
+        probe = None
+        if random_init:
+            model = _random_model(found, config, dtype, seed)
+        else:
+            model, probe = _converted_model(found, ar_config, config, dtype, mask)
         initialize_mask_rows(model, mask)
         _limit_length(tokenizer, config)
         contract = Contract(
@@ -92,6 +118,8 @@ def convert(
             source_revision=found.revision,
         )
         save_checkpoint(directory, model=model, tokenizer=tokenizer, contract=contract)
+        if probe is not None:
+            _check_written(directory, source, probe, mask)
     return output
 
 
@@ -112,6 +140,7 @@ def describe(directory: str | Path) -> str:
             f"mask token    {token} (id {contract.mask_token_id} of {config['vocab_size']:,})",
             f"source        {contract.source} ({contract.source_revision or 'no revision'})",
             f"output        {directory}",
+            *([_CHECKED] if contract.ar_mode == "original" else []),
         ]
     )
 
@@ -128,7 +157,8 @@ def add_mask_token(tokenizer: Any, num_rows: int, mask_token: str | None = None)
         The token, its id, and the rows that the embedding must have.
 
     Raises:
-        ValueError: `mask_token` is not a token of the vocabulary, or marks text already.
+        ValueError: `mask_token` is not a token of the vocabulary, or marks text already (ordinary
+            text, a token of the chat template, the end).
     """
     vocabulary = tokenizer.get_vocab()
     token = mask_token or tokenizer.mask_token
@@ -136,6 +166,8 @@ def add_mask_token(tokenizer: Any, num_rows: int, mask_token: str | None = None)
         raise ValueError(f"mask_token {token!r} is not a token of the tokenizer's vocabulary")
     if token is not None and token in (tokenizer.eos_token, tokenizer.pad_token):
         raise ValueError(f"mask_token {token!r} is the end or padding token: choose another")
+    if token is not None and token != tokenizer.mask_token:
+        _check_unused(tokenizer, token)
     first_free = max(vocabulary.values()) + 1
     tokenizer.add_special_tokens({"mask_token": token or MASK_TOKEN})
     mask_id = int(tokenizer.mask_token_id)
@@ -163,7 +195,7 @@ def initialize_mask_rows(model: Any, mask: MaskToken) -> None:
     if mask.num_rows > num_old_rows:
         model.resize_token_embeddings(mask.num_rows, mean_resizing=False)
     weights = [model.get_input_embeddings().weight]
-    if not model.config.tie_word_embeddings:
+    if not is_one_table(model):
         weights.append(model.get_output_embeddings().weight)
     with torch.no_grad():
         for weight in weights:
@@ -180,9 +212,22 @@ def _mean_row(weight_VD: "Tensor", excluded: int) -> "Tensor":
     return (total_D - weight_VD[excluded].float()) / (weight_VD.shape[0] - 1)
 
 
-def _a2d_config(source: ModelSource) -> Any:
+def _check_unused(tokenizer: Any, token: str) -> None:
+    """Refuses a mask token that text is made of: its row would become the mean of the others."""
+    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    uses = ["ordinary text"] if token not in special else []
+    uses += [f"the tokenizer's {role}" for role in _ROLES if getattr(tokenizer, role) == token]
+    uses += ["part of the chat template"] if token in str(tokenizer.chat_template) else []
+    uses += ["the mark of a text's beginning or end"] if token in _KNOWN_MARKS else []
+    if uses:
+        raise ValueError(
+            f"mask_token {token!r} marks text already (it is {uses[0]}): name a reserved special "
+            "token that no text holds, or leave mask_token out"
+        )
+
+
+def _a2d_config(source: ModelSource, ar_config: Any) -> Any:
     """The A2D configuration with the AR model's values, and attention over everything."""
-    ar_config = load_ar_config(source)
     if ar_config.model_type != source.architecture.ar_model_type:
         raise ValueError(
             f"{source.name} is a {ar_config.model_type} model, not "
@@ -211,20 +256,53 @@ def _sliding_window(values: dict[str, Any]) -> int | None:
     return values.get("sliding_window") if has_window else None
 
 
-def _converted_model(source: ModelSource, config: Any, dtype: str) -> Any:
-    """The A2D model with the AR model's weights; every tensor must fit."""
+def _converted_model(
+    source: ModelSource, ar_config: Any, config: Any, dtype: str, mask: MaskToken
+) -> tuple[Any, _Probe]:
+    """The A2D model with the AR model's weights, every one of them, and what these compute."""
     import torch
 
-    weights = load_weights(source, getattr(torch, dtype))
+    torch_dtype = getattr(torch, dtype)
+    ar_model = load_ar_model(source, ar_config, torch_dtype)
+    num_tokens = min(_PROBE_TOKENS, _sliding_window(ar_config.to_dict()) or _PROBE_TOKENS)
+    stride = max(1, ar_config.vocab_size // (2 * _PROBE_TOKENS))
+    ids = [i for i in range(0, ar_config.vocab_size, stride) if i != mask.id][:num_tokens]
+    with torch.no_grad(), one_line_errors(source.name):
+        probe = _Probe(ids, ar_model(torch.tensor([ids])).logits[0].float())
     model, info = source.architecture.model_class.from_pretrained(
         None,
         config=config,
-        state_dict=weights,
-        dtype=getattr(torch, dtype),
+        state_dict=ar_model.state_dict(),
+        dtype=torch_dtype,
         output_loading_info=True,
     )
     check_loading(source.name, info)
-    return model
+    return model, probe
+
+
+def _check_written(directory: Path, name: str, probe: _Probe, mask: MaskToken) -> None:
+    """Reads a checkpoint back and compares it with what the AR model computed.
+
+    Raises:
+        ValueError: under a causal mask it computes something else.
+    """
+    import torch
+
+    dtype = str(read_json(directory, "config.json")["dtype"])
+    model = load_checkpoint(directory, dtype=getattr(torch, dtype), device="cpu").model
+    causal = torch.ones(1, 1, len(probe.ids_T), len(probe.ids_T), dtype=torch.bool).tril()
+    with torch.no_grad():
+        logits_TV = model(torch.tensor([probe.ids_T]), causal).logits[0].float()
+    difference_TV = (logits_TV[:, : probe.logits_TV.shape[1]] - probe.logits_TV).abs()
+    difference_TV[:, mask.id : mask.id + 1] = 0
+    largest = float(difference_TV.max())
+    size = float(probe.logits_TV.abs().max())
+    if not largest <= _TOLERANCE[dtype] * size:  # NaN too
+        raise ValueError(
+            f"the conversion of {name} does not compute what the AR model does: logits under a "
+            f"causal mask differ by {largest:.3g} of {size:.3g}. Nothing was written: its files "
+            "hold something that this version does not know"
+        )
 
 
 def _random_model(source: ModelSource, config: Any, dtype: str, seed: int) -> Any:

@@ -10,7 +10,8 @@ _HUB_TIMEOUT_S = 5
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
 _MODEL_FILES = [*_SMALL_FILES, "*.safetensors"]
 ADAPTER_CONFIG = "adapter_config.json"
-_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 
 
 def find_directory(name: str, *, revision: str | None = None, weights: bool) -> Path:
@@ -47,21 +48,18 @@ def read_json(directory: Path, file_name: str) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object")
     return values
 
 
-def check_weights(name: str, directory: Path) -> None:
-    """Checks that a directory holds safetensors weights.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if not any((directory / file_name).is_file() for file_name in _WEIGHT_FILES):
-        raise ValueError(f"{name} has no weights: expected {' or '.join(_WEIGHT_FILES)}")
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON file of a model directory."""
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def find_base(name: str, directory: Path) -> str | None:

@@ -9,6 +9,7 @@ import torch
 
 from a2d_ray import __version__
 from a2d_ray.models.contract import Contract
+from a2d_ray.models.tokenizers import template_options
 
 _OF_NO_MATTER = ("_name_or_path", "transformers_version")  # keys of config.json
 
@@ -54,7 +55,7 @@ def weights_hash(model: Any) -> str:
 
 
 def tokenizer_hash(tokenizer: Any) -> str | None:
-    """SHA-256 over vocabulary, rules and chat template; None without a tokenizer."""
+    """SHA-256 over vocabulary, rules, chat template and its options; None without a tokenizer."""
     if tokenizer is None:
         return None
     text = (
@@ -62,4 +63,6 @@ def tokenizer_hash(tokenizer: Any) -> str | None:
         if tokenizer.is_fast
         else repr(sorted(tokenizer.get_vocab().items()))
     )
-    return hashlib.sha256((text + str(tokenizer.chat_template)).encode()).hexdigest()
+    options = template_options(tokenizer)
+    text += str(tokenizer.chat_template) + (values_hash(options) if options else "")
+    return hashlib.sha256(text.encode()).hexdigest()

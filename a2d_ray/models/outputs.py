@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -19,17 +19,24 @@ def written_beside(output: Path, source: str, *, overwrite: bool) -> Iterator[Pa
     Raises:
         ValueError: `output` cannot be written, or something would be destroyed; says the fix.
     """
+    from safetensors import SafetensorError
+
     _check(output, source, overwrite)
+    made = [parent for parent in output.parents if not parent.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         directory = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as error:
+        try:
+            yield directory
+            _replace(output, directory)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+    except (OSError, SafetensorError) as error:  # safetensors wraps "no space left"
         raise ValueError(f"output {output} cannot be written: {error}") from None
-    try:
-        yield directory
-        _replace(output, directory)
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # something lies there
+                parent.rmdir()
 
 
 def _check(output: Path, source: str, overwrite: bool) -> None:

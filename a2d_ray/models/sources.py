@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from a2d_ray.models.architectures import ARCHITECTURES, Architecture, find_architecture
-from a2d_ray.models.directories import check_weights, find_directory, read_json
+from a2d_ray.models.directories import find_directory, read_json
+from a2d_ray.models.tokenizers import open_tokenizer
+from a2d_ray.models.weights import check_finite, check_weights, fit_config, one_line_errors
 
 PACKAGE_PREFIX = "package:"
 
@@ -96,10 +98,12 @@ def unsupported(name: str, model_type: str | None) -> ValueError:
 
 
 def load_ar_config(source: ModelSource) -> Any:
-    """The AR model's transformers configuration."""
+    """The AR model's transformers configuration, as its weights demand."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(source.directory, **_gguf_file(source))
+    with one_line_errors(source.name):
+        config = AutoConfig.from_pretrained(source.directory, **_gguf_file(source))
+        return fit_config(source.name, config, source.directory)
 
 
 def load_ar_tokenizer(source: ModelSource) -> Any:
@@ -108,41 +112,40 @@ def load_ar_tokenizer(source: ModelSource) -> Any:
     Raises:
         ValueError: the source has none.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.directory, **_gguf_file(source))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load the tokenizer of {source.name}: {error}") from error
+    tokenizer = open_tokenizer(source.name, source.directory, **_gguf_file(source))
     if source.packaged is not None:
         tokenizer.model_max_length = source.packaged.max_length
     return tokenizer
 
 
-def load_weights(source: ModelSource, dtype: Any) -> dict[str, Any]:
-    """The AR model's tensors by name, on the CPU.
+def load_ar_model(source: ModelSource, config: Any, dtype: Any) -> Any:
+    """The AR model on the CPU, in eval mode.
 
     Args:
         source: what `find_source` returned.
+        config: what `load_ar_config` returned.
         dtype: torch dtype of the tensors.
 
     Raises:
-        ValueError: tensors that are missing, unexpected or of another shape, by name.
+        ValueError: tensors that are missing, unexpected, of another shape or not finite, by name.
     """
     from transformers import GgufConfig
 
     options: dict[str, Any] = _gguf_file(source)
     if source.packaged is not None:
         options["quantization_config"] = GgufConfig(dequantize=True, **options)
-    model, info = source.architecture.ar_model_class.from_pretrained(
-        source.directory,
-        dtype=dtype,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # so that check_loading() names them
-        **options,
-    )
+    with one_line_errors(source.name):
+        model, info = source.architecture.ar_model_class.from_pretrained(
+            source.directory,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that check_loading() names them
+            **options,
+        )
     check_loading(source.name, info)
-    return model.state_dict()
+    check_finite(source.name, model.state_dict())
+    return model.eval()
 
 
 def check_loading(name: str, info: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from a2d_ray.data.packing.packed import PackedSet
 from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.noise import Noise
+from a2d_ray.models.tokenizers import with_template_options
 from a2d_ray.runs.storage import WORKERS_FILE, RunDirectory
 from a2d_ray.training.assembly import build_module, load_model
 from a2d_ray.training.batches import StepBuilder, to_device
@@ -118,7 +119,7 @@ class _Worker:
         config = self.config
         ranks = self.ranks
         loaded, self.adapted = load_model(config, ranks.device, resumed)
-        self.tokenizer = loaded.tokenizer
+        self.tokenizer = with_template_options(loaded.tokenizer, config.data.template_options)
         self.contract = trained_contract(loaded.contract, config)
         rows = config.batch.rows // ranks.world
         rows_per_micro = config.batch.rows_per_device or rows

@@ -30,11 +30,21 @@ def check_run(config: TrainConfig) -> Contract:
             "needs bitsandbytes, which is not installed",
             "pip install bitsandbytes (CUDA), or set it to false",
         )
+    _check_deepspeed(config)
     check_spec(config.data.spec)
     check_storage(config.run)
     check_writable("data.packed_path", config.data.packed_path)
     _check_workers(config.scaling)
     return contract
+
+
+def _check_deepspeed(config: TrainConfig) -> None:
+    """Asks DeepSpeed about its section. It loads slowly, and a stage alone was checked already."""
+    given = set(config.deepspeed) | set(config.deepspeed["zero_optimization"])
+    if given != {"zero_optimization", "stage"}:
+        from a2d_ray.training.deepspeed_options import check_deepspeed
+
+        check_deepspeed(config)
 
 
 def check_storage(run: RunSection) -> RunDirectory:

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from a2d_ray.config import DataSection, ObjectiveSection
 from a2d_ray.data import roles
+from a2d_ray.data.packing.summary import print_summary
 from a2d_ray.data.pipeline import PackedSet, prepare, to_packed_rows, training_dataset
 from tests.tiny import save_tiny_ar, tiny_tokenizer
 
@@ -297,6 +299,34 @@ def test_malformed_rows_are_counted_or_stop_the_job(ray_local, tmp_path, model_p
     dropped = packed.manifest["splits"]["train"]["dropped"]
     assert dropped == {str(path): {"unknown role 'wizard'": 1, "invalid JSON": 1}}
     assert [p.name for p in (tmp_path / "packed").iterdir()] == [packed.fingerprint]
+
+
+def test_what_was_not_read_is_reported_and_options_make_another_set(
+    ray_local, tmp_path, model_path, caplog
+):
+    (tmp_path / "set").mkdir()
+    rows = [conversation(i) | {"title": "a"} for i in range(9)]
+    write_jsonl(tmp_path / "set" / "rows.jsonl", rows)
+    (tmp_path / "set" / "README.txt").write_text("About this.")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ date_string or '' }}" + tokenizer.chat_template
+    model = save_tiny_ar(tmp_path / "model")
+    tokenizer.save_pretrained(model)
+    data, objective = sections(tmp_path, str(tmp_path / "set"), test_fraction=0)
+    packed = prepare(data, objective, str(model))
+    unread = packed.manifest["unread"]
+    assert unread == {str(tmp_path / "set"): {"column title": 9, "file README.txt": 1}}
+    assert "not read from" in caplog.text and "column title, 9 rows" in caplog.text
+    console = Console(width=300, record=True)
+    print_summary(packed.manifest, packed.path, console)
+    assert "file README.txt" in console.export_text()
+    dated = data.model_copy(update={"template_options": {"date_string": "1 Jan 2026"}})
+    other = prepare(dated, objective, str(model))
+    assert other.fingerprint != packed.fingerprint
+    ids = next(iter(documents(other, "train").values()))[0]
+    assert tiny_tokenizer().decode(ids).startswith("1 Jan 2026")
+    with pytest.raises(ValueError, match=r"data\.template_options=.*holds 'day'"):
+        prepare(data.model_copy(update={"template_options": {"day": "x"}}), objective, str(model))
 
 
 def test_nothing_to_learn_is_an_error(ray_local, tmp_path, model_path):

@@ -79,9 +79,13 @@ def test_mask_rows_are_the_mean_of_the_others(tmp_path, vocab_size, num_rows, ma
 
 
 def test_an_existing_token_can_be_the_mask(tmp_path, llama):
-    out = convert(str(llama), tmp_path / "a2d", mask_token="<|endoftext|>")
-    assert load(out).contract.mask_token_id == 0
-    assert load(out).tokenizer.mask_token == "<|endoftext|>"
+    source = shutil.copytree(llama, tmp_path / "ar")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<reserved>"]})
+    tokenizer.save_pretrained(source)
+    out = convert(str(source), tmp_path / "a2d", mask_token="<reserved>")
+    assert load(out).contract.mask_token_id == NUM_TOKENS
+    assert load(out).tokenizer.mask_token == "<reserved>"
     with pytest.raises(ValueError, match="'<nope>' is not a token"):
         convert(str(llama), tmp_path / "b", mask_token="<nope>")
     with pytest.raises(ValueError, match="end or padding token"):

@@ -1,6 +1,6 @@
 """Segments -> documents of bounded length: what is a target, what is cut. No Ray here."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,7 +50,11 @@ class Cutting:
 
 
 def conversation_documents(
-    segments: Sequence[Sequence[int]], is_answer: Sequence[bool], cutting: Cutting
+    segments: Sequence[Sequence[int]],
+    is_answer: Sequence[bool],
+    cutting: Cutting,
+    *,
+    unlearned: Collection[int] = (),
 ) -> tuple[list[Document], list[str]]:
     """Documents of one conversation, and why others were dropped.
 
@@ -58,16 +62,18 @@ def conversation_documents(
         segments: token ids per segment, from `chat.ChatRenderer` and `chat.encode_pieces`.
         is_answer: per segment.
         cutting: how rows become documents.
+        unlearned: answers, by segment, that are no targets.
 
     Returns:
         Documents (one; with `is_split` up to one per answer), each ending with its last target,
         and one reason per document that was dropped.
     """
     answers = [i for i, flag in enumerate(is_answer) if flag]
+    wanted = [i for i in answers if i not in unlearned]
     if cutting.targets == "last":
-        learned = [answers[-1:]]
+        learned = [wanted[-1:]]
     else:
-        learned = [[i] for i in answers] if cutting.is_split else [answers]
+        learned = [[i] for i in wanted] if cutting.is_split else [wanted]
     documents = []
     reasons = []
     for targets in learned:

@@ -1,7 +1,8 @@
 """Counts of a packed set: merged over its reports and plans, checked against the limits."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from a2d_ray.config import DataSection
 from a2d_ray.data.packing.planning import Index, SplitPacks
 from a2d_ray.data.packing.tokenizing import MAX_OFFENDERS
 from a2d_ray.data.sources.mixture import SpecError, Split
+from a2d_ray.data.sources.reading import NOT_READ
 
 HISTOGRAM_BINS = 32
+_NAMED_FILES = 5  # of one ending; more are counted
 
 
 class Report:
@@ -42,7 +45,29 @@ class Report:
 
     def languages(self) -> dict[str, dict[str, int]]:
         """Per source with ``lang``: rows by the criterion that decided, and of other languages."""
-        return {name: dict(sorted(tally.items())) for name, tally in self.tallies.items() if tally}
+        return self._tallied(lambda key: None if key.startswith(NOT_READ) else key)
+
+    def unread(self, stray: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
+        """Per source, what held text and was not read, and in how many rows.
+
+        Args:
+            stray: files that were not read, by source.
+        """
+        found = self._tallied(
+            lambda k: k.removeprefix(NOT_READ) if k.startswith(NOT_READ) else None
+        )
+        for name, files in stray.items():
+            for file, count in _grouped(files).items():
+                found.setdefault(name, {})[f"file {file}"] = count
+        return found
+
+    def _tallied(self, label: Callable[[str], str | None]) -> dict[str, dict[str, int]]:
+        """The tallies, without the entries that have no label."""
+        found = {
+            name: {text: n for key, n in sorted(tally.items()) if (text := label(key)) is not None}
+            for name, tally in self.tallies.items()
+        }
+        return {name: entries for name, entries in found.items() if entries}
 
     def check(self, data: DataSection) -> None:
         """Refuses too many malformed rows, or none at all.
@@ -125,6 +150,16 @@ class Report:
     def _languages(self) -> str:
         found = [f"{name}: {tally}" for name, tally in self.languages().items()]
         return f" ({'; '.join(found)})" if found else ""
+
+
+def _grouped(files: Sequence[str]) -> dict[str, int]:
+    """Names of files, or, where many end alike, their ending and how many there are."""
+    endings = Counter(PurePosixPath(file).suffix for file in files)
+    labels = (
+        file if endings[end := PurePosixPath(file).suffix] <= _NAMED_FILES else f"*{end}"
+        for file in files
+    )
+    return dict(Counter(labels))
 
 
 def _histogram(index: Index, max_length: int) -> dict[str, list[int]]:

@@ -7,6 +7,16 @@ from rich.console import Console
 from rich.table import Table
 
 
+def unread_lines(manifest: dict[str, Any]) -> list[str]:
+    """A line for everything that held text and was not read."""
+    return [
+        f"not read from {source}: {what}"
+        + ("" if what.startswith("file ") else f", {count:,} rows")
+        for source, found in manifest["unread"].items()
+        for what, count in found.items()
+    ]
+
+
 def print_summary(manifest: dict[str, Any], path: Path, console: Console | None = None) -> None:
     """Prints counts by split and source, what was dropped and why, and where the set lies."""
     console = console or Console()
@@ -29,4 +39,6 @@ def print_summary(manifest: dict[str, Any], path: Path, console: Console | None 
         for source, reasons in counts["dropped"].items():
             for reason, count in sorted(reasons.items()):
                 console.print(f"dropped from {split}, {source}: {count:,} ({reason})")
+    for line in unread_lines(manifest):
+        console.print(line, soft_wrap=True, highlight=False)
     console.print(f"packed set: {path}", soft_wrap=True, highlight=False)

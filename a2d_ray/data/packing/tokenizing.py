@@ -8,8 +8,8 @@ import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -19,11 +19,14 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from a2d_ray.data.chat import ChatRenderer, SegmentText, encode_pieces
+from a2d_ray.data.chat import ChatRenderer, SegmentText, encode_pieces, is_read
 from a2d_ray.data.hashing import stable_id
 from a2d_ray.data.literals import LiteralSpecials
 from a2d_ray.data.packing.costs import Streams
 from a2d_ray.data.packing.documents import Cutting, Document, conversation_documents, text_documents
+from a2d_ray.data.sources.adapters import Example
+from a2d_ray.data.sources.reading import NOT_READ, load_payload
+from a2d_ray.data.thoughts import THOUGHT_KEY, apart
 from a2d_ray.models.tokenizers import load_tokenizer
 
 DOCUMENTS_SCHEMA = pa.schema(
@@ -52,6 +55,10 @@ INDEX_SCHEMA = pa.schema(
 )
 NOT_PACKABLE = "longer than data.tokens_per_row over all streams"
 MAX_OFFENDERS = 5
+_NO_THOUGHTS = (
+    f"{NOT_READ}reasoning of answers (the prompt says not to think; "
+    "data.template_options={enable_thinking: true} changes that where the template reads it)"
+)
 LONGEST_TEXT = 2**17  # characters that are tokenized at once; longer texts are cut at line ends
 
 
@@ -66,6 +73,7 @@ class Recipe:
         tokens_per_row: capacity of a pack over all streams.
         insert_eos: plain text ends with EOS.
         seed: of the order of the documents.
+        template_options: what the chat template reads besides the messages.
     """
 
     cutting: Cutting
@@ -74,6 +82,7 @@ class Recipe:
     tokens_per_row: int
     insert_eos: bool
     seed: int
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -129,13 +138,15 @@ def tokenize_rows(
             listed.append(row)
         else:
             found.tallies.append([row["source"], json.loads(row["tally"])])
-    for row, results in zip(listed, _documents(listed, tokenizer, recipe), strict=True):
+    texts = _Texts(tokenizer, recipe.template_options)
+    for row, results in zip(listed, _documents(listed, texts, recipe), strict=True):
         found.add_row(row, row["is_malformed"], row["reason"])
         for result in results:
             if isinstance(result, str):
                 found.drop(row, result)
             else:
                 _add_document(found, row, result, recipe)
+    found.tallies += [[source, tally] for source, tally in sorted(texts.unread.items())]
     return _documents_table(found.documents), _index_table(found)
 
 
@@ -180,11 +191,11 @@ def _add_document(found: _Found, row: dict[str, Any], document: Document, recipe
 
 
 def _documents(
-    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, recipe: Recipe
+    rows: Sequence[dict[str, Any]], texts: "_Texts", recipe: Recipe
 ) -> Iterator[list[Document | str]]:
     """Per row, its documents and the reasons for those that were dropped; never empty."""
-    literals = LiteralSpecials(tokenizer)
-    rendered = _render(rows, ChatRenderer(tokenizer), literals)
+    tokenizer, literals = texts.tokenizer, texts.literals
+    rendered = [texts.of(row) for row in rows]
     pieces = [p for result in rendered if isinstance(result, list) for p in result]
     encoded = encode_pieces(pieces, tokenizer)
     for number, piece in enumerate(pieces):
@@ -203,36 +214,62 @@ def _documents(
             reasons: list[str] = []
         else:
             flags = [piece.is_answer for piece in result]
-            documents, reasons = conversation_documents(ids, flags, recipe.cutting)
+            unlearned = {i for i, piece in enumerate(result) if not piece.is_learned}
+            documents, reasons = conversation_documents(
+                ids, flags, recipe.cutting, unlearned=unlearned
+            )
         yield [*documents, *reasons] or ["no tokens"]
 
 
-def _render(
-    rows: Sequence[dict[str, Any]], renderer: ChatRenderer, literals: LiteralSpecials
-) -> list[list[SegmentText] | str]:
-    """Pieces per row, or why there are none. A text is pieces that are all answers.
+class _Texts:
+    """Rows as pieces of text; counts the thoughts that the template has no room for.
 
     Special tokens that a row spells out stay text, as in prompts: a document can neither hold the
     mask token nor end a turn from within.
     """
-    results: list[list[SegmentText] | str] = []
-    for row in rows:
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> None:
+        self.tokenizer = tokenizer
+        self.literals = LiteralSpecials(tokenizer)
+        self.unread: dict[int, Counter[str]] = {}  # by source
+        self._options = options
+        self._renderers = {"": ChatRenderer(tokenizer, options)}  # by tools
+
+    def of(self, row: dict[str, Any]) -> list[SegmentText] | str:
+        """The pieces of a row, or why there are none. A text is pieces that are all answers."""
         if row["reason"] is not None:
-            results.append(row["reason"])
-            continue
-        payload = json.loads(row["payload"])
-        if isinstance(payload, str):
-            texts = map(literals.hide_in, _cut_text(payload))
-            results.append([SegmentText(text, is_answer=True) for text in texts])
-            continue
+            return str(row["reason"])
+        example = load_payload(row["payload"])
+        if not example.messages:
+            texts = map(self.literals.hide_in, _cut_text(example.text))
+            return [SegmentText(text, is_answer=True) for text in texts]
         try:
-            messages = [{"role": role, "content": content} for role, content in payload]
-            results.append(renderer.render(literals.hide(messages)))
+            return self._conversation(row, example)
         except ValueError as error:
             row["reason"] = str(error)
             row["is_malformed"] = True
-            results.append(str(error))
-    return results
+            return str(error)
+
+    def _conversation(self, row: dict[str, Any], example: Example) -> list[SegmentText]:
+        renderer = self._renderer(example.tools)
+        messages = [apart({"role": r, "content": content}) for r, content in example.messages]
+        pieces = renderer.render(self.literals.hide(messages))
+        if renderer.drops_thoughts and any(THOUGHT_KEY in message for message in messages):
+            self.unread.setdefault(row["source"], Counter())[_NO_THOUGHTS] += 1
+        answers = [i for i, (role, _) in enumerate(example.messages) if role == "assistant"]
+        for number, place in enumerate(answers):  # stretch, answer, stretch, answer, ...
+            if place in example.unlearned:
+                at = 2 * number + 1
+                pieces[at] = replace(pieces[at], is_learned=False)
+        return pieces
+
+    def _renderer(self, tools: str) -> ChatRenderer:
+        if tools not in self._renderers:
+            if not is_read("tools", self.tokenizer):
+                raise ValueError("the row has tools, which the chat template does not read")
+            shown = {"tools": json.loads(self.literals.hide_in(tools))}
+            self._renderers[tools] = ChatRenderer(self.tokenizer, {**self._options, **shown})
+        return self._renderers[tools]
 
 
 def _cut_text(text: str) -> Iterator[str]:

@@ -22,7 +22,8 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 FORM = "write name[key:value,...] joined by '+'"
 EMBEDDED_NAMES = ("sums", "sorting", "spelling", "records", "maths", "chat", "story")
 DATASETS_DIR_VARIABLE = "A2D_DATASETS_DIR"
-DATA_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv", ".arrow", ".txt")
+DATA_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".arrow", ".txt")
+PACKED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 URI_SCHEMES = ("s3", "gs", "gcs", "hdfs", "abfs", "abfss", "file")
 LARGEST_WEIGHT = 100
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
@@ -239,7 +240,9 @@ def _check_uri(name: str) -> None:
 
 
 def _check_hub(name: str) -> None:
-    looks_like_path = name.startswith((".", "/", "~")) or name.endswith(DATA_SUFFIXES)
+    looks_like_path = name.startswith((".", "/", "~")) or name.endswith(
+        DATA_SUFFIXES + PACKED_SUFFIXES
+    )
     if looks_like_path or not _HUB_ID.match(name):
         raise SpecError(name, "does not exist", _near_path(name) or "name a file or a folder")
     if is_hub_offline():

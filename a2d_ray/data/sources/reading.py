@@ -32,6 +32,8 @@ ROWS_SCHEMA = pa.schema(
         ("tally", pa.string()),
     ]
 )
+NOT_READ = "not read: "
+"""What starts an entry of a tally: text of a row that nothing was made of."""
 _ROWS_PER_TABLE = 256
 _BYTES_PER_TABLE = 2**20
 
@@ -86,8 +88,8 @@ def reading_units(
 def read_unit(unit: Unit) -> Iterator[pa.Table]:
     """Rows of a unit in order, as tables of `ROWS_SCHEMA`, and at last its tally.
 
-    ``payload`` is JSON: a text, or [role, content] pairs; it is empty and ``reason`` says why if
-    the row is dropped. ``row`` tells rows apart (source, place and content), ``content`` tells
+    ``payload`` is JSON, which `load_payload` reads; it is empty and ``reason`` says why if the row
+    is dropped. ``row`` tells rows apart (source, place and content), ``content`` tells
     different contents apart.
     """
     reader = _Reader(unit)
@@ -118,7 +120,8 @@ class _Reader:
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
         self.taken: Counter[Split] = Counter()
-        self.tally: Counter[str] = Counter()  # rows by language criterion; those of others
+        # Rows by language criterion, those of others, and those with text that was not read.
+        self.tally: Counter[str] = Counter()
 
     @property
     def is_full(self) -> bool:
@@ -144,6 +147,7 @@ class _Reader:
             return None
         reason = row.reason or self._overlap(row.example, split)
         self.taken[split] += reason is None
+        self.tally.update(f"{NOT_READ}{what}" for what in row.unread)
         return {
             "source": self.unit.number,
             "split": split,
@@ -165,7 +169,25 @@ class _Reader:
 
 
 def _dump(example: Example) -> str:
-    return json.dumps(example.messages or example.text, ensure_ascii=False)
+    """A text or [role, content] pairs; with tools or answers that are not learned, an object."""
+    content: Any = example.messages or example.text
+    if example.tools or example.unlearned:
+        content = {"messages": content, "unlearned": example.unlearned, "tools": example.tools}
+    return json.dumps(content, ensure_ascii=False)
+
+
+def load_payload(payload: str) -> Example:
+    """The example that a payload of `read_unit` stands for."""
+    content = json.loads(payload)
+    if isinstance(content, str):
+        return Example(text=content)
+    if isinstance(content, list):
+        content = {"messages": content}
+    return Example(
+        messages=tuple((role, text) for role, text in content["messages"]),
+        unlearned=tuple(content.get("unlearned", ())),
+        tools=content.get("tools", ""),
+    )
 
 
 def _units(

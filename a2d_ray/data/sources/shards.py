@@ -23,7 +23,8 @@ from a2d_ray.data.sources.adapters import (
 )
 from a2d_ray.data.sources.files import FORMATS, NumberedRow, file_format, read_file
 from a2d_ray.data.sources.mixture import SPLITS, SourceSpec, SpecError, Split
-from a2d_ray.data.sources.storage import DataFile, list_files
+from a2d_ray.data.sources.storage import COMPRESSIONS, DataFile, list_files
+from a2d_ray.data.sources.watched import Watched
 
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "train_sft", "training"),
@@ -69,6 +70,8 @@ class Source:
         train, test: shards by split; without a test split of its own, the test rows are cut off
             the training rows by a seeded hash.
         columns: column names of its first readable row.
+        peeked: the file of that row.
+        stray: files of the source that hold no rows and are not read.
         identity: changes when the rows change (names, sizes, times, versions).
     """
 
@@ -77,6 +80,8 @@ class Source:
     test: tuple[Shard, ...]
     columns: tuple[str, ...]
     identity: str
+    peeked: str
+    stray: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +92,7 @@ class ReadRow:
         number: line or row within the shard, from 1.
         language_by: which criterion found its language; '' if none was asked for.
         is_other_language: it is of another language than the one asked for.
+        unread: its columns and keys that hold text and were not read.
     """
 
     number: int
@@ -94,6 +100,7 @@ class ReadRow:
     reason: str | None = None
     language_by: str = ""
     is_other_language: bool = False
+    unread: frozenset[str] = frozenset()
 
 
 def resolve_source(spec: SourceSpec, *, is_evaluation: bool = False) -> Source:
@@ -110,8 +117,10 @@ def resolve_source(spec: SourceSpec, *, is_evaluation: bool = False) -> Source:
         shards = {split: _embedded_shards(spec, split) for split in SPLITS}
         columns: tuple[str, ...] = ("text",) if spec.name == "embedded/story" else ("messages",)
         identity = _embedded_identity(spec.name)
+        peeked = spec.name
+        stray: tuple[str, ...] = ()
     else:
-        files = _data_files(spec)
+        files, stray = _data_files(spec)
         shards = {split: _file_shards(spec, files, split) for split in SPLITS}
         if not shards["train"] and not (is_evaluation and shards["test"]):
             names = sorted({_split_of(file.name) for file in files})
@@ -120,10 +129,16 @@ def resolve_source(spec: SourceSpec, *, is_evaluation: bool = False) -> Source:
                 f"has no train split, only {', '.join(names)}",
                 "name one with [train_split:NAME]",
             )
-        columns = _peek_columns(spec, shards["train"] or shards["test"])
+        peeked, columns = _peek_columns(spec, shards["train"] or shards["test"])
         identity = hashlib.sha256(json.dumps(files).encode()).hexdigest()
     return Source(
-        spec=spec, train=shards["train"], test=shards["test"], columns=columns, identity=identity
+        spec=spec,
+        train=shards["train"],
+        test=shards["test"],
+        columns=columns,
+        identity=identity,
+        peeked=peeked,
+        stray=stray,
     )
 
 
@@ -143,20 +158,21 @@ def read_shard(shard: Shard, spec: SourceSpec, shape: Shape) -> Iterator[ReadRow
         try:
             if isinstance(row, MalformedRowError):
                 raise row
-            adapter = adapter or shape.find(tuple(row), spec.name)
-            example = adapter(row)
+            adapter = adapter or shape.find(tuple(row), shard.path)
+            watched = Watched(row)
+            example = adapter(watched)
         except MalformedRowError as error:
             yield ReadRow(number=number, example=None, reason=str(error))
             continue
-        if spec.lang is None:
-            yield ReadRow(number=number, example=example)
-            continue
-        is_wanted, criterion = matches_language(row, example, spec.lang)
+        is_wanted, criterion = True, ""
+        if spec.lang is not None:
+            is_wanted, criterion = matches_language(watched, example, spec.lang)
         yield ReadRow(
             number=number,
             example=example,
             language_by=criterion,
             is_other_language=not is_wanted,
+            unread=frozenset(watched.unread()),
         )
 
 
@@ -166,18 +182,27 @@ def _embedded_shards(spec: SourceSpec, split: Split) -> tuple[Shard, ...]:
     return (Shard(path=path, format="embedded", ordinal=0, split=split, limit=limit),)
 
 
-def _data_files(spec: SourceSpec) -> list[DataFile]:
-    """The data files of a source, sorted by name."""
-    files = [file for file in list_files(spec.name) if file_format(file.path)]
+def _data_files(spec: SourceSpec) -> tuple[list[DataFile], tuple[str, ...]]:
+    """The data files of a source, sorted by name, and the names of files that are not read."""
     # Hugging Face caches and the indices of save_to_disk lie beside the data.
-    files = [file for file in files if not file.name.startswith(".") and "cache-" not in file.name]
-    files = [file for file in files if PurePosixPath(file.name).name not in _METADATA_FILES]
-    files = _only_config(spec, files)
+    there = [
+        file
+        for file in sorted(list_files(spec.name), key=lambda file: file.name)
+        if not file.name.startswith(".")
+        and "cache-" not in file.name
+        and PurePosixPath(file.name).name not in _METADATA_FILES
+    ]
+    formats = {file.name: file_format(file.path) for file in there}
+    if set(formats.values()) - {None, "text"}:  # a text beside rows is a note about them
+        formats = {name: None if kind == "text" else kind for name, kind in formats.items()}
+    files = _only_config(spec, [file for file in there if formats[file.name]])
     if not files:
         raise SpecError(
-            spec.name, "holds no data files", f"{', '.join(FORMATS)} are read, also .gz"
+            spec.name,
+            "holds no data files",
+            f"{', '.join(FORMATS)} are read, also as {', '.join(COMPRESSIONS)}",
         )
-    return sorted(files, key=lambda file: file.name)
+    return files, tuple(name for name, kind in formats.items() if kind is None)
 
 
 _METADATA_FILES = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
@@ -238,12 +263,13 @@ def _split_of(name: str) -> str:
     return stem.split("-")[0] if is_named else "train"
 
 
-def _peek_columns(spec: SourceSpec, shards: Sequence[Shard]) -> tuple[str, ...]:
+def _peek_columns(spec: SourceSpec, shards: Sequence[Shard]) -> tuple[str, tuple[str, ...]]:
+    """The first file with a readable row, and that row's columns."""
     reason: object = "it is empty"
     for shard in shards:
         for _, row in islice(_raw_rows(shard), _PEEK_ROWS):
             if not isinstance(row, MalformedRowError):
-                return tuple(row)
+                return shard.path, tuple(row)
             reason = row
     raise SpecError(spec.name, "has no readable rows", str(reason))
 

@@ -3,11 +3,13 @@
 URIs go through pyarrow's file systems, the Hub through its own; each is opened when it is read.
 """
 
+import bz2
 import contextlib
 import gzip
 import io
+import lzma
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -20,6 +22,22 @@ from a2d_ray.data.sources.mixture import (
 )
 
 _BUFFER = 2**20
+
+
+def _open_zstd(raw: IO[bytes]) -> IO[bytes]:
+    import pyarrow as pa
+
+    unpacked: Any = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
+    return io.BufferedReader(unpacked, _BUFFER)  # it reads lines
+
+
+COMPRESSIONS: dict[str, Callable[[Any], Any]] = {
+    ".gz": gzip.open,
+    ".zst": _open_zstd,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
+"""How packed files are read, by their last suffix."""
 
 
 class DataFile(NamedTuple):
@@ -55,7 +73,7 @@ def list_files(name: str) -> list[DataFile]:
 
 @contextlib.contextmanager
 def open_file(path: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked if it is gzipped. A local file can be mapped and sought.
+    """The bytes of a file, unpacked if it is packed. A local file can be mapped and sought.
 
     Args:
         path: `DataFile.path`.
@@ -73,8 +91,8 @@ def open_file(path: str) -> Iterator[IO[bytes]]:
             raw = stack.enter_context(io.BufferedReader(opened, _BUFFER))  # it reads lines
         else:
             raw = stack.enter_context(open(path, "rb"))
-        if path.endswith(".gz"):
-            raw = stack.enter_context(gzip.open(raw, "rb"))
+        if unpack := COMPRESSIONS.get(Path(path).suffix.lower()):
+            raw = stack.enter_context(unpack(raw))
         yield raw
 
 
