@@ -77,7 +77,7 @@ class _Work:
         return load_tokenizer(self.model_path)
 
     def write(self, rows: int) -> Path:
-        """A JSON-lines file of so many conversations."""
+        """A JSON-lines file of this number of conversations."""
         path = self.root / f"rows{rows}.jsonl"
         if not path.exists():
             lines = (json.dumps({"messages": m}) + "\n" for m in self.conversations(rows))

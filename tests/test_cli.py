@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from a2d_ray import config as configs
-from a2d_ray.cli import ConfigError, load_config, parse_config, to_yaml, validate
+from a2d_ray.cli import ConfigError, load_config, parse_config, run, to_yaml, validate
 from a2d_ray.config.errors import MissingOptionError, NoEffectError, OptionError
 from a2d_ray.config.keys import all_keys, find_field, section_of
 from a2d_ray.config.layers import lay_over
@@ -333,6 +333,66 @@ def test_bad_input_names_key_value_and_fix(args, messages):
     with pytest.raises(ConfigError) as error:
         parse(*args)
     assert all(message in str(error.value) for message in messages), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("job", "config_class", "arg"),
+    [
+        ("serve", "ServeConfig", "models.0.load.path=["),
+        ("serve", "ServeConfig", "models.0={a: b: c}"),
+        ("sft_bd3lm", "TrainConfig", "deepspeed.x={a: 1"),
+        ("sft_bd3lm", "TrainConfig", "deepspeed={a: 1"),
+        ("sft_bd3lm", "TrainConfig", "model.lora={r: 16"),
+        ("sft_bd3lm", "TrainConfig", "objective.block_size=[4, 8"),
+        ("sft_bd3lm", "TrainConfig", "optim.betas=[0.9, 0.95"),
+        ("sft_bd3lm", "TrainConfig", "deepspeed.x=@y"),
+        ("sft_bd3lm", "TrainConfig", 'deepspeed.x="y'),
+        ("sft_bd3lm", "TrainConfig", "deepspeed.x=2024-13-45"),
+        ("sft_bd3lm", "TrainConfig", "deepspeed.x=" + "[" * 3000),
+        ("sample", "SampleConfig", "prompts=[What, now?"),
+        ("sample", "SampleConfig", "sampling.logit_bias={70: 100"),
+        ("sample", "SampleConfig", "sampling.stop=[a"),
+        ("sample", "SampleConfig", "prompts=\udcff"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_text_that_does_not_parse_is_one_line_that_names_the_key(job, config_class, arg):
+    with pytest.raises(ConfigError) as error:
+        parse_config(getattr(configs, config_class), job, [arg])
+    message = str(error.value)
+    assert "\n" not in message and (arg.split("=")[0] in message)
+
+
+@pytest.mark.parametrize(
+    ("args", "prompts"),
+    [
+        (["prompts=What, now?"], ["What, now?"]),
+        (["prompts=a,b"], ["a,b"]),
+        (["prompts="], [""]),
+        (['prompts=["a, b", "c"]'], ["a, b", "c"]),
+        (["prompts=[a, b]"], ["a", "b"]),
+    ],
+)
+def test_a_text_is_one_prompt_whatever_is_in_it(args, prompts):
+    assert parse_config(configs.SampleConfig, "sample", args).prompts == prompts
+
+
+def test_sections_and_mappings_are_written_as_in_files():
+    config = parse("model.lora={r: 16, alpha: 8}", "deepspeed={zero_optimization: {stage: 1}}")
+    assert (config.model.lora.r, config.model.lora.alpha) == (16, 8)
+    assert config.deepspeed["zero_optimization"] == {"stage": 1}
+    assert parse('model.lora={"r": 4}').model.lora.r == 4
+    sample = parse_config(configs.SampleConfig, "sample", ["sampling.logit_bias={70: 100}"])
+    assert sample.sampling.logit_bias == {70: 100}
+
+
+def test_a_fresh_clone_is_told_of_the_quickstart(capsys):
+    def main():
+        raise ValueError("model directory runs/quickstart/train/checkpoint-final does not exist")
+
+    with pytest.raises(SystemExit):
+        run(main)
+    assert "run make quickstart" in capsys.readouterr().err
 
 
 def test_items_of_lists_are_reached_by_number():

@@ -166,7 +166,8 @@ def test_a_complete_dump_can_be_read_again(rule, tmp_path):
 @pytest.mark.parametrize("rule", RULES)
 def test_an_endpoint_is_asked_for_the_rule_and_its_options(rule):
     for served in (SamplingSection(), SamplingSection(rule="factor", factor=3.0)):
-        card = {"block_size": 4, "defaults": json.loads(served.model_dump_json())}
+        defaults = json.loads(served.model_dump_json())
+        card = {"block_size": 4, "defaults": defaults, "lossless": "own"}
         body = request_body(SamplingParams(rule=rule, max_new_tokens=8), card)
         asked = body["extra_body"]["diffusion"]
         named = {name for name in RULES[rule] if name != "draft_tokens"}  # the engine's choice

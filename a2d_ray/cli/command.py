@@ -6,16 +6,19 @@ import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from a2d_ray.cli.help_text import help_text
 from a2d_ray.config.errors import ConfigError, OptionError, unknown_key
-from a2d_ray.config.keys import find_field
+from a2d_ray.config.keys import find_field, section_of
 from a2d_ray.config.layers import Config, Values, lay_over, set_value, to_earlier, validate
+from a2d_ray.config.texts import is_text, parse_yaml, yaml_problem
 
 
 def load_config(
@@ -48,6 +51,9 @@ def load_config(
 
 def parse_config(config_class: type[Config], job_name: str, args: Sequence[str]) -> Config:
     """The configuration for these arguments; see `load_config`."""
+    for arg in args:
+        if not is_text(arg):
+            raise ConfigError(f"the argument {arg!r} holds bytes that are no UTF-8: type it anew")
     files = [arg for arg in args if "=" not in arg]
     if len(files) > 1 or any(f.startswith("-") for f in files):
         raise ConfigError(
@@ -74,7 +80,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         _run_with_reader(main)
     except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {error}{_hint(str(error))}\n")
         is_clear = isinstance(error, ConfigError | OptionError)
         raise SystemExit(2) from (None if is_clear else error)
     except KeyboardInterrupt:
@@ -82,8 +88,14 @@ def run(main: Callable[[], None]) -> None:
         raise SystemExit(130) from None
 
 
+def _hint(message: str) -> str:
+    """What a newcomer has not done yet: the jobs' own files name what the quickstart makes."""
+    is_missing = "runs/quickstart/" in message and message.endswith("does not exist")
+    return ": run make quickstart, or name a model (model.path=...)" if is_missing else ""
+
+
 def _run_with_reader(main: Callable[[], None]) -> None:
-    """Ends quietly where whoever reads what is printed goes away, as `head` does."""
+    """Ends quietly where the reader of the output goes away, as `head` does."""
     try:
         try:
             main()
@@ -116,9 +128,10 @@ def _read_yaml(path: Path) -> Values:
     if not path.is_file():
         raise ConfigError(f"config file {path} does not exist (overrides have the form key=value)")
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} is not valid YAML: {error}") from None
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = yaml_problem(error)
+        raise ConfigError(f"config file {path} is not valid YAML: {problem}") from None
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"config file {path} must hold a mapping of keys, not {type(values)}")
     return values or {}
@@ -134,23 +147,39 @@ def _overrides(config_class: type[BaseModel], args: Sequence[str]) -> list[tuple
             # Below a mapping, or an item of a list as in models.0.load.path: pydantic checks it.
             pairs.append((path, _parse_yaml(key, value)))
             continue
-        if find_field(config_class, path) is None:
+        field = find_field(config_class, path)
+        if field is None:
             raise ConfigError(unknown_key(config_class, key, value))
-        parsed = _parse_value(config_class, key, value)
-        for part in path:
-            parsed = parsed[part]
-        pairs.append((path, parsed))
+        pairs.append((path, _parse_value(config_class, path, value, field)))
     return pairs
 
 
 def _parse_yaml(key: str, value: str) -> Any:
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(OptionError(key, value, "is not valid YAML", str(error))) from None
+        return parse_yaml(key, value)
+    except OptionError as error:
+        raise ConfigError(error) from None
 
 
-def _parse_value(config_class: type[BaseModel], key: str, value: str) -> Values:
+def _parse_value(
+    config_class: type[BaseModel], path: list[str], value: str, field: FieldInfo
+) -> Any:
+    """What a value of a field means: a structure is YAML, and a text for a list of texts is one."""
+    key = ".".join(path)
+    is_union = isinstance(field.annotation, UnionType)
+    kinds = get_args(field.annotation) if is_union else (field.annotation,)
+    is_mapping = section_of(field) is not None or any(get_origin(kind) is dict for kind in kinds)
+    if is_mapping or (value.startswith("[") and str not in kinds):
+        return _parse_yaml(key, value)
+    if value != "null" and any(kind in (list[str], tuple[str, ...]) for kind in kinds):
+        return [value]
+    parsed = _parse_scalar(config_class, key, value)
+    for part in path:
+        parsed = parsed[part]
+    return parsed
+
+
+def _parse_scalar(config_class: type[BaseModel], key: str, value: str) -> Any:
     try:
         source = CliSettingsSource[Any](
             config_class,  # type: ignore[arg-type]
@@ -160,7 +189,8 @@ def _parse_value(config_class: type[BaseModel], key: str, value: str) -> Values:
         )
         return source()
     except SettingsError as error:
-        raise ConfigError(OptionError(key, value, "cannot be read", str(error))) from None
+        reason = " ".join(str(error).split())
+        raise ConfigError(OptionError(key, value, "cannot be read", reason)) from None
 
 
 def _is_free(model: type[BaseModel], path: list[str]) -> bool:

@@ -16,7 +16,7 @@ def help_text(config_class: type[BaseModel], job_name: str, shipped: dict[str, A
 
     Args:
         config_class: what the job takes.
-        job_name: of the job.
+        job_name: stem of ``jobs/NAME.py`` and of its YAML file.
         shipped: what its own file sets.
     """
     head = [

@@ -26,7 +26,7 @@ class EvaluatedTask(Section):
         description="Which number, as the harness names it: metric,filter.",
     )
     num_fewshot: int | None = Field(None, ge=0, description="Examples; default: the task's own.")
-    limit: int | None = Field(None, ge=1, description="Only the first so many documents.")
+    limit: int | None = Field(None, ge=1, description="Only the first N documents.")
     chat: bool | Literal["auto"] = Field(
         "auto", description="Render with the chat template; auto: if there is one."
     )

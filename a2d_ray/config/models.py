@@ -53,7 +53,7 @@ class ModelSection(CheckpointSection):
     trainable_layers: int | None = Field(
         None,
         ge=1,
-        description="Train only the last so many layers and the final norm; null: everything.",
+        description="Train only the last N layers and the final norm; null: everything.",
     )
 
     @model_validator(mode="after")

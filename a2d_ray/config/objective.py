@@ -49,6 +49,12 @@ class ObjectiveSection(Section):
     clean_attention: CleanAttention = Field(
         "block", description="How clean tokens see each other inside a block."
     )
+    first_block: Literal["whole", "random"] = Field(
+        "whole",
+        description="random: a document draws, anew in each epoch, how long the first block of its "
+        "segments is, so that drafts are learned from every offset (bd3lm with "
+        "clean_attention=causal and block_grid=segment).",
+    )
     views: int = Field(1, ge=1, le=2, description="Complementary noisy views of each document.")
     noise: NoiseKind = Field(
         "exact",
@@ -186,6 +192,13 @@ class ObjectiveSection(Section):
     def _check_full(self) -> Self:
         if self.noise == "full":
             require("noise", self.noise, self, "objective", {"name": "bd3lm", "views": 1})
+        return self
+
+    @model_validator(mode="after")
+    def _check_first_block(self) -> Self:
+        if self.first_block == "random":
+            needed = {"name": "bd3lm", "clean_attention": "causal", "block_grid": "segment"}
+            require("first_block", self.first_block, self, "objective", needed)
         return self
 
     @model_validator(mode="after")

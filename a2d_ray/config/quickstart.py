@@ -18,7 +18,7 @@ class QuickstartConfig(Section):
     steps: int | None = Field(
         None, ge=1, description="Training steps; default: what minutes allow on this machine."
     )
-    minutes: float = Field(7.0, gt=0, description="Training time to aim for.")
+    minutes: float = Field(9.0, gt=0, description="Training time to aim for.")
     num_workers: int = Field(2, ge=1, description="Ray Train workers.")
-    eval_tasks: int = Field(24, ge=1, description="Held-out tasks of each kind.")
+    eval_tasks: int = Field(40, ge=1, description="Held-out tasks of each kind.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the endpoint.")

@@ -25,7 +25,7 @@ class SamplingSection(RuleOptions):
     """
 
     max_new_tokens: int = Field(128, ge=1, description="Longest answer in tokens.")
-    min_tokens: int = Field(0, ge=0, description="No end-of-turn or stop id before so many tokens.")
+    min_tokens: int = Field(0, ge=0, description="No end-of-turn or stop id before N tokens.")
     block_size: int | None = Field(
         None, ge=1, description="Tokens per block; default: the checkpoint's own."
     )
@@ -66,13 +66,13 @@ class SamplingSection(RuleOptions):
     stop_token_ids: tuple[int, ...] = Field((), description="Ids that end it, besides the EOS.")
     ignore_eos: bool = Field(False, description="Go on after the end-of-turn token.")
     logprobs: int | None = Field(
-        None, ge=0, le=20, description="Report log-probabilities, with so many alternatives."
+        None, ge=0, le=20, description="Report log-probabilities, with N alternatives."
     )
     prompt_logprobs: int | None = Field(
         None,
         ge=0,
         le=20,
-        description="Report log-probabilities of the prompt's tokens, with so many alternatives "
+        description="Report log-probabilities of the prompt's tokens, with N alternatives "
         "(rules ar and speculate).",
     )
 

@@ -23,7 +23,7 @@ class ServedModel(Section):
 class EngineSection(Section):
     max_running: int = Field(64, ge=1, description="Answers in one round; others wait.")
     max_tokens_per_round: int = Field(
-        512, ge=1, description="Long prompts are read in chunks of about so much."
+        512, ge=1, description="Long prompts are read in chunks of about this size, in tokens."
     )
     kv_tokens: int | None = Field(
         None, ge=1, description="Tokens in the KV store; null: 32,768, or the model's positions."

@@ -80,7 +80,7 @@ class SweepSection(Section):
     )
     grace: float = Field(0.25, gt=0, le=1, description="Share of a run before it may be stopped.")
     reduction: float = Field(
-        3, gt=1, description="One in so many goes on at each rung; rungs lie as far apart."
+        3, gt=1, description="One trial in N goes on at each rung; each rung has N times the steps."
     )
     metric: Literal["nelbo", "exact_match", "accepted_length"] = Field(
         "nelbo",

@@ -329,7 +329,7 @@ def _options(
         "sources": [{**asdict(source.spec), "identity": source.identity} for source in sources],
         "recipe": asdict(recipe),
         **{name: getattr(data, name) for name in wanted},
-        "row_code": code_hash(adapters.__file__, files.__file__, roles.__file__, thoughts.__file__),
+        "row_code": code_hash(*(str(m.__file__) for m in (adapters, files, roles, thoughts))),
         "adapter": adapters.adapter_source(data.adapter),
         "decontaminate": [source.identity for source in evaluation],
         "decontaminate_ngram": data.decontaminate_ngram if evaluation else None,

@@ -145,12 +145,17 @@ def most_likely(logits_NV: Tensor) -> Tensor:
     By groups of 64 tokens, whose maxima are a vectorised reduction: 9 times faster on a CPU.
     """
     num_rows, vocab = logits_NV.shape
-    if vocab % 64 or logits_NV.device.type != "cpu":
+    num_grouped = vocab - vocab % 64
+    if num_grouped == 0 or logits_NV.device.type != "cpu":
         return logits_NV.argmax(-1)
-    grouped = logits_NV.view(num_rows, -1, 64)
+    grouped = logits_NV[:, :num_grouped].unflatten(1, (-1, 64))
     group_N = grouped.amax(-1).argmax(-1)
-    row_N = torch.arange(num_rows, device=logits_NV.device)
-    return group_N * 64 + grouped[row_N, group_N].argmax(-1)
+    row_N = torch.arange(num_rows)
+    best_N = group_N * 64 + grouped[row_N, group_N].argmax(-1)
+    if num_grouped == vocab:
+        return best_N
+    last, last_N = logits_NV[:, num_grouped:].max(-1)
+    return torch.where(last > logits_NV[row_N, best_N], num_grouped + last_N, best_N)
 
 
 def token_logprobs(logits_NV: Tensor, ids_N: Tensor) -> Tensor:

@@ -123,6 +123,7 @@ def build_layout(
     *,
     eos_tail_D: Tensor | None = None,
     block_size_D: Tensor | None = None,
+    block_shift_D: Tensor | None = None,
 ) -> Layout:
     """Streams, blocks, positions and targets of a batch of packed rows.
 
@@ -133,6 +134,8 @@ def build_layout(
             documents of all rows in order (see `noise.eos_tail_lengths`); None: none.
         block_size_D: bd3lm only: block size of each of these documents, int64 (see
             `noise.draw_block_sizes`); None: spec.block_size.
+        block_shift_D: grid segment only: tokens that the first block of each segment is shorter,
+            int64, below the block size (see `noise.draw_block_shifts`); None: 0.
 
     Returns:
         Layout padded to the longest row.
@@ -146,7 +149,8 @@ def build_layout(
     if block_size_D is None:
         block_size_D = torch.full_like(doc_id_D, spec.block_size)
     size_C = block_size_D[tokens["doc"]]
-    tokens = _place_in_blocks(tokens, run_C, size_C, spec)
+    shift_C = 0 if block_shift_D is None else block_shift_D[tokens["doc"]]
+    tokens = _place_in_blocks(tokens, run_C, size_C, shift_C, spec)
     ends, counts = _fill_plan(tokens, run_C, size_C, is_complete_D, eos_tail_D, spec)
     noisy = _join([tokens, _fill(tokens, ends, counts, spec.eos_id)])
     last_block_D = _last_target_block(noisy, doc_id_D.numel())
@@ -209,7 +213,9 @@ def _flatten(rows: Sequence[PackedRow]) -> tuple[_Tokens, Tensor]:
     return tokens, run_index(doc, segment)
 
 
-def _place_in_blocks(tokens: _Tokens, run_C: Tensor, size_C: Tensor, spec: LayoutSpec) -> _Tokens:
+def _place_in_blocks(
+    tokens: _Tokens, run_C: Tensor, size_C: Tensor, shift_C: Tensor | int, spec: LayoutSpec
+) -> _Tokens:
     """Adds `block` (counted over the batch) and `offset` (within the block)."""
     doc = tokens["doc"]
     position = tokens["position"]
@@ -217,7 +223,7 @@ def _place_in_blocks(tokens: _Tokens, run_C: Tensor, size_C: Tensor, spec: Layou
         return {**tokens, "block": doc, "offset": position}
     if spec.block_grid == "segment":
         unit = run_C
-        grid = index_in_run(run_C)
+        grid = index_in_run(run_C) + shift_C
     elif spec.block_grid == "absolute":
         unit = doc
         grid = position

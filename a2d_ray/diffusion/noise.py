@@ -21,7 +21,8 @@ from a2d_ray.diffusion.schedules import (
 )
 
 BERNOULLI_T_MIN = 1e-3
-_TOKEN, _BLOCK, _DOCUMENT, _TAIL, _SIZE, _FULL = range(6)  # independent streams of random numbers
+# Independent streams of random numbers.
+_TOKEN, _BLOCK, _DOCUMENT, _TAIL, _SIZE, _FULL, _SHIFT = range(7)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,18 @@ def draw_block_sizes(
     zero_D = torch.zeros_like(doc_id_D)
     u = uniform(_SIZE, seed, epoch_D, doc_id_D, zero_D, zero_D)
     return torch.tensor(sizes)[(u * len(sizes)).long()]
+
+
+def draw_block_shifts(
+    doc_id_D: Tensor, block_size_D: Tensor, *, seed: int, epoch_D: Tensor
+) -> Tensor:
+    """By how much the first blocks of each document are shorter in this epoch, int64 [D].
+
+    Uniform on 0 ... block size - 1, so that a block begins at every offset of an answer.
+    """
+    zero_D = torch.zeros_like(doc_id_D)
+    u = uniform(_SHIFT, seed, epoch_D, doc_id_D, zero_D, zero_D)
+    return (u * block_size_D).long()
 
 
 class _Targets:

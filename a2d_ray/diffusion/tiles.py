@@ -25,7 +25,7 @@ class Tile:
     Attributes:
         start, stop: the run of queries.
         keys: runs (start, stop) of tokens that some query sees, ascending.
-        num_open: so many keys, from the first, are seen by every query.
+        num_open: number of keys, from the first, that every query sees.
         hidden: bool [stop - start, keys - num_open], True = must not be seen; None: all is seen.
     """
 

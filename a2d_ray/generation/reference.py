@@ -72,7 +72,7 @@ def sample(
         forward: the model.
         prompt: segments of token ids; with holes (None) it is filled in instead of continued.
         params: options of the request (`stop` texts are not its business: it knows ids only).
-        contract: of the model.
+        contract: how the checkpoint is used: blocks, mask token, AR mode.
         eos_ids: end-of-turn tokens.
         choice: which of the n answers.
         grammar: what the answer obeys.

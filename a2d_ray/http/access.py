@@ -93,7 +93,7 @@ class ApiKeys:
 
 
 def open_to_all(security: SecuritySection, where: str) -> str:
-    """What to know about an endpoint without keys."""
+    """A warning about an endpoint without keys."""
     return (
         f"everybody who reaches {where} can use these models: set {security.api_keys_env} or "
         "security.api_keys_file to ask for keys"

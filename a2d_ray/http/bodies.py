@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from a2d_ray.config.texts import is_text
 from a2d_ray.http.errors import RequestError, error_response
 
 _MAX_DEPTH = 100
@@ -35,7 +36,7 @@ def check_json(value: Any) -> None:
     """
     level = [value]
     for _ in range(_MAX_DEPTH):
-        if any(isinstance(item, str) and not _is_text(item) for item in level):
+        if any(isinstance(item, str) and not is_text(item) for item in level):
             raise ValueError("holds half a surrogate pair (\\ud800 to \\udfff), which is no text")
         dicts = [item for item in level if isinstance(item, dict)]
         level = [inner for item in level if isinstance(item, list) for inner in item]
@@ -43,14 +44,6 @@ def check_json(value: Any) -> None:
         if not level:
             return
     raise ValueError(f"is nested more than {_MAX_DEPTH} levels deep")
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class BodyLimit:

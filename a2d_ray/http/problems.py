@@ -15,6 +15,7 @@ from a2d_ray.http.bodies import Plain
 from a2d_ray.http.errors import RequestError, error_response, internal_error
 
 _log = logging.getLogger(__name__)
+_NO_OBJECT = ("missing", "model_attributes_type", "model_type", "dict_type")
 
 
 def _fields(model: type[Plain]) -> set[str]:
@@ -46,6 +47,18 @@ def to_request_error(problems: Sequence[Any]) -> RequestError:
     return RequestError(f"{param or 'the body'}: {message}", param=param, code="invalid_value")
 
 
+def _no_object(problems: Sequence[Any], content_type: str) -> RequestError | None:
+    """A 400 for a body that is no JSON object at all; None: it is one."""
+    (problem, *_) = problems
+    if list(problem["loc"]) != ["body"] or problem["type"] not in _NO_OBJECT:
+        return None
+    fix = "send a JSON object"
+    if problem["type"] != "missing" and "json" not in content_type.lower():
+        fix = "send the header Content-Type: application/json"
+        fix = f"{fix}, not {content_type}" if content_type else fix
+    return RequestError(f"the body is no JSON object: {fix}", code="invalid_json")
+
+
 def _param(path: Sequence[str | int], *, is_unknown: bool) -> str | None:
     """``messages[0].role`` from a location, without pydantic's names of union branches."""
     known = _fields(Plain)  # of all requests that were defined
@@ -66,7 +79,9 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> Response:
-        return error_response(to_request_error(error.errors()))
+        problems = error.errors()
+        content_type = request.headers.get("content-type", "")
+        return error_response(_no_object(problems, content_type) or to_request_error(problems))
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:

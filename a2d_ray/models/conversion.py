@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MASK_TOKEN = "<|mask|>"
-_ROW_MULTIPLE = 64  # a resized vocabulary stays fast on GPUs
 _PROBE_TOKENS = 8
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # of the largest logit
 _CHECKED = "checked       read back: under a causal mask its logits are the AR model's"
@@ -77,8 +76,8 @@ def convert(
     Weights keep their names and values: what was written is read back and must compute what the AR
     model does. The mask token takes, in this order: `mask_token`; the
     tokenizer's own; a reserved token of a packaged model; an embedding row beyond the tokenizer;
-    a new row (then the vocabulary grows to a multiple of 64). Its rows are set to the mean of the
-    others.
+    a new row (the vocabulary grows by that one: more rows would be tokens that can be drawn). Its
+    rows are set to the mean of the others.
 
     Args:
         source: local directory, Hub id, or ``package:smollm2``.
@@ -179,7 +178,7 @@ def add_mask_token(tokenizer: Any, num_rows: int, mask_token: str | None = None)
             "ids have gaps; name an existing token as mask_token"
         )
     if mask_id >= num_rows:
-        num_rows = -(-(mask_id + 1) // _ROW_MULTIPLE) * _ROW_MULTIPLE
+        num_rows = mask_id + 1
     return MaskToken(token=tokenizer.mask_token, id=mask_id, num_rows=num_rows)
 
 

@@ -29,7 +29,7 @@ class RunEstimate:
     Attributes:
         model, device, num_workers, num_nodes: who computes.
         parameters, trained_parameters: of the model.
-        zero_stage: of the run.
+        zero_stage: DeepSpeed's ZeRO stage, 0 to 3.
         steps: optimizer steps.
         step_tokens: laid-out tokens of a step, over all workers and streams.
         step_targets: target tokens of a step, over all views.

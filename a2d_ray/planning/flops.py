@@ -87,7 +87,7 @@ def train_flops(cost: LayoutCost, sizes: ModelSizes, model: ModelSection = WHOLE
 
     Args:
         cost: of what is trained on.
-        sizes: of the model.
+        sizes: layers, widths and vocabulary of the model.
         model: what of it is trained, and how.
     """
     layer = _layer_flops(cost, sizes)

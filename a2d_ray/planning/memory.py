@@ -55,7 +55,7 @@ def worker_memory(
     """Bytes on one worker at the end of a forward pass.
 
     Args:
-        sizes: of the model.
+        sizes: layers, widths and vocabulary of the model.
         zero_stage: 0 to 3.
         num_workers: that share what the stage shards.
         micro_tokens: laid-out tokens of one forward.

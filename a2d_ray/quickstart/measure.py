@@ -44,7 +44,8 @@ def measure_checkpoint(
             lm.generate([warm_up["messages"][:-1]], params)
         results[name] = _by_rule(lm, tasks, rules)
         for rule, figures in results[name].items():
-            console.print(f"  {name}, rule {rule}: {_in_words(figures)}", markup=False)
+            line = f"  {name}, rule {rule}: {_in_words(figures)}"
+            console.print(line, markup=False, soft_wrap=True)
     del lm
     gc.collect()  # training needs the memory
     return results
@@ -86,7 +87,7 @@ def _by_rule(
     expected = [task["messages"][-1]["content"].strip() for task in tasks]
     results = {}
     for rule, given in answers.items():
-        num_tokens = sum(len(answer.token_ids) + 1 for answer in given)
+        num_tokens = sum(len(a.token_ids) + (a.finish_reason == "stop") for a in given)
         texts = [answer.text.strip() for answer in given]
         results[rule] = {
             "num_tasks": len(tasks),

@@ -111,6 +111,7 @@ def train_config(root: Path, steps: int, num_workers: int, *, use_gpu: bool = Fa
                 "name": "bd3lm",
                 "block_size": BLOCK_SIZE,
                 "clean_attention": "causal",
+                "first_block": "random",
                 "ar_loss_weight": 1.0,
                 "noise": "full",
                 "full_share": 0.75,

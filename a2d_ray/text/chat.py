@@ -1,21 +1,24 @@
 """Talking to a checkpoint in the terminal, with the answer's masks filling in before your eyes."""
 
+import io
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from rich.console import Console
 from rich.text import Text
 
 from a2d_ray.config import ChatConfig, SampleConfig, override
+from a2d_ray.config.texts import is_text, parse_yaml
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.text.language_model import LanguageModel, Prompt
 from a2d_ray.text.live_view import AnswerCost, show_answer, visible
 
+_PAIR = re.compile(r"\s+(?=[A-Za-z_.]+=)")  # what lies between two KEY=VALUE
 HELP = """\
 /reset               forgets the conversation
 /system TEXT         sets the system prompt and begins anew; without text: none
@@ -50,6 +53,8 @@ def read_lines(console: Console, history: str | None = None) -> Iterator[str]:
         history: file of what was typed before (arrow up, Ctrl-R); None: of this session only.
     """
     if not sys.stdin.isatty():
+        if isinstance(sys.stdin, io.TextIOWrapper):  # a byte that is no UTF-8 costs its line only
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
         yield from (line.rstrip("\n") for line in sys.stdin)
         return
     from prompt_toolkit import PromptSession
@@ -84,6 +89,8 @@ class TerminalChat:
         self._is_chat = is_chat(lm, config.chat)
         self._engine = lm.make_engine()  # one for all turns: it reads only what is new
         self._params = _one_answer(SamplingParams(**config.sampling.model_dump()))
+        self._has_seed = "seed" in config.sampling.model_fields_set
+        self._num_turns = 0
         self._system = config.system
         self._messages: list[dict[str, str]] = []
 
@@ -95,6 +102,8 @@ class TerminalChat:
             if line.strip() == "/exit":
                 return
             try:
+                if not is_text(line):
+                    raise ValueError("the line holds bytes that are no UTF-8: type it anew")
                 if line.startswith("/"):
                     self._obey(line)
                 elif line.strip() or not self._is_chat:
@@ -109,7 +118,7 @@ class TerminalChat:
         if command == "/help":
             self._say(HELP)
         elif command == "/set":
-            self._set(text.split())
+            self._set(_PAIR.split(text.strip()) if text.strip() else [])
         elif command == "/save":
             self._save(text.strip())
         elif command == "/reset" or (command == "/system" and self._is_chat):
@@ -125,7 +134,8 @@ class TerminalChat:
             key, equals, value = pair.partition("=")
             if not equals:
                 raise ValueError(f"{pair}: the form is /set KEY=VALUE, e.g. /set rule=steps")
-            changes[key] = yaml.safe_load(value)
+            changes[key] = parse_yaml(key, value)
+        self._has_seed |= "seed" in changes
         before = self._params.model_dump()
         values = override(before, changes)
         self._params = _one_answer(SamplingParams(**values))
@@ -146,8 +156,10 @@ class TerminalChat:
             turn = [{"role": "user", "content": line}]
             prompt = self._messages + turn if self._messages else first_turn(line, self._system)
         prefix = "" if self._is_chat else line
+        params = self._params if self._has_seed else self._params.of_prompt(self._num_turns)
+        self._num_turns += 1  # of the whole session: a question asked again is drawn anew
         shown = show_answer(
-            self._lm, prompt, self._params, self._console, prefix=prefix, engine=self._engine
+            self._lm, prompt, params, self._console, prefix=prefix, engine=self._engine
         )
         self._say(shown.speed if shown.is_whole else f"stopped; {shown.speed}")
         before = prompt if self._is_chat else [*self._messages, {"role": "user", "content": line}]
@@ -180,9 +192,10 @@ def show_samples(lm: LanguageModel, config: SampleConfig, console: Console) -> N
         ValueError: the model has no tokenizer, or see `LanguageModel.generate`.
     """
     chat = is_chat(lm, config.chat)
-    params = SamplingParams(**config.sampling.model_dump())
-    for text in config.prompts:
+    asked = SamplingParams(**config.sampling.model_dump())
+    for index, text in enumerate(config.prompts):
         prompt = first_turn(text, config.system) if chat else text
+        params = asked.of_prompt(index)
         console.print(Text(f"> {text}"), soft_wrap=True)
         if params.n == 1:
             console.print(Text(f"  [{show_answer(lm, prompt, params, console).speed}]\n"))

@@ -118,7 +118,7 @@ class LanguageModel:
         """A text with holes as segments of token ids, None where masked.
 
         Args:
-            text: texts and numbers, a number standing for so many masked tokens:
+            text: texts and numbers, a number N standing for N masked tokens:
                 ``["12 + 30 = ", 3, "."]``; or token ids with None where masked, in one list or
                 segment by segment. Special tokens that a text spells out, the mask token too, are
                 ordinary text: give those that are meant as token ids.
@@ -156,7 +156,8 @@ class LanguageModel:
 
         Args:
             prompts: a list of texts, chats or token-id lists; or one of them alone.
-            params: options, the same for all; None: the defaults.
+            params: options, the same for all but the seed, which draws apart for equal prompts;
+                None: the defaults.
             grammar: makes the grammar of each answer (rules of `GRAMMAR_RULES`).
 
         Raises:
@@ -164,7 +165,10 @@ class LanguageModel:
             FloatingPointError: the model's logits are not finite.
         """
         params = params or SamplingParams()
-        asked = ((self.encode(prompt), params) for prompt in _as_list(prompts))
+        asked = (
+            (self.encode(prompt), params.of_prompt(index))
+            for index, prompt in enumerate(_as_list(prompts))
+        )
         return self._in_order(self._answers(asked, None, grammar))
 
     def infill(
@@ -183,7 +187,10 @@ class LanguageModel:
             ValueError: see `encode_infill` and `Engine.add_request`.
         """
         params = params or SamplingParams()
-        return self._in_order(self._answers((self.encode_infill(t), params) for t in texts))
+        asked = (
+            (self.encode_infill(text), params.of_prompt(index)) for index, text in enumerate(texts)
+        )
+        return self._in_order(self._answers(asked))
 
     def answer_each(
         self,

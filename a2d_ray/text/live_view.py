@@ -51,7 +51,7 @@ class AnswerCost:
 
     Attributes:
         num_tokens: of the answers.
-        num_forwards: of the model.
+        num_forwards: forwards of the model so far, for tokens per forward.
         num_drafted, num_accepted: drafts that were verified, and that came true.
     """
 
@@ -130,7 +130,7 @@ def canvas_text(text: str, chunk: Chunk, tokenizer: object, before: Chunk | None
     Args:
         text: final.
         chunk: the last one.
-        tokenizer: of the model.
+        tokenizer: the checkpoint's; ids to text and back.
         before: the chunk before: its drafts that were refused are struck out.
     """
     view = Text(visible(text))

@@ -27,7 +27,7 @@ def load_model(
     """The float32 checkpoint that is trained, with adapters where they are configured.
 
     Args:
-        config: of the run.
+        config: the resolved training configuration.
         device: where it trains.
         resumed: checkpoint directory that the run goes on from; None: `model.path`.
 
@@ -62,7 +62,7 @@ def build_module(loaded: Checkpoint, config: TrainConfig, device: torch.device) 
 
     Args:
         loaded: float32 checkpoint on `device`.
-        config: of the run.
+        config: the resolved training configuration.
         device: where it trains; `model.dtype: auto` depends on it.
 
     Raises:

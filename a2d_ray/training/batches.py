@@ -15,6 +15,7 @@ from a2d_ray.diffusion.losses import Norm, denominator, normalise
 from a2d_ray.diffusion.noise import (
     Noise,
     NoiseSpec,
+    draw_block_shifts,
     draw_block_sizes,
     draw_noise,
     eos_tail_lengths,
@@ -40,6 +41,7 @@ class StepBuilder:
         is_recipe: rows are filled as in the public recipe.
         bos_id: id of BOS, where the tokenizer has one.
         block_sizes: bd3lm: sizes that documents draw from, if more than one.
+        is_first_block_random: bd3lm: documents draw the length of their segments' first blocks.
     """
 
     spec: LayoutSpec
@@ -52,6 +54,7 @@ class StepBuilder:
     is_recipe: bool = False
     bos_id: int | None = None
     block_sizes: tuple[int, ...] = ()
+    is_first_block_random: bool = False
 
     @classmethod
     def of(
@@ -69,6 +72,7 @@ class StepBuilder:
             is_recipe=config.objective.preset == "reference",
             bos_id=tokenizer.bos_token_id,
             block_sizes=config.objective.block_sizes,
+            is_first_block_random=config.objective.first_block == "random",
         )
 
     def build(
@@ -126,7 +130,7 @@ class StepBuilder:
         return layout, normalise(noise, layout, self.norm)
 
     def _document_draws(self, rows: list[PackedRow], epoch_R: Tensor) -> dict[str, Tensor]:
-        """What is drawn once per document: the EOS tail (mdlm), or the block size (bd3lm)."""
+        """What is drawn once per document: the EOS tail (mdlm), or the block grid (bd3lm)."""
         num_docs_R = torch.tensor([row.doc_id_D.numel() for row in rows])
         doc_id_D = torch.cat([row.doc_id_D for row in rows])
         epoch_D = torch.repeat_interleave(epoch_R, num_docs_R)
@@ -135,10 +139,16 @@ class StepBuilder:
                 doc_id_D, seed=self.seed, epoch_D=epoch_D, longest=self.eos_tail
             )
             return {"eos_tail_D": tails}
-        if self.block_sizes in ((), (self.spec.block_size,)):
-            return {}
-        sizes = draw_block_sizes(doc_id_D, self.block_sizes, seed=self.seed, epoch_D=epoch_D)
-        return {"block_size_D": sizes}
+        draws = {}
+        size_D = torch.full_like(doc_id_D, self.spec.block_size)
+        if self.block_sizes not in ((), (self.spec.block_size,)):
+            size_D = draw_block_sizes(doc_id_D, self.block_sizes, seed=self.seed, epoch_D=epoch_D)
+            draws["block_size_D"] = size_D
+        if self.is_first_block_random:
+            draws["block_shift_D"] = draw_block_shifts(
+                doc_id_D, size_D, seed=self.seed, epoch_D=epoch_D
+            )
+        return draws
 
 
 def to_device(

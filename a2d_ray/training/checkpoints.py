@@ -32,9 +32,9 @@ class CheckpointWriter:
     """Registers checkpoints with Ray Train.
 
     Args:
-        plan: of the run.
+        plan: settled by the driver for all workers: packed set, number of steps.
         ranks: this rank.
-        directory: of the run.
+        directory: where the run writes, `storage_path/name`.
         contract: of the model that is trained.
         tokenizer: saved with it.
         adapted: peft's view of the model, whose adapters are saved; None: its weights are.
@@ -141,7 +141,7 @@ def keep_best(directory: RunDirectory, path: Path, step: int, nelbo: float) -> N
     """Makes a checkpoint's model ``checkpoint-best`` if its NELBO is the lowest so far.
 
     Args:
-        directory: of the run.
+        directory: where the run writes, `storage_path/name`.
         path: local directory of the checkpoint; its ``state`` is left out.
         step: optimizer steps done.
         nelbo: of this model.

@@ -16,7 +16,7 @@ def deepspeed_config(config: TrainConfig, *, world: int, num_micro: int) -> dict
     """DeepSpeed's own configuration: what we derive, and the user's `deepspeed:` section on top.
 
     Args:
-        config: of the run.
+        config: the resolved training configuration.
         world: ranks.
         num_micro: micro-batches of one rank in one step.
     """
@@ -89,7 +89,7 @@ def whole_weights(engine: Any, *, is_kept: bool) -> dict[str, Tensor]:
     """The model's weights by the plain model's names, on the CPU. Collective under ZeRO-3.
 
     Args:
-        engine: of the run.
+        engine: DeepSpeed's engine around the module.
         is_kept: whether this rank wants them; others get an empty mapping.
     """
     model = engine.module.model

@@ -26,11 +26,11 @@ class Evaluator:
     """Evaluates the module that is being trained.
 
     Attributes:
-        config: of the run.
+        config: the resolved training configuration.
         packed: its test split is read.
         spec: layout of the objective.
-        contract: of the model.
-        tokenizer: of the model.
+        contract: how the checkpoint is used: blocks, mask token, AR mode.
+        tokenizer: the checkpoint's; ids to text and back.
         adapted: peft's view of a model with adapters, else None.
         rows_per_micro: rows of one forward.
         ranks: this rank.

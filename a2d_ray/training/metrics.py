@@ -22,7 +22,7 @@ class StepTimes:
 
     Args:
         started: `time.perf_counter` when the step before ended; the rows are here now.
-        device: of the model.
+        device: where the model computes, such as ``cpu`` or ``cuda:0``.
     """
 
     def __init__(self, started: float, device: torch.device) -> None:
@@ -88,7 +88,7 @@ class StepCounter:
     """Counts what a step holds over all ranks, and makes its figures.
 
     Attributes:
-        config: of the run.
+        config: the resolved training configuration.
         builder: of the micro-batches.
         ranks: this rank.
         flops: of the model.

@@ -103,7 +103,7 @@ def open_block_sizes(
     """Block sizes that documents may draw in this step: the smallest first, all after `growth`.
 
     Args:
-        step, num_steps: of the run.
+        step, num_steps: steps done so far, and steps of the whole run.
         sizes: all block sizes, ascending.
         growth: share of the steps over which the larger ones join.
     """

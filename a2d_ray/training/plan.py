@@ -11,7 +11,7 @@ class TrainingPlan:
     """What the driver has settled and every worker must agree on.
 
     Attributes:
-        config: of the run.
+        config: the resolved training configuration.
         packed_path: the packed set.
         num_steps: optimizer steps of the whole run.
         deadline: Unix time before which this command saves and stops; None: there is none.
@@ -33,7 +33,7 @@ class TrainingPlan:
 
 
 def is_due(step: int, every: float, num_steps: int) -> bool:
-    """Whether something is due after `step`: every so many steps, and after the last one.
+    """Whether something is due after `step`: at its interval, and after the last step.
 
     Args:
         step: optimizer steps done, from 1.

@@ -39,7 +39,7 @@ class Ranks:
         return values_W
 
     def texts(self, text: str, longest: int = 64) -> list[str]:
-        """A short text of every rank, by rank; longer ones are cut to so many bytes. Collective."""
+        """A short text of every rank, by rank; longer ones are cut at `longest`. Collective."""
         codes_WC = torch.zeros(self.world, longest, dtype=torch.float64)
         code = torch.tensor(list(text.encode()[:longest]), dtype=torch.float64)
         codes_WC[self.rank, : len(code)] = code

@@ -21,7 +21,7 @@ class MetricsLog:
     """Lines of metrics in the run's directory; a resumed run continues behind its checkpoint.
 
     Args:
-        directory: of the run.
+        directory: where the run writes, `storage_path/name`.
         start_step: step that the run starts from; later lines of an earlier attempt are dropped.
         file_name: of the lines.
     """

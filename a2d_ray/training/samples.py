@@ -41,8 +41,8 @@ def generate_samples(
     Args:
         model: A2D model with head, in eval mode.
         rows: packed rows.
-        contract: of the model.
-        tokenizer: of the model.
+        contract: how the checkpoint is used: blocks, mask token, AR mode.
+        tokenizer: the checkpoint's; ids to text and back.
     """
     # A copy, since the engine keeps what it has packed of a model's weights for as long as the
     # model lives, and does not see DeepSpeed changing them.

@@ -30,7 +30,7 @@ class StopWatch:
     """Rank 0's view of whether to stop.
 
     Args:
-        directory: of the run.
+        directory: where the run writes, `storage_path/name`.
         deadline: Unix time before which the run must have saved; None: there is none.
     """
 

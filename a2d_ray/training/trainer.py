@@ -104,7 +104,7 @@ def build_trainer(
     config.yaml, metrics.jsonl, loss.png and the checkpoints, at last ``checkpoint-final``.
 
     Args:
-        config: of the run.
+        config: the resolved training configuration.
         callbacks: Ray Train's, called on the driver for every report (a sweep's trial has one).
 
     Raises:

@@ -1,18 +1,14 @@
-"""Image, constraints, manifests and documents agree; commands in documents resolve."""
+"""Image, constraints, manifests and documents agree (their commands: tests/test_docs.py)."""
 
 import re
-import shlex
 import subprocess
 import tomllib
 
-import pytest
 from ray._common.utils import import_attr
 
 from a2d_ray import __version__
-from a2d_ray.cli import parse_config
 from a2d_ray.http.request_ids import SERVE_CALLBACK, SERVE_VARIABLE
 from tests.cluster.files import CLUSTER, KUBERAY, RAY_UP, ROOT, cluster_spec, pinned, pods, read
-from tests.test_cli import JOBS
 
 TAG = f"a2d-ray:{__version__}-ray{pinned('ray')}"
 
@@ -56,28 +52,6 @@ def test_what_the_image_copies_is_there_and_what_stays_out_is_one_list():
         assert all((ROOT / name).exists() for name in names.split())
     ignored = [(ROOT / name).read_text() for name in (".rayignore", ".dockerignore")]
     assert ignored[0] == ignored[1] and "/runs/" in ignored[0] and ".venv" in ignored[0]
-
-
-def commands(path):
-    """`python jobs/X.py ...` lines of a document, with continued lines joined."""
-    text = path.read_text().replace("\\\n", " ")
-    for line in text.splitlines():
-        if match := re.search(r"python (?:\S*/)?jobs/(\w+)\.py\b(.*)", line):
-            yield match.group(1), match.group(2)
-
-
-@pytest.mark.parametrize("path", [CLUSTER / "README.md", ROOT / "docs" / "operations.md"], ids=str)
-def test_commands_of_documents_resolve(path):
-    found = list(commands(path))
-    assert found
-    for job, text in found:
-        text = text.split("#")[0].split("`")[0].split(" | ")[0].replace("$PWD", "/work")
-        args = [
-            arg for arg in shlex.split(text) if "=" in arg and "$" not in arg and "..." not in arg
-        ]
-        if job in JOBS:
-            parse_config(JOBS[job], job, args)
-        assert (ROOT / "jobs" / f"{job}.py").exists()
 
 
 def test_slurm_starts_ray_on_every_node_and_the_job_on_one(tmp_path):

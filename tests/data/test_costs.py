@@ -1,5 +1,7 @@
 """Costs in plain arithmetic are the tokens of the layout."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from a2d_ray.config import DataSection, ObjectiveSection
 from a2d_ray.data.packing.costs import Streams
 from a2d_ray.data.packing.documents import Document
-from a2d_ray.diffusion.layout import LayoutSpec, PackedRow, document_costs
+from a2d_ray.diffusion.layout import LayoutSpec, PackedRow, build_layout, document_costs
 
 sizes = st.lists(st.integers(1, 30), min_size=2, max_size=6).filter(lambda x: len(x) % 2 == 0)
 
@@ -24,6 +26,12 @@ def document(lengths, targets, is_complete):
 
 def laid_out(doc, streams, block_size, views):
     """Tokens of the document in its layout."""
+    row, spec = packed(doc, streams, block_size, views)
+    return int(document_costs(row, spec, eos_tail=streams.eos_tail))
+
+
+def packed(doc, streams, block_size, views):
+    """The document as a row, and how it is laid out."""
     lengths = [len(segment) for segment in doc.segments]
     row = PackedRow(
         ids_C=torch.zeros(sum(lengths), dtype=torch.int64),
@@ -42,7 +50,7 @@ def laid_out(doc, streams, block_size, views):
         views=views,
         right_shift=streams.right_shift,
     )
-    return int(document_costs(row, spec, eos_tail=streams.eos_tail))
+    return row, spec
 
 
 @given(
@@ -82,6 +90,26 @@ def test_a_set_for_a_sweep_holds_every_block_size_that_divides_and_fewer_views(
     doc = document(lengths, [bool(i % 2) for i in range(len(lengths))], is_complete)
     for block_size in (1, 2, 4, 8, 16):
         assert laid_out(doc, streams, block_size, views) <= streams.cost(doc)
+
+
+@given(lengths=sizes, is_complete=st.booleans(), block_size=st.sampled_from([1, 4, 8]))
+def test_a_row_holds_a_first_block_of_any_length(lengths, is_complete, block_size):
+    objective = ObjectiveSection(
+        name="bd3lm",
+        block_size=block_size,
+        clean_attention="causal",
+        ar_loss_weight=1.0,
+        first_block="random",
+    )
+    streams = Streams.of(DataSection(spec="x", max_length=64), objective)
+    doc = document(lengths, [bool(i % 2) for i in range(len(lengths))], is_complete)
+    row, spec = packed(doc, streams, block_size, 1)
+    spec = replace(spec, causal_clean=True, ar_targets=True)
+    tokens = [
+        int((build_layout([row], spec, block_shift_D=torch.tensor([shift])).doc_RT == 0).sum())
+        for shift in range(block_size)
+    ]
+    assert max(tokens) <= streams.cost(doc)
 
 
 def test_drawn_block_sizes_and_an_ar_loss_count_the_same_bound():

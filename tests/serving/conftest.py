@@ -35,6 +35,14 @@ def roomy_lm(tmp_path_factory) -> a2d_ray.LanguageModel:
     return a2d_ray.load(checkpoint, dtype="float32", device="cpu", **options)
 
 
+@pytest.fixture(scope="module")
+def roomy(roomy_lm):
+    """Speaks to the application over it."""
+    server = ModelServer(roomy_lm, SamplingSection(max_new_tokens=200))
+    yield Client(create_app({"tiny": server}))
+    server.close()
+
+
 @pytest.fixture
 def server(lm):
     """The tiny model's server; answers have 12 tokens unless a request says otherwise."""

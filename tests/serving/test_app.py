@@ -332,11 +332,11 @@ def test_a_step_that_raises_for_one_request_fails_that_request_alone(client, ser
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
-        (TEXT, {"prompt": "a", "temperature": 1e-40}, "temperature"),
+        (TEXT, {"prompt": "a", "temperature": -1e-40}, "temperature"),
         (TEXT, {"prompt": "a", "repetition_penalty": 1e-40}, "repetition_penalty"),
         (TEXT, {"prompt": "a", "diffusion": {"steps": 10**12}}, "diffusion.steps"),
         (TEXT, {"prompt": "a", "diffusion": {"block_size": 10**12}}, "diffusion.block_size"),
-        ("/v1/infill", {"prefix": "a", "temperature": 1e-40}, "temperature"),
+        ("/v1/infill", {"prefix": "a", "temperature": 1e40}, "temperature"),
         ("/v1/infill", {"prefix": "a", "diffusion": {"steps": 10**12}}, "diffusion.steps"),
         ("/v1/infill", {"prefix": "a" * 600}, "prefix"),
         ("/v1/infill", {"parts": ["a" * 600, {"tokens": 4}]}, "parts"),

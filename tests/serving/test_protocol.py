@@ -11,7 +11,7 @@ from a2d_ray.http.errors import RequestError
 from a2d_ray.http.problems import to_request_error
 from a2d_ray.serving.openai.chat_protocol import ChatCompletionRequest
 from a2d_ray.serving.openai.protocol import CompletionRequest
-from a2d_ray.serving.openai.structured import parse_call
+from a2d_ray.serving.openai.structured import parse_calls
 
 USER = {"role": "user", "content": "hi"}
 CHAT = {"model": "tiny", "messages": [USER]}
@@ -51,7 +51,7 @@ def problem(request_class, values) -> RequestError:
         ("tool_choice", {"type": "function", "function": {"name": "x"}}, "tool_choice"),
         ("response_format", {"type": "yaml"}, "response_format"),
         ("response_format", {"type": "json_schema"}, "response_format.json_schema"),
-        ("service_tier", "flex", "service_tier"),
+        ("verbosity", "low", "verbosity"),
         ("reasoning_effort", "high", "reasoning_effort"),
         ("max_tokens", "5", "max_tokens"),
         ("max_tokens", 0, "max_tokens"),
@@ -72,13 +72,14 @@ def problem(request_class, values) -> RequestError:
         ("diffusion", {"rule": "factor", "gamma": 0.5}, "diffusion.gamma"),
         ("diffusion", {"stream_mode": "canvas"}, "diffusion.stream_mode"),
         ("diffusion", {"tempo": 1}, "diffusion.tempo"),
-        ("best_of", 1, "best_of"),
+        ("best_of", 2, "best_of"),
         ("messages", [], "messages"),
         ("messages", "hi", "messages"),
         ("messages", [USER, {"role": "robot", "content": "x"}], "messages[1].role"),
         ("messages", [{"role": "user"}], "messages[0]"),
         ("messages", [USER | {"tool_calls": [CALL]}], "messages[0]"),
-        ("messages", [USER | {"name": "Ann"}], "messages[0].name"),
+        ("messages", [USER | {"audio": {"id": "a"}}], "messages[0].audio"),
+        ("messages", [USER | {"images": ["a"]}], "messages[0].images"),
         (
             "messages",
             [{"role": "user", "content": [{"type": "image_url"}]}],
@@ -182,7 +183,7 @@ def test_calls_and_results_of_tools_become_text():
     (prompt,) = request.prompts()
     assert [m["role"] for m in prompt] == ["system", "user", "assistant", "user"]
     assert '"name": "add"' in prompt[0]["content"]
-    assert parse_call(prompt[2]["content"]) == ("add", "{}")
+    assert parse_calls(prompt[2]["content"]) == [("add", "{}")]
     assert prompt[3]["content"] == "<tool_response>\n3\n</tool_response>"
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from a2d_ray.text.live_view import canvas_text, confidence_style, show_answer, v
 from tests.tiny import save_tiny_ar
 
 ROOT = Path(__file__).parents[2]
-SAMPLING = {"max_new_tokens": 8, "temperature": 0.7}
+SAMPLING = {"max_new_tokens": 8, "temperature": 0.7, "seed": 0}
 PARAMS = SamplingParams(**SAMPLING)
 
 
@@ -132,6 +133,81 @@ def test_a_conversation_is_saved(lm, tmp_path):
     assert [m["role"] for m in kept["messages"]] == ["system", "user", "assistant"]
     assert kept["sampling"]["max_new_tokens"] == 8
     assert "saved 3 messages" in shown and "/save FILE" in shown and "No such file" in shown
+
+
+def answers_of(shown: str) -> list[str]:
+    """What stands between the banner, the speeds and what commands say."""
+    return re.split(r"\n[^\n]*tokens/s[^\n]*\n(?:a new conversation\n)?", shown)[:-1]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "is_alike"),
+    [
+        ({"temperature": 1.0, "max_new_tokens": 20}, False),
+        ({"temperature": 1.0, "max_new_tokens": 20, "seed": 0}, True),
+        ({"temperature": 0.0, "max_new_tokens": 20}, True),
+    ],
+)
+def test_a_question_asked_again_is_drawn_anew_unless_a_seed_is_set(lm, sampling, is_alike):
+    shown = talk(lm, "hi", "/reset", "hi", sampling=sampling)
+    first, second = answers_of(shown)
+    assert (first.split("\n", 1)[1] == second) is is_alike
+    shown = talk(lm, "/set seed=4", "hi", "/reset", "hi", sampling=sampling)
+    first, second = answers_of(shown)
+    assert first.split("\n", 2)[2] == second
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/set stop=[",
+        '/set stop="a',
+        "/set stop=@x",
+        "/set logit_bias={70: 100",
+        "/set temperature=[1",
+        "/set temperature={a: b: c}",
+        "/set stop=2024-13-45",
+        "/set stop=!!int x",
+        "/set stop=" + "[" * 2000,
+        "/set stop=\x07",
+        "/set seed",
+        "/save",
+        "a byte that is no UTF-8: \udcff",
+        "/set stop=\udcff",
+    ],
+    ids=lambda line: repr(line)[:30],
+)
+def test_what_does_not_parse_costs_one_line_and_not_the_conversation(lm, line):
+    shown = talk(lm, "one", line, "two")
+    (problem,) = [each for each in shown.splitlines() if each.startswith("error: ")]
+    without = [each for each in _untimed(shown) if not each.startswith("error: ")]
+    assert len(problem) < 300 and without == _untimed(talk(lm, "one", "two"))
+
+
+def _untimed(shown: str) -> list[str]:
+    return [re.sub(r"[\d.,]+ (tokens/s|s)\b", "", each) for each in shown.splitlines()]
+
+
+def test_values_with_spaces_are_set(lm):
+    shown = talk(lm, '/set logit_bias={70: 100, 71: -3} stop=["a b", c] max_new_tokens=3')
+    assert "logit_bias={70: 100.0, 71: -3.0}" in shown and "stop=('a b', 'c')" in shown
+    assert "max_new_tokens=3" in shown
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_bytes_that_are_no_text_cost_their_line_in_a_pipe(checkpoint, locale):
+    options = ["model.objective=bd3lm", "model.block_size=4", "sampling.max_new_tokens=4"]
+    done = subprocess.run(
+        [sys.executable, "jobs/chat.py", f"model.path={checkpoint}", *options],
+        input=b"\xff\none\n",
+        capture_output=True,
+        cwd=ROOT,
+        timeout=120,
+        env=os.environ | {"LC_ALL": locale, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert done.stdout.decode(errors="replace").count("error: the line holds bytes") == 1
+    assert b"tokens/s" in done.stdout
 
 
 def test_help_names_every_command(lm):

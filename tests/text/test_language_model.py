@@ -216,3 +216,13 @@ def test_untrained_model_says_what_to_do(path):
 def test_things_that_are_no_prompt(lm, prompt):
     with pytest.raises(ValueError, match="a prompt is"):
         lm.generate([prompt], PARAMS)
+
+
+@pytest.mark.parametrize("rule", ["threshold", "steps", "prefix", "ar", "speculate"])
+def test_equal_prompts_are_drawn_apart_and_the_first_as_if_alone(lm, rule):
+    params = SamplingParams(temperature=1.0, max_new_tokens=12, rule=rule, ignore_eos=True)
+    chat = [{"role": "user", "content": "hi"}]
+    answers = lm.generate([chat] * 8, params)
+    assert len({answer.text for answer in answers}) == 8
+    assert answers[0].text == lm.generate([chat], params)[0].text
+    assert [a.text for a in answers] == [a.text for a in lm.generate([chat] * 8, params)]

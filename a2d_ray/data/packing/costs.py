@@ -26,6 +26,7 @@ class Streams:
         is_bound: count so that the row also holds any smaller block size that divides
             `block_size`, and what reads the AR mode: the clean stream whole, answers filled up
             to `block_size`.
+        is_first_block_random: count the longest fill behind an answer, wherever its blocks begin.
         right_shift: every block up to the last target's has noised copies (bd3lm).
     """
 
@@ -35,6 +36,7 @@ class Streams:
     views: int
     eos_tail: int = 0
     is_bound: bool = False
+    is_first_block_random: bool = False
     right_shift: bool = False
 
     @classmethod
@@ -53,7 +55,9 @@ class Streams:
                 data.max_block_size is not None
                 or len(objective.block_sizes) > 1
                 or objective.reads_ar_mode
+                or objective.first_block == "random"
             ),
+            is_first_block_random=objective.first_block == "random",
             right_shift=not is_mdlm and objective.right_shift_logits,
         )
 
@@ -107,4 +111,8 @@ class Streams:
         return fair // self.block_size * self.block_size if fair >= self.block_size else fair
 
     def _filled(self, length: int, is_complete: bool) -> int:
-        return -(-length // self.block_size) * self.block_size if is_complete else length
+        if not is_complete:
+            return length
+        if self.is_first_block_random:
+            return length + self.block_size - 1
+        return -(-length // self.block_size) * self.block_size

@@ -36,7 +36,7 @@ class Cutting:
     Attributes:
         max_length: longest document in tokens.
         truncation: ``right`` cuts the last answer that fits in part; ``filter`` drops.
-        edge: answers are cut after a multiple of so many of their tokens: the block size, where
+        edge: answers are cut after a multiple of this number of tokens: the block size, where
             blocks start at the answer; 1 otherwise.
         targets: ``all`` answers, or the ``last``.
         is_split: one document per answer (mdlm), in place of one for all of them.

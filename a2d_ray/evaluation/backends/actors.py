@@ -37,7 +37,7 @@ class BackendActor:
 class RayBackend:
     """Shards requests over actors of the Ray that runs, or of a local one.
 
-    Pieces go to whoever is free. What a piece is depends on the requests alone, so results are
+    Pieces go to the actor that is free. The requests alone decide what a piece is, so results are
     those of one process; a piece whose actor dies is done again by the restarted actor.
 
     Args:

@@ -324,6 +324,8 @@ def _all_diffusion_options(params: SamplingParams, card: dict[str, Any]) -> dict
                 f"{name}={wanted}: this endpoint samples with {found}, and requests cannot change "
                 "it: set the model's sampling there, or measure with model.path=CHECKPOINT"
             )
+    if params.rule == "auto" and card.get("lossless", "no") == "no":
+        params = params.model_copy(update={"rule": "threshold"})  # the model's own, in full
     own = {key: getattr(params, key) for key in RULES[params.rule]}
     own["rule"] = params.rule
     if params.rule in ("auto", *AR_RULES):  # a block size would make it another rule

@@ -55,7 +55,8 @@ class Likelihood:
         if contract.objective is None:
             raise ValueError(
                 "this model is converted but not trained, so its objective is unknown: train it, "
-                "or load it with objective='bd3lm' (or 'mdlm')"
+                "or load it with objective='bd3lm' or 'mdlm' (on a command line "
+                "model.objective=bd3lm)"
             )
         if contract.right_shift_logits:
             raise ValueError("right_shift_logits=true: likelihoods of such models are not computed")

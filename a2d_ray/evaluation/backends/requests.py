@@ -25,7 +25,7 @@ class GenerateRequest:
 
 
 def prompt_room(params: SamplingParams, max_length: int) -> int:
-    """Tokens that a prompt may have in a model of so many positions.
+    """Tokens that a prompt may have in a model of `max_length` positions.
 
     Raises:
         ValueError: none.

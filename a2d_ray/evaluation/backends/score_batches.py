@@ -34,7 +34,7 @@ class Cost:
         return Cost(self.shared + other.shared, self.per_draw + other.per_draw)
 
     def tokens(self, num_draws: int) -> int:
-        """Of a forward with so many draws."""
+        """Tokens of a forward with `num_draws` draws."""
         return self.shared + num_draws * self.per_draw
 
 

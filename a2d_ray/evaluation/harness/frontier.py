@@ -45,7 +45,7 @@ class Curve:
     """A model's points by speed, and their AUP; an AR model has one.
 
     Attributes:
-        name: of the model.
+        name: label of the curve in the picture and the table.
         points: settings that it was measured with.
         aup: accuracy under parallelism.
         left_out: names of settings that need an AR mode, where it has none.

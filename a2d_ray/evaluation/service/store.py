@@ -1,4 +1,4 @@
-"""Evaluations on disk: one directory each, so that they survive whoever runs them.
+"""Evaluations on disk: one directory each, so that they survive the process that runs them.
 
 ``ID/config.json`` is what runs, ``state.json`` how far it came, ``progress.json`` what the worker
 says of itself; answers and the report lie beside them (`a2d_ray.evaluation.harness.suite`).

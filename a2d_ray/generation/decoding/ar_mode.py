@@ -33,7 +33,7 @@ def with_own_rule(
 
     Args:
         params: of the request; with another rule they stay as they are.
-        contract: of the model.
+        contract: how the checkpoint is used: blocks, mask token, AR mode.
         is_infill: whether the prompt has holes.
         has_grammar: whether a grammar holds the answer.
 
@@ -58,7 +58,7 @@ def check_ar_rule(params: SamplingParams, contract: Contract, *, is_infill: bool
 
     Args:
         params: with a rule of `AR_RULES`.
-        contract: of the model.
+        contract: how the checkpoint is used: blocks, mask token, AR mode.
         is_infill: whether the prompt has holes.
 
     Raises:

@@ -165,7 +165,7 @@ def _known_blocks(prompt: Segments, block_size: int, contract: Contract) -> tupl
 
 
 def keep_last(prompt: tuple[tuple[int, ...], ...], num_tokens: int) -> tuple[tuple[int, ...], ...]:
-    """The last tokens of a prompt, at most so many, in the segments that they lay in."""
+    """The last `num_tokens` tokens of a prompt at most, in the segments that they lay in."""
     surplus = max(0, sum(map(len, prompt)) - num_tokens)
     kept = []
     for segment in prompt:
@@ -192,7 +192,7 @@ def request_block_size(params: SamplingParams, contract: Contract) -> int:
     if contract.objective is None:
         raise ValueError(
             "this model is converted but not trained, so its objective is unknown: train it, or "
-            "load it with objective='bd3lm' (or 'mdlm')"
+            "load it with objective='bd3lm' or 'mdlm' (on a command line model.objective=bd3lm)"
         )
     block_size = params.block_size or contract.block_size
     trained = contract.block_sizes

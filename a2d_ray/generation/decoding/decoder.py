@@ -3,8 +3,9 @@
 N active positions, V vocabulary, K alternatives, T canvas positions.
 """
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -37,12 +38,19 @@ class TokenLogprob(NamedTuple):
     Attributes:
         token_id: the token.
         logprob: its log-probability, nats; 0 for given text (infill).
-        top: (token id, log-probability) of the most likely tokens there, best first.
+        top: (token id, log-probability) of the most likely tokens there, best first; only of those
+            that could have come, so there may be fewer than were asked for.
     """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+
+    @classmethod
+    def of(cls, token_id: int, logprob: float, ids: list[int], logprobs: list[float]) -> Self:
+        """A token among alternatives, of which those at -inf (a grammar's, say) are left out."""
+        pairs = zip(ids, logprobs, strict=True)
+        return cls(token_id, logprob, tuple(pair for pair in pairs if pair[1] > -math.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +84,7 @@ class Commitment:
             values_N[self.is_committed_N].tolist()
             for values_N in (self.ids_N, self.logprob_N, self.top_ids_NK, self.top_logprobs_NK)
         ]
-        return [
-            TokenLogprob(token, logprob, tuple(zip(ids, logprobs, strict=True)))
-            for token, logprob, ids, logprobs in zip(*picked, strict=True)
-        ]
+        return [TokenLogprob.of(*entry) for entry in zip(*picked, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,10 @@ from typing import Protocol
 from torch import Tensor
 
 
+class GrammarError(ValueError):
+    """A grammar that no text fulfils which begins as the answer does, or that is too complex."""
+
+
 class Grammar(Protocol):
     """The state of one answer under a grammar; kept grammar libraries fit behind it.
 
@@ -18,6 +22,9 @@ class Grammar(Protocol):
 
         It holds an end-of-turn id where the text may end, and nothing else once it has to. Where
         it holds nothing at all, the answer ends there.
+
+        Raises:
+            GrammarError: the text is not complete, and nothing can come next.
         """
 
     def accept(self, token_id: int) -> bool:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, Self
 
 from pydantic import ValidationError
 
@@ -28,6 +28,15 @@ class SamplingParams(SamplingSection):
     def is_random(self) -> bool:
         """Whether an answer depends on the seed."""
         return self.temperature > 0 or self.remasking == "random" or self.stochastic_transfer
+
+    def of_prompt(self, index: int) -> Self:
+        """The options of one of several prompts, each of which draws with a seed of its own.
+
+        The first one's are `self`: it is answered as if it were alone.
+        """
+        if index == 0:
+            return self
+        return self.model_copy(update={"seed": derive_seed(self.seed, index)})
 
 
 def derive_seed(seed: int, *names: Any) -> int:

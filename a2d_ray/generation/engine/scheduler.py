@@ -48,7 +48,7 @@ class Scheduler:
     """First come, first served: nobody is overtaken, so nobody waits for ever.
 
     Args:
-        contract: of the model.
+        contract: how the checkpoint is used: blocks, mask token, AR mode.
         eos_ids: end-of-turn tokens.
         table: of the KV store; None: nothing is stored (MDLM).
         options: limits.

@@ -44,7 +44,7 @@ class Sequence:
     Args:
         request: the request.
         canvas: its canvas.
-        contract: of the model.
+        contract: how the checkpoint is used: blocks, mask token, AR mode.
         eos_ids: end-of-turn tokens.
         table: gives slots of the KV store; None: nothing is stored (MDLM).
     """

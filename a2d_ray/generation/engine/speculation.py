@@ -58,7 +58,7 @@ class SpeculativeSequence:
     Args:
         request: the request.
         canvas: its canvas.
-        contract: of the model.
+        contract: how the checkpoint is used: blocks, mask token, AR mode.
         eos_ids: end-of-turn tokens.
         table: gives slots of the KV store.
         drafter: plans its drafts.
@@ -282,11 +282,9 @@ class SpeculativeSequence:
         logits_NV[:, self._decoder.mask_id] = -torch.inf
         logp_NV = logits_NV[: len(ids)].log_softmax(-1)
         top = logp_NV.topk(self._num_alternatives or 0, -1)
-        alternatives = zip(top.indices.tolist(), top.values.tolist(), strict=True)
         own = logp_NV.gather(-1, torch.tensor(ids, dtype=torch.int64)[:, None])[:, 0].tolist()
-        for token, logprob, (others, values) in zip(ids, own, alternatives, strict=True):
-            pairs = tuple(zip(others, values, strict=True))
-            self._prompt_logprobs.append(TokenLogprob(token, logprob, pairs))
+        columns = (ids, own, top.indices.tolist(), top.values.tolist())
+        self._prompt_logprobs += [TokenLogprob.of(*entry) for entry in zip(*columns, strict=True)]
         return logits_NV[len(ids) :]
 
     def _emit(self, logprobs: list[TokenLogprob]) -> StepOutput:

@@ -27,6 +27,7 @@ async def answer(
     *,
     is_streamed: bool,
     with_usage: bool,
+    with_usage_in_chunks: bool = False,
 ) -> Response:
     """The response to a request.
 
@@ -36,6 +37,7 @@ async def answer(
         request: whose client may go away.
         is_streamed: as server-sent events.
         with_usage: whether a last event carries the usage.
+        with_usage_in_chunks: whether every other one does, as far as it has come.
 
     Raises:
         RequestError: what went wrong before the first piece: it still gets its own status.
@@ -43,7 +45,10 @@ async def answer(
     if not is_streamed:
         return await answer_whole(pieces, form.whole, request)
     first = await unless_disconnected(_first(pieces), request)
-    return EventStream(_events(first, pieces, form, with_usage=with_usage), pieces)
+    events = _events(
+        first, pieces, form, with_usage=with_usage, with_usage_in_chunks=with_usage_in_chunks
+    )
+    return EventStream(events, pieces)
 
 
 async def answer_whole(
@@ -75,15 +80,21 @@ async def _first(pieces: AsyncGenerator[Piece, None]) -> Piece:
 
 
 async def _events(
-    first: Piece, pieces: AsyncGenerator[Piece, None], form: Format, *, with_usage: bool
+    first: Piece,
+    pieces: AsyncGenerator[Piece, None],
+    form: Format,
+    *,
+    with_usage: bool,
+    with_usage_in_chunks: bool,
 ) -> AsyncGenerator[str, None]:
     last: dict[int, Piece] = {}
     try:
         async for piece in _chain(first, pieces):
             opening = [] if piece.index in last else form.opening(piece.index)
             last[piece.index] = piece
+            usage = Usage.of(p.counts for p in last.values()) if with_usage_in_chunks else None
             for chunk in (*opening, *form.chunks(piece)):
-                yield _event(chunk.model_dump_json())
+                yield _event(chunk.model_copy(update={"usage": usage}).model_dump_json())
     except RequestError as error:
         yield _event(json.dumps(error.body()))
         return

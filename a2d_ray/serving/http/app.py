@@ -48,7 +48,7 @@ def create_app(
         servers: by the ids that clients use.
         keys: that callers need; none: everybody may ask.
         requests_per_minute: of each key; None: no limit.
-        limits: of bodies; the servers know the other ones.
+        limits: of bodies; the servers check the others.
         adds_request_id: whether ``x-request-id`` is made here; what stands before may do it.
         defaults: what requests leave out, by model; the models' cards tell.
     """
@@ -174,4 +174,5 @@ async def _generate(
         request,
         is_streamed=bool(body.stream),
         with_usage=body.is_usage_streamed(),
+        with_usage_in_chunks=body.is_usage_in_chunks(),
     )

@@ -10,9 +10,11 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from torch import Tensor
 
+from a2d_ray.generation.decoding.grammar import GrammarError
 from a2d_ray.http.errors import RequestError
 from a2d_ray.serving.openai.chat_protocol import ChatCompletionRequest
 from a2d_ray.serving.openai.protocol import GenerationRequest
+from a2d_ray.serving.openai.schemas import without_notes
 from a2d_ray.serving.openai.structured import (
     GrammarFormat,
     JsonSchemaFormat,
@@ -45,12 +47,18 @@ class GrammarCompiler:
             field: of the request, for errors.
 
         Raises:
-            RequestError: 400: a grammar that llguidance refuses, in its words.
+            RequestError: 400: a grammar that llguidance refuses, in its words, or that no text
+                fulfils.
         """
         problem = LLMatcher.validate_grammar(source, self._tokenizer)
         if problem and not problem.startswith("WARNING"):
             raise RequestError(f"{field}: {problem}", param=field, code="invalid_value")
-        return TokenGrammar(LLMatcher(self._tokenizer, source), self._vocab_size)
+        grammar = TokenGrammar(LLMatcher(self._tokenizer, source), self._vocab_size)
+        try:
+            grammar.allowed()
+        except GrammarError as error:
+            raise unfulfilled(field, error) from None
+        return grammar
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
@@ -65,7 +73,8 @@ class TokenGrammar:
         vocab_size: V.
 
     Raises:
-        RuntimeError: by its methods: the matcher gave up, say because its grammar is too complex.
+        GrammarError: by its methods: no text of the grammar begins as the answer does, or the
+            matcher gave up, say because its grammar is too complex.
     """
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
@@ -78,8 +87,11 @@ class TokenGrammar:
         if self._matcher.is_stopped():
             return torch.zeros(self._vocab_size, dtype=torch.bool)
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        allowed_V = np.unpackbits(bits, bitorder="little", count=self._vocab_size)
-        return torch.from_numpy(allowed_V.astype(bool))
+        self._check_state()
+        allowed_V = np.unpackbits(bits, bitorder="little", count=self._vocab_size).astype(bool)
+        if not allowed_V.any():
+            raise GrammarError("nothing can come next")
+        return torch.from_numpy(allowed_V)
 
     def accept(self, token_id: int) -> bool:
         """Takes the next token; False, and no change, if it is not allowed."""
@@ -90,13 +102,26 @@ class TokenGrammar:
     def _check_state(self) -> None:
         """A matcher that failed says that it stopped, too: its text is not complete."""
         if self._matcher.is_error():
-            raise RuntimeError(self._matcher.get_error().splitlines()[0])
+            raise GrammarError(self._matcher.get_error().splitlines()[0])
+
+
+def unfulfilled(field: str, error: GrammarError) -> RequestError:
+    """400: the form that `field` asks for cannot be kept."""
+    return RequestError(
+        f"{field}: no text fulfils this form, or it is too complex ({error}): simplify it",
+        param=field,
+        code="invalid_value",
+    )
 
 
 def grammar_of(request: GenerationRequest) -> str:
     """The grammar that a request's `constraint` asks for, in llguidance's form."""
     if isinstance(request, ChatCompletionRequest) and request.usable_tools():
-        lark = tool_grammar(request.usable_tools(), is_required=request.is_call_required())
+        lark = tool_grammar(
+            request.usable_tools(),
+            is_required=request.is_call_required(),
+            is_one=request.is_one_call(),
+        )
         return LLMatcher.grammar_from_lark(lark)
     (form,) = request.forms().values()
     if isinstance(form, RegexFormat):
@@ -104,4 +129,6 @@ def grammar_of(request: GenerationRequest) -> str:
     if isinstance(form, GrammarFormat):
         return LLMatcher.grammar_from_lark(form.grammar)
     schema = form.json_schema.json_schema if isinstance(form, JsonSchemaFormat) else _ANY_OBJECT
-    return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+    return LLMatcher.grammar_from_json_schema(
+        without_notes(schema), overrides={"whitespace_flexible": False}
+    )

@@ -5,7 +5,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -16,15 +16,23 @@ from a2d_ray.config import EngineSection, LimitsSection, OptionError, SamplingSe
 from a2d_ray.config.errors import TooLongError
 from a2d_ray.generation.decoding.ar_mode import has_ar_mode, with_own_rule
 from a2d_ray.generation.decoding.canvas import check_prompt, keep_last
+from a2d_ray.generation.decoding.grammar import GrammarError
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import EngineOptions, Request
 from a2d_ray.http.errors import ENGINE_DEAD, RequestError, not_ready
 from a2d_ray.models.contract import ARMode
 from a2d_ray.models.fingerprint import values_hash, weights_hash
 from a2d_ray.serving.model.engine_loop import AsyncEngine, EngineDeadError, GenerationError
-from a2d_ray.serving.model.grammars import GrammarCompiler, TokenGrammar, grammar_of
+from a2d_ray.serving.model.grammars import (
+    GrammarCompiler,
+    TokenGrammar,
+    grammar_of,
+    unfulfilled,
+)
+from a2d_ray.serving.model.merging import merge_pieces
 from a2d_ray.serving.model.metrics import ModelMetrics
-from a2d_ray.serving.model.writing import ChoiceWriter, InfillWriter, TokenReader
+from a2d_ray.serving.model.tokens import TokenReader
+from a2d_ray.serving.model.writing import ChoiceWriter, InfillWriter
 from a2d_ray.serving.openai.infill import InfillRequest
 from a2d_ray.serving.openai.options import DiffusionOptions
 from a2d_ray.serving.openai.pieces import ModelFacts, Piece
@@ -115,18 +123,20 @@ class ModelServer:
             prompts = request.prompts()
             n = request.num_choices(self._defaults)
             self._check_num_choices(len(prompts), n)
-            asked = _Asked(request, params, cache_salt, arrived)
+            asked = _Asked(request, cache_salt, arrived)
             choices = [
-                self._choice(asked, prompt, index * n + choice, choice)
+                self._choice(asked, prompt, params.of_prompt(index), index * n + choice, choice)
                 for index, prompt in enumerate(prompts)
                 for choice in range(n)
             ]
-            async with aclosing(_merge(choices)) as pieces:
+            async with aclosing(merge_pieces(choices)) as pieces:
                 async for piece in pieces:
                     yield piece
         except ValueError as error:
             raise _refusal(error, request) from error
         except GenerationError as error:
+            if isinstance(error.__cause__, GrammarError):
+                raise unfulfilled(request.constraint() or "", error.__cause__) from error
             _log.exception("a request failed")
             raise RequestError(str(error), status=500, code="generation_failed") from error
         except EngineDeadError as error:
@@ -207,13 +217,18 @@ class ModelServer:
         self._tokenizer_thread.shutdown(wait=False)
 
     async def _choice(
-        self, asked: "_Asked", prompt: RequestPrompt, index: int, choice: int
+        self,
+        asked: "_Asked",
+        prompt: RequestPrompt,
+        params: SamplingParams,
+        index: int,
+        choice: int,
     ) -> AsyncGenerator[Piece, None]:
         """The pieces of one choice, its prompt first if it is to be echoed."""
         request = asked.request
         segments = await self._encode(request, self._encoder(request), prompt)
         given = [token for segment in segments for token in segment if token is not None]
-        params = self._within_limits(request, asked.params, len(given))
+        params = self._within_limits(request, params, len(given))
         check_prompt(segments, params, self._lm.max_length, self._vocab_size)
         writer: ChoiceWriter | InfillWriter
         if isinstance(request, InfillRequest):
@@ -333,7 +348,6 @@ class _Asked:
     """What all choices of a request share; `arrived` as `time.time()`."""
 
     request: GenerationRequest
-    params: SamplingParams
     cache_salt: str
     arrived: float
 
@@ -359,38 +373,3 @@ def _refusal(error: ValueError, request: GenerationRequest) -> RequestError:
         return RequestError(message, param=request.prompt_logprobs_field())
     known = field if field in type(request).model_fields else None
     return RequestError(message, param=_FIELD_OF_PARAM.get(field, known))
-
-
-async def _merge(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:
-    """The pieces of all streams as they come; the first error ends all."""
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as only:
-            async for piece in only:
-                yield piece
-        return
-    merged: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
-
-    async def forward(stream: AsyncGenerator[Piece, None]) -> None:
-        try:
-            async for piece in stream:
-                merged.put_nowait(piece)
-        except Exception as error:  # raised where the pieces are read
-            merged.put_nowait(error)
-        else:
-            merged.put_nowait(None)
-
-    tasks = [asyncio.create_task(forward(stream)) for stream in streams]
-    try:
-        num_open = len(tasks)
-        while num_open:
-            item = await merged.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                num_open -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,68 +1,23 @@
 """One answer being written: the engine's outputs in, pieces of text out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from a2d_ray.generation.decoding.denoise import TokenLogprob
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import StepOutput
-from a2d_ray.serving.openai.pieces import Candidate, CanvasToken, Counts, Piece, TokenInfo
+from a2d_ray.serving.model.tokens import TextOffsets, TokenReader, text_inside
+from a2d_ray.serving.openai.pieces import Candidate, Counts, Piece, TokenInfo
 from a2d_ray.serving.openai.protocol import GenerationRequest
 from a2d_ray.text.stream import TextStream, decode
-
-
-class TokenReader:
-    """Texts of single tokens, for canvases and log-probabilities.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer; used by one thread.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.text = lru_cache(maxsize=65536)(lambda token_id: _text_inside(tokenizer, [token_id]))
-
-    def infos(self, entries: Iterable[TokenLogprob]) -> tuple[TokenInfo, ...]:
-        """Tokens with their log-probabilities."""
-        return tuple(
-            TokenInfo(
-                self.text(entry.token_id),
-                entry.logprob,
-                tuple((self.text(token_id), logprob) for token_id, logprob in entry.top),
-            )
-            for entry in entries
-        )
-
-    def candidates(self, entry: TokenLogprob) -> tuple[Candidate, ...]:
-        """A token of a prompt, and the most likely ones in its place."""
-        likely = tuple(
-            Candidate(token_id, self.text(token_id), logprob, rank)
-            for rank, (token_id, logprob) in enumerate(entry.top, 1)
-        )
-        if entry.token_id in (each.token_id for each in likely):
-            return likely
-        return (Candidate(entry.token_id, self.text(entry.token_id), entry.logprob, None), *likely)
-
-    def read(self, output: StepOutput) -> tuple[CanvasToken | None, ...]:
-        """What the canvas holds behind the final text: drafts, or the block from its first mask."""
-        first = 0
-        if not output.is_draft:
-            first = output.canvas.index(None) if None in output.canvas else len(output.canvas)
-        pairs = zip(output.canvas[first:], output.canvas_confidence[first:], strict=True)
-        return tuple(
-            None
-            if token_id is None or confidence is None
-            else CanvasToken(self.text(token_id), confidence)
-            for token_id, confidence in pairs
-        )
 
 
 class ChoiceWriter:
     """Turns the outputs of one request to the engine into the pieces of one choice.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: the checkpoint's; ids to text and back.
         reader: of the tokenizer.
         request: what was asked.
         index: the choice.
@@ -93,9 +48,11 @@ class ChoiceWriter:
         self._prompt_ids = prompt_ids
         self._num_prompt_tokens = len(prompt_ids) if is_first else 0
         self._mode = request.stream_mode()
-        self._pending = echo
+        self._echo = self._pending = echo
         self._num_echoed = len(prompt_ids) if request.scores_echo() else 0
         self._infos = list[TokenInfo]()
+        self._text_offsets = TextOffsets(tokenizer, reader)
+        self._offsets = list[int]()  # of the first infos: those that are certain
         self._has_stop = bool(params.stop)
         self._num_told = 0
 
@@ -103,9 +60,13 @@ class ChoiceWriter:
         """Takes a round's output; the piece that is due, its last one with a finish reason."""
         if self._request.max_tokens == 0:
             output = replace(output, token_ids=(), logprobs=None)
-        if self._num_echoed and not self._infos:
-            self._infos += self._prompt_infos(output)
-        self._infos += self._reader.infos(output.logprobs or ())
+        if self._num_echoed and not self._infos and output.prompt_logprobs is not None:
+            self._infos += self._prompt_infos(output.prompt_logprobs)
+            self._offsets += self._text_offsets.push(self._prompt_ids, self._echo)
+            self._offsets += self._text_offsets.finish(len(self._echo))
+        entries = output.logprobs or ()
+        self._infos += map(self._reader.info, entries)
+        self._offsets += self._text_offsets.push(entry.token_id for entry in entries)
         self._pending += self._text.push(output.token_ids)
         if output.finish_reason is not None:
             self._pending += self._text.finish()
@@ -126,11 +87,10 @@ class ChoiceWriter:
             stop_reason=self._stop_reason(output),
         )
 
-    def _prompt_infos(self, output: StepOutput) -> Iterator[TokenInfo]:
-        """Tokens of the prompt, once they are known."""
-        if output.prompt_logprobs is not None:
-            yield TokenInfo(self._reader.text(self._prompt_ids[0]), None, ())
-            yield from self._reader.infos(output.prompt_logprobs)
+    def _prompt_infos(self, entries: Sequence[TokenLogprob]) -> Iterator[TokenInfo]:
+        """Tokens of the prompt."""
+        yield TokenInfo(self._reader.name(self._prompt_ids[0]), None, ())
+        yield from map(self._reader.info, entries)
 
     def _candidates(self, output: StepOutput) -> tuple[tuple[Candidate, ...] | None, ...] | None:
         """The likely tokens in each place of the prompt, if they were asked for."""
@@ -149,10 +109,13 @@ class ChoiceWriter:
         is it known which tokens belong to it."""
         if self._has_stop and not is_last:
             return ()
-        end = min(self._num_echoed + self._text.num_tokens, len(self._infos))
-        due = self._infos[self._num_told : end]
+        if is_last:
+            self._offsets += self._text_offsets.finish()
+        end = min(self._num_echoed + self._text.num_tokens, len(self._offsets))
+        due = slice(self._num_told, end)
         self._num_told = max(self._num_told, end)
-        return tuple(due)
+        pairs = zip(self._infos[due], self._offsets[due], strict=True)
+        return tuple(replace(info, offset=offset) for info, offset in pairs)
 
     def _is_due(self, output: StepOutput) -> bool:
         if self._mode == "denoise":
@@ -165,7 +128,7 @@ class InfillWriter:
     """Turns the outputs of a request with holes into the one piece of its answer.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: the checkpoint's; ids to text and back.
         parts: texts and numbers of masked tokens, as `LanguageModel.encode_infill` takes them.
         ids: of the whole text, None where masked.
     """
@@ -201,7 +164,7 @@ class InfillWriter:
             is_inside = start > 0  # at the beginning a decoder drops its first space
             ids = self._ids[start : start + size]
             num_read = num_read + size
-            yield _text_inside(self._tokenizer, ids) if is_inside else decode(self._tokenizer, ids)
+            yield text_inside(self._tokenizer, ids) if is_inside else decode(self._tokenizer, ids)
 
 
 def _counts(output: StepOutput, num_prompt_tokens: int, num_tokens: int) -> Counts:
@@ -214,12 +177,3 @@ def _counts(output: StepOutput, num_prompt_tokens: int, num_tokens: int) -> Coun
         num_drafted=output.num_drafted,
         num_accepted=output.num_accepted,
     )
-
-
-def _text_inside(tokenizer: Any, token_ids: Sequence[int]) -> str:
-    """What tokens add to a text. Some decoders drop the space that begins a text: of two copies
-    the second one keeps its own.
-    """
-    once = decode(tokenizer, token_ids)
-    twice = decode(tokenizer, [*token_ids, *token_ids])
-    return f" {once}" if twice == f"{once} {once}" else once

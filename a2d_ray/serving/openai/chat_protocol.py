@@ -6,9 +6,16 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from a2d_ray.http.errors import RequestError
-from a2d_ray.serving.openai.options import Strict, only
+from a2d_ray.serving.openai.options import Strict, ignored, only
 from a2d_ray.serving.openai.protocol import GenerationRequest, RequestPrompt, TemplateOptions
-from a2d_ray.serving.openai.structured import NamedTool, Tool, ToolCall, ToolChoice, describe_tools
+from a2d_ray.serving.openai.structured import (
+    AllowedToolsChoice,
+    NamedTool,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    describe_tools,
+)
 
 
 class TextPart(Strict):
@@ -16,6 +23,9 @@ class TextPart(Strict):
 
     type: Literal["text"]
     text: str
+    annotations: Any = ignored()
+    cache_control: Any = ignored()
+    prompt_cache_breakpoint: Any = ignored()
 
 
 class ChatMessage(Strict):
@@ -25,11 +35,26 @@ class ChatMessage(Strict):
     content: str | list[TextPart] | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
-    name: Any = only()
+    # What other servers and clients write beside it; who thought, forgets it for the next turn.
+    name: Any = ignored()
+    id: Any = ignored()
+    type: Any = ignored()
+    index: Any = ignored()
+    status: Any = ignored()
+    metadata: Any = ignored()
+    annotations: Any = ignored()
+    cache_control: Any = ignored()
+    extra_content: Any = ignored()
+    provider_specific_fields: Any = ignored()
+    reasoning: Any = ignored()
+    reasoning_content: Any = ignored()
+    reasoning_details: Any = ignored()
+    thinking_blocks: Any = ignored()
+    # What a model would read.
     function_call: Any = only()
-    refusal: Any = only()
+    refusal: Any = only("")
     audio: Any = only()
-    annotations: Any = only([])
+    prefix: Any = only(False)
 
     @model_validator(mode="after")
     def _check_content(self) -> Self:
@@ -43,7 +68,8 @@ class ChatMessage(Strict):
         """The message as chat templates take it: calls and results of tools are text there."""
         parts = self.content or ""
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        text += "\n".join(call.to_text() for call in self.tool_calls or [])
+        lines = [text] if text or not self.tool_calls else []
+        text = "\n".join(lines + [call.to_text() for call in self.tool_calls or []])
         if self.role == "tool":
             return {"role": "user", "content": f"<tool_response>\n{text}\n</tool_response>"}
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
@@ -51,7 +77,13 @@ class ChatMessage(Strict):
 
 def chat_prompt(messages: Sequence[ChatMessage], tools: Sequence[Tool] | None) -> RequestPrompt:
     """A chat as its template takes it; the tools are part of what the system says."""
-    chat = [message.to_chat() for message in messages]
+    chat = list[dict[str, str]]()
+    for last, message in zip([None, *messages], messages, strict=False):
+        turn = message.to_chat()
+        if last is not None and last.role == message.role == "tool":
+            chat[-1]["content"] += f"\n{turn['content']}"  # results of one answer are one turn
+        else:
+            chat.append(turn)
     if tools:
         told = describe_tools(tools)
         if chat[0]["role"] == "system":
@@ -77,25 +109,37 @@ class ChatCompletionRequest(GenerationRequest):
     chat_template_kwargs: TemplateOptions | None = Field(
         None, max_length=16, description="What the model's template reads: enable_thinking, say."
     )
-    parallel_tool_calls: Any = only(True, False)
+    parallel_tool_calls: bool | None = Field(
+        None, description="false: one call at most. Otherwise an answer may hold several."
+    )
     functions: Any = only([])
     function_call: Any = only("none", "auto")
     modalities: Any = only(["text"])
     audio: Any = only()
-    prediction: Any = only()
-    reasoning_effort: Any = only("none")
+    reasoning_effort: Any = only("none", "medium")
     verbosity: Any = only("medium")
     web_search_options: Any = only()
-    store: Any = only(False)
+    # Of other servers, or, as a prediction, what only speed depends on.
+    prediction: Any = ignored()
+    include_reasoning: Any = ignored()
+    separate_reasoning: Any = ignored()
+    stream_reasoning: Any = ignored()
+    add_special_tokens: Any = only(False)
+    chat_template: Any = only()
+    documents: Any = only([])
+    mm_processor_kwargs: Any = only({})
+    reasoning: Any = only()
+    thinking: Any = only({"type": "disabled"})
 
     @model_validator(mode="after")
     def _check_chat(self) -> Self:
-        if None not in (self.max_tokens, self.max_completion_tokens):
+        lengths = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(lengths) > 1:
             raise RequestError(
                 "max_tokens and max_completion_tokens mean the same: send one of them",
                 param="max_completion_tokens",
             )
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs=true", param="top_logprobs")
         if self.add_generation_prompt is (bool(self.continue_final_message)):
             raise RequestError(
@@ -113,11 +157,11 @@ class ChatCompletionRequest(GenerationRequest):
         choice = self.tool_choice
         if choice not in (None, "none", "auto") and not names:
             raise RequestError("tool_choice needs tools", param="tool_choice")
-        if isinstance(choice, NamedTool) and choice.function.name not in names:
-            raise RequestError(
-                f"tool_choice names {choice.function.name!r}, which is none of {names}",
-                param="tool_choice",
-            )
+        for name in self._named_tools():
+            if name not in names:
+                raise RequestError(
+                    f"tool_choice names {name!r}, which is none of {names}", param="tool_choice"
+                )
         for field in self.forms() if self.usable_tools() else ():
             raise RequestError(
                 f"{field} and tools exclude each other: send tool_choice='none' or no {field}",
@@ -132,14 +176,26 @@ class ChatCompletionRequest(GenerationRequest):
         """The tools that this answer may call."""
         if self.tool_choice == "none":
             return []
+        wanted = self._named_tools()
+        return [t for t in self.tools or [] if not wanted or t.function.name in wanted]
+
+    def _named_tools(self) -> list[str]:
+        """Names of the tools that `tool_choice` leaves; empty: all of them."""
         if isinstance(self.tool_choice, NamedTool):
-            wanted = self.tool_choice.function.name
-            return [tool for tool in self.tools or [] if tool.function.name == wanted]
-        return self.tools or []
+            return [self.tool_choice.function.name]
+        if isinstance(self.tool_choice, AllowedToolsChoice):
+            return [tool.function.name for tool in self.tool_choice.allowed_tools.tools]
+        return []
 
     def is_call_required(self) -> bool:
         """Whether the answer must be a call."""
+        if isinstance(self.tool_choice, AllowedToolsChoice):
+            return self.tool_choice.allowed_tools.mode == "required"
         return self.tool_choice not in (None, "auto", "none")
+
+    def is_one_call(self) -> bool:
+        """Whether the answer may hold one call only: what is asked for, or a tool by its name."""
+        return self.parallel_tool_calls is False or isinstance(self.tool_choice, NamedTool)
 
     def constraint(self) -> str | None:
         """The field that gives the answer a form; None: it is free."""

@@ -25,7 +25,7 @@ from a2d_ray.serving.openai.responses import (
     Usage,
     prompt_logprobs_of,
 )
-from a2d_ray.serving.openai.structured import may_be_call, parse_call
+from a2d_ray.serving.openai.structured import may_be_call, parse_calls
 
 
 class Format(Protocol):
@@ -73,16 +73,16 @@ class ChatFormat:
         return [self._chunk(index, Delta(role="assistant", content=""))]
 
     def chunks(self, piece: Piece) -> list[BaseModel]:
-        """One chunk for the text, one for the end. A call comes as a whole, in one chunk."""
-        text, call = self._without_call(piece)
+        """One chunk for the text, one for the end. Calls come as a whole, in one chunk."""
+        text, calls = self._without_calls(piece)
         made: list[BaseModel] = []
         logprobs = self._logprobs(piece.logprobs) if piece.logprobs else None
-        if text or call or piece.canvas is not None or logprobs:
-            calls = call and [call.model_copy(update={"index": 0})]
-            delta = Delta(content=text or None, tool_calls=calls)
+        if text or calls or piece.canvas is not None or logprobs:
+            numbered = [call.model_copy(update={"index": i}) for i, call in enumerate(calls)]
+            delta = Delta(content=text or None, tool_calls=numbered or None)
             made.append(self._chunk(piece.index, delta, None, CanvasBody.of(piece), logprobs))
         if piece.finish_reason is not None:
-            reason = "tool_calls" if call else piece.finish_reason
+            reason = "tool_calls" if calls else piece.finish_reason
             made.append(self._chunk(piece.index, Delta(), reason, stop_reason=piece.stop_reason))
         return made
 
@@ -93,35 +93,35 @@ class ChatFormat:
     def _choice(self, pieces: Sequence[Piece]) -> ChatChoice:
         text = "".join(piece.text for piece in pieces)
         last = pieces[-1]
-        call = self._call(text) if last.finish_reason == "stop" else None
+        calls = self._calls(text) if last.finish_reason == "stop" else []
         infos = [info for piece in pieces for info in piece.logprobs]
         message = AssistantMessage(content=text)
-        if call is not None:
-            message = AssistantMessage(content=None, tool_calls=[call])
+        if calls:
+            message = AssistantMessage(content=None, tool_calls=calls)
         return ChatChoice(
             index=last.index,
             message=message,
             logprobs=self._logprobs(infos),
-            finish_reason="tool_calls" if call else last.finish_reason or "",
+            finish_reason="tool_calls" if calls else last.finish_reason or "",
             stop_reason=last.stop_reason,
         )
 
-    def _without_call(self, piece: Piece) -> tuple[str, MessageToolCall | None]:
-        """Text that is no call for certain, and the call that has become complete."""
+    def _without_calls(self, piece: Piece) -> tuple[str, list[MessageToolCall]]:
+        """Text that is no call for certain, and the calls that have become complete."""
         if not self._has_tools:
-            return piece.text, None
+            return piece.text, []
         text = self._held.pop(piece.index, "") + piece.text
         if piece.finish_reason is None and may_be_call(text):
             self._held[piece.index] = text
-            return "", None
-        call = self._call(text) if piece.finish_reason == "stop" else None
-        return ("" if call else text), call
+            return "", []
+        calls = self._calls(text) if piece.finish_reason == "stop" else []
+        return ("" if calls else text), calls
 
-    def _call(self, text: str) -> MessageToolCall | None:
-        found = parse_call(text) if self._has_tools else None
-        if found is None:
-            return None
-        return MessageToolCall(function=FunctionCall(name=found[0], arguments=found[1]))
+    def _calls(self, text: str) -> list[MessageToolCall]:
+        return [
+            MessageToolCall(function=FunctionCall(name=name, arguments=arguments))
+            for name, arguments in (parse_calls(text) if self._has_tools else ())
+        ]
 
     def _logprobs(self, infos: Sequence[TokenInfo]) -> ChatLogprobs | None:
         return ChatLogprobs.of(infos) if self._has_logprobs else None
@@ -158,7 +158,6 @@ class CompletionFormat:
     def __init__(self, model: str, *, has_logprobs: bool = False) -> None:
         self._envelope = Envelope(id=f"cmpl-{uuid.uuid4().hex}", model=model).model_dump()
         self._has_logprobs = has_logprobs
-        self._offsets: dict[int, int] = {}  # characters of a choice's tokens so far
 
     def whole(self, choices: Sequence[Sequence[Piece]]) -> Completion:
         """The complete answer."""
@@ -170,9 +169,7 @@ class CompletionFormat:
                     text="".join(piece.text for piece in pieces),
                     finish_reason=pieces[-1].finish_reason,
                     stop_reason=pieces[-1].stop_reason,
-                    logprobs=self._logprobs(
-                        pieces[-1].index, [info for piece in pieces for info in piece.logprobs]
-                    ),
+                    logprobs=self._logprobs([i for piece in pieces for i in piece.logprobs]),
                     prompt_logprobs=prompt_logprobs_of(pieces[-1]),
                 )
                 for pieces in choices
@@ -192,7 +189,7 @@ class CompletionFormat:
             finish_reason=piece.finish_reason,
             stop_reason=piece.stop_reason,
             diffusion=CanvasBody.of(piece),
-            logprobs=self._logprobs(piece.index, piece.logprobs),
+            logprobs=self._logprobs(piece.logprobs),
         )
         return [Completion(**self._envelope, choices=[choice])]
 
@@ -200,12 +197,8 @@ class CompletionFormat:
         """The chunk that carries the usage."""
         return Completion(**self._envelope, choices=[], usage=usage)
 
-    def _logprobs(self, index: int, infos: Sequence[TokenInfo]) -> CompletionLogprobs | None:
-        if not self._has_logprobs:
-            return None
-        offset = self._offsets.get(index, 0)
-        self._offsets[index] = offset + sum(len(info.text) for info in infos)
-        return CompletionLogprobs.of(infos, offset)
+    def _logprobs(self, infos: Sequence[TokenInfo]) -> CompletionLogprobs | None:
+        return CompletionLogprobs.of(infos) if self._has_logprobs else None
 
 
 def _usage(choices: Sequence[Sequence[Piece]]) -> Usage:

@@ -1,8 +1,9 @@
 """What requests are made of: strict types, and the options that only diffusion has."""
 
 import json
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self, cast
+from collections.abc import Iterable, Iterator
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -24,20 +25,45 @@ def only(*neutral: Any) -> Any:
     return Field(None, json_schema_extra={"enum": [None, *neutral]})
 
 
+def ignored() -> Any:
+    """A field that others send and that cannot change the answer: accepted with any value."""
+    return Field(None, exclude=True, description="Accepted, and without effect here.")
+
+
 class Strict(Plain):
     """`Plain`, and fields that take neutral values `only`."""
 
     @field_validator("*", mode="before")
     @classmethod
     def _check_neutral(cls, value: Any, info: ValidationInfo) -> Any:
-        extra = cls.model_fields[info.field_name or ""].json_schema_extra
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, float) and value.is_integer() and _is_whole(field.annotation):
+            return int(value)  # 1.0: some languages have no other numbers
+        extra = field.json_schema_extra
         if not isinstance(extra, dict):
             return value
         neutral = cast(list[Any], extra["enum"])
-        if not any(type(value) is type(n) and value == n for n in neutral):
+        if not any(value == n and isinstance(value, bool) == isinstance(n, bool) for n in neutral):
             allowed = " or ".join(map(json.dumps, neutral[1:])) or "null"
             raise ValueError(f"{value!r} is not supported: leave it out or send {allowed}")
         return value
+
+
+def _is_whole(annotation: Any) -> bool:
+    """Whether a field takes integers, and no other numbers."""
+    kinds = set(_kinds(annotation))
+    return int in kinds and float not in kinds
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """What a union is made of, without the bounds of its parts."""
+    if get_origin(annotation) is Annotated:
+        yield from _kinds(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for kind in get_args(annotation):
+            yield from _kinds(kind)
+    else:
+        yield annotation
 
 
 def optional(section: type[BaseModel], names: Iterable[str]) -> dict[str, Any]:
@@ -87,5 +113,8 @@ class DiffusionOptions(_DecodingOptions):
 class StreamOptions(Strict):
     """Options of a streamed answer."""
 
-    include_usage: bool = False
-    include_obfuscation: Any = only(False)
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(
+        None, description="With include_usage: in every chunk what it has cost so far (vLLM's)."
+    )
+    include_obfuscation: Any = ignored()

@@ -45,18 +45,35 @@ class CanvasToken:
 
 
 @dataclass(frozen=True)
+class TokenName:
+    """What a token is called.
+
+    Attributes:
+        token_id: the token.
+        text: its text alone; ``bytes:\\xe9`` for a part of a character, else ``token_id:5``.
+        code: its bytes; None without text.
+    """
+
+    token_id: int
+    text: str
+    code: bytes | None
+
+
+@dataclass(frozen=True)
 class TokenInfo:
     """How likely a token was at the step that committed it, or in the prompt.
 
     Attributes:
-        text: its text alone.
+        name: of the token.
         logprob: nats; None for the first token of a prompt, before which there is nothing.
-        top: (text, log-probability) of the most likely tokens there, best first.
+        top: (name, log-probability) of the most likely tokens there, best first.
+        offset: characters of the text before it.
     """
 
-    text: str
+    name: TokenName
     logprob: float | None
-    top: tuple[tuple[str, float], ...]
+    top: tuple[tuple[TokenName, float], ...]
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +82,7 @@ class Candidate:
 
     Attributes:
         token_id: the token.
-        text: its text alone.
+        text: its name.
         logprob: nats.
         rank: 1 for the most likely one; None for what is not among the alternatives asked for.
     """

@@ -1,7 +1,8 @@
 """Requests, in OpenAI's names plus one extra object, ``diffusion``. Imports nothing heavy.
 
-A field that OpenAI has and we do not is listed with the values that ask for nothing (`only`); any
-other value is an error that names the field. So is a field that nobody knows.
+A field of OpenAI or of another server that we do not have is listed: with any value, if it cannot
+change the answer (`ignored`); else with the values that ask for nothing (`only`), and any other one
+is an error that names the field. So is a field that nobody knows.
 """
 
 from collections.abc import Iterable
@@ -12,7 +13,14 @@ from pydantic import Field, field_validator, model_validator
 from a2d_ray.config import AR_RULES, GRAMMAR_RULES, SamplingSection, override
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.http.errors import RequestError
-from a2d_ray.serving.openai.options import DiffusionOptions, StreamMode, StreamOptions, Strict, only
+from a2d_ray.serving.openai.options import (
+    DiffusionOptions,
+    StreamMode,
+    StreamOptions,
+    Strict,
+    ignored,
+    only,
+)
 from a2d_ray.serving.openai.structured import (
     Choices,
     ResponseFormat,
@@ -52,7 +60,9 @@ class GenerationRequest(Strict):
     max_tokens: int | None = Field(None, ge=1)
     min_tokens: int | None = Field(None, ge=0)
     n: int | None = Field(None, ge=1, le=128)
-    temperature: float | None = Field(None, ge=0, le=2, description="0, or at least 0.01.")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="Below 0.01: 0.01; below 0.00001: 0."
+    )
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, description="-1 and 0: all tokens.")
     min_p: float | None = Field(None, ge=0, le=1)
@@ -71,12 +81,12 @@ class GenerationRequest(Strict):
         None,
         ge=0,
         le=20,
-        description="Report log-probabilities of the prompt's tokens, with so many alternatives "
+        description="Report log-probabilities of the prompt's tokens, with N alternatives "
         "(vLLM's field); needs a model with an AR mode.",
     )
     response_format: ResponseFormat | None = None
     truncate_prompt_tokens: int | None = Field(
-        None, ge=1, description="Keep only the prompt's last so many tokens (vLLM's field)."
+        None, ge=1, description="Keep only the prompt's last N tokens (vLLM's field)."
     )
     structured_outputs: StructuredOutputs | None = Field(None, description="vLLM's field.")
     guided_json: Schema | None = Field(None, description="Older than `structured_outputs`.")
@@ -95,11 +105,46 @@ class GenerationRequest(Strict):
     prompt_cache_key: str | None = Field(
         None, description="Requests of one key go to one replica, while it has room."
     )
-    # Names of the caller, which change nothing.
-    user: str | None = None
-    metadata: dict[str, str] | None = None
-    safety_identifier: str | None = None
-    service_tier: Any = only("auto", "default")
+    # Names of the caller and of the request, places in a queue, and what is kept of the answer.
+    user: Any = ignored()
+    metadata: Any = ignored()
+    safety_identifier: Any = ignored()
+    request_id: Any = ignored()
+    rid: Any = ignored()
+    priority: Any = ignored()
+    service_tier: Any = ignored()
+    store: Any = ignored()
+    prompt_cache_retention: Any = ignored()
+    # How other servers decode, and which texts they make of tokens.
+    best_of: Any = only(1)
+    use_beam_search: Any = only(False)
+    early_stopping: Any = only(False)
+    length_penalty: Any = only(1)
+    typical_p: Any = only(1)
+    allowed_token_ids: Any = only()
+    bad_words: Any = only([])
+    logits_processors: Any = only([])
+    thinking_token_budget: Any = only()
+    skip_special_tokens: Any = only(True)
+    spaces_between_special_tokens: Any = ignored()
+    detokenize: Any = only(True)
+    no_stop_trim: Any = only(False)
+    add_special_tokens: Any = only()
+    return_tokens_as_token_ids: Any = only(False)
+    return_token_ids: Any = only(False)
+    return_hidden_states: Any = only(False)
+    echo: Any = only(False)
+    # Forms under names of other servers, and how they are made.
+    regex: Any = only()
+    ebnf: Any = only()
+    json_schema: Any = only()
+    structural_tag: Any = only()
+    guided_decoding_backend: Any = only()
+    guided_whitespace_pattern: Any = only()
+    # Parts of other servers.
+    lora_path: Any = only()
+    kv_transfer_params: Any = only()
+    vllm_xargs: Any = only({})
 
     @field_validator("stop")
     @classmethod
@@ -153,7 +198,12 @@ class GenerationRequest(Strict):
 
     def is_usage_streamed(self) -> bool:
         """Whether a last chunk shall carry the usage."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def is_usage_in_chunks(self) -> bool:
+        """Whether every chunk shall carry what it has cost so far."""
+        options = self.stream_options
+        return self.is_usage_streamed() and bool(options and options.continuous_usage_stats)
 
     def constraint(self) -> str | None:
         """The field that gives the answer a form; None: it is free."""
@@ -230,6 +280,8 @@ class GenerationRequest(Strict):
         asked |= (self.diffusion or DiffusionOptions()).asked()
         asked |= {"max_new_tokens": self.max_new_tokens(), "logprobs": self.num_logprobs()}
         asked["prompt_logprobs"] = self.num_prompt_logprobs()
+        if self.temperature is not None:
+            asked["temperature"] = _usable(self.temperature)
         if self.top_k is not None:
             asked["top_k"] = max(self.top_k, 0)
         if self.logit_bias is not None:
@@ -256,8 +308,8 @@ class CompletionRequest(GenerationRequest):
     max_tokens: int | None = Field(None, ge=0, description="0, with echo: only the prompt.")
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
-    suffix: Any = only()
-    best_of: Any = only(1)
+    suffix: Any = only("")
+    add_special_tokens: Any = only(True)
 
     @model_validator(mode="after")
     def _check_echo(self) -> Self:
@@ -312,6 +364,11 @@ class CompletionRequest(GenerationRequest):
         if is_score and self.ignore_eos is None and self.constraint() is None:
             return params.model_copy(update={"ignore_eos": True})
         return params
+
+
+def _usable(temperature: float) -> float:
+    """The nearest temperature that logits survive, as vLLM has it: next to nothing is greedy."""
+    return 0.0 if temperature < 1e-5 else max(temperature, 0.01)
 
 
 def _as_ids(ids: Iterable[Any]) -> list[int]:

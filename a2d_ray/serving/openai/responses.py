@@ -3,12 +3,11 @@
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
-from a2d_ray.serving.openai.pieces import Candidate, Counts, Piece, TokenInfo
+from a2d_ray.serving.openai.pieces import Candidate, Counts, Piece, TokenInfo, TokenName
 
 
 class DiffusionUsage(BaseModel):
@@ -126,10 +125,10 @@ class TopLogprob(BaseModel):
     bytes: list[int] | None
 
     @classmethod
-    def of(cls, text: str, logprob: float) -> Self:
-        """The entry of a token; half a character has no bytes of its own here."""
-        code = None if "\ufffd" in text else list(text.encode(errors="replace"))
-        return cls(token=text, logprob=logprob, bytes=code)
+    def of(cls, name: TokenName, logprob: float) -> Self:
+        """The entry of a token."""
+        code = None if name.code is None else list(name.code)
+        return cls(token=name.text, logprob=logprob, bytes=code)
 
 
 class TokenLogprobBody(TopLogprob):
@@ -150,8 +149,8 @@ class ChatLogprobs(BaseModel):
         entries = []
         for info in infos:
             assert info.logprob is not None, "a chat's answer has no token without one"
-            entry = TokenLogprobBody.of(info.text, info.logprob)
-            top = [TopLogprob.of(text, logprob) for text, logprob in info.top]
+            entry = TokenLogprobBody.of(info.name, info.logprob)
+            top = [TopLogprob.of(name, logprob) for name, logprob in info.top]
             entries.append(entry.model_copy(update={"top_logprobs": top}))
         return cls(content=entries)
 
@@ -165,18 +164,22 @@ class CompletionLogprobs(BaseModel):
     text_offset: list[int]
 
     @classmethod
-    def of(cls, infos: Sequence[TokenInfo], offset: int) -> Self:
-        """Columns of tokens; the first one's text begins at `offset`."""
-        starts = accumulate((len(info.text) for info in infos), initial=offset)
+    def of(cls, infos: Sequence[TokenInfo]) -> Self:
+        """Columns of tokens."""
         return cls(
-            tokens=[info.text for info in infos],
+            tokens=[info.name.text for info in infos],
             token_logprobs=[info.logprob for info in infos],
-            # Different tokens may have one text (half characters): the likeliest of them stays.
-            top_logprobs=[
-                None if info.logprob is None else dict(reversed(info.top)) for info in infos
-            ],
-            text_offset=list(starts)[: len(infos)],
+            top_logprobs=[None if info.logprob is None else _by_name(info.top) for info in infos],
+            text_offset=[info.offset for info in infos],
         )
+
+
+def _by_name(top: Iterable[tuple[TokenName, float]]) -> dict[str, float]:
+    """Log-probabilities by name; of two tokens with one text the less likely goes by its id."""
+    found: dict[str, float] = {}
+    for name, logprob in top:
+        found[f"token_id:{name.token_id}" if name.text in found else name.text] = logprob
+    return found
 
 
 class PromptLogprob(BaseModel):

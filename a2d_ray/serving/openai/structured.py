@@ -5,15 +5,22 @@ The form becomes a grammar of llguidance (`a2d_ray.serving.model.grammars`); und
 """
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from a2d_ray.http.bodies import Plain, check_json
+from a2d_ray.serving.openai.options import ignored
+from a2d_ray.serving.openai.schemas import without_notes
 
 OPENING = "<tool_call>\n"
 CLOSING = "\n</tool_call>"
+_BETWEEN = "\n"  # of two calls
+_CALL = re.compile(rf'{OPENING}\{{"name": "([^"\n]+)", "arguments": (.*)\}}{CLOSING}')
+_CALLS = re.compile(rf"{_CALL.pattern}({_BETWEEN}{_CALL.pattern})*")
+_JSON_PIECE = re.compile(r'("(?:[^"\\]|\\.)*")|\s+|([:,])')
 
 
 class TextFormat(Plain):
@@ -115,13 +122,20 @@ def to_format(kind: str, value: Any) -> ResponseFormat:
     return JsonSchemaFormat(type="json_schema", json_schema=schema)
 
 
+def _or_any_object(parameters: Any) -> Any:
+    return {"type": "object"} if parameters is None else parameters
+
+
 class Function(Plain):
     """What a tool is called and takes."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     description: str | None = None
-    parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object"})
+    parameters: Annotated[dict[str, Any], BeforeValidator(_or_any_object)] = Field(
+        default_factory=lambda: {"type": "object"}
+    )
     strict: bool | None = None
+    cache_control: Any = ignored()
 
 
 class Tool(Plain):
@@ -129,6 +143,7 @@ class Tool(Plain):
 
     type: Literal["function"]
     function: Function
+    cache_control: Any = ignored()
 
 
 class FunctionName(Plain):
@@ -145,23 +160,28 @@ class NamedTool(Plain):
 
 
 class CalledFunction(Plain):
-    """A call in the history."""
+    """A call in the history; one without arguments may leave them out."""
 
     name: str
-    arguments: str
+    arguments: str | dict[str, Any] | None = None
+    provider_specific_fields: Any = ignored()
 
 
 class ToolCall(Plain):
     """A call in the history."""
 
-    id: str
-    type: Literal["function"]
     function: CalledFunction
+    id: str | None = None
+    type: Literal["function"] | None = None
+    index: Any = ignored()
+    cache_control: Any = ignored()
+    extra_content: Any = ignored()
+    provider_specific_fields: Any = ignored()
 
     @model_validator(mode="after")
     def _check_arguments(self) -> Self:
         try:
-            arguments = json.loads(self.function.arguments)
+            arguments = json.loads(self._arguments())
         except (ValueError, RecursionError):
             raise ValueError("function.arguments must be a JSON text") from None
         check_json(arguments)
@@ -169,11 +189,30 @@ class ToolCall(Plain):
 
     def to_text(self) -> str:
         """The call as the model writes it."""
-        arguments = json.loads(self.function.arguments)
-        return OPENING + _dump({"name": self.function.name, "arguments": arguments}) + CLOSING
+        name = _dump(self.function.name)
+        arguments = _spaced(self._arguments())
+        return f'{OPENING}{{"name": {name}, "arguments": {arguments}}}{CLOSING}'
+
+    def _arguments(self) -> str:
+        given = self.function.arguments or "{}"
+        return given if isinstance(given, str) else _dump(given)
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
+class AllowedTools(Plain):
+    """Some of the tools, which may or must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1)
+
+
+class AllowedToolsChoice(Plain):
+    """OpenAI's form of a choice among some of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice
 
 
 def describe_tools(tools: Sequence[Tool]) -> str:
@@ -191,42 +230,62 @@ def describe_tools(tools: Sequence[Tool]) -> str:
     )
 
 
-def tool_grammar(tools: list[Tool], *, is_required: bool) -> str:
-    """Lark grammar of a call of a tool, or else of text that does not begin with ``<``."""
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool.function.name},
-                "arguments": tool.function.parameters,
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-            "x-guidance": {"whitespace_flexible": False},
-        }
-        for tool in tools
+def tool_grammar(tools: list[Tool], *, is_required: bool, is_one: bool) -> str:
+    """Lark grammar of calls of tools, or else of text that does not begin with ``<``.
+
+    The parameters of each tool are a document of their own, so what they refer to stays in place.
+
+    Args:
+        tools: that may be called.
+        is_required: whether the answer must be a call.
+        is_one: whether it holds one call at most.
+    """
+    calls = [f"call{i}" for i in range(len(tools))]
+    lines = [
+        "start: " + ("calls" if is_required else "calls | TEXT"),
+        "calls: call" if is_one else f"calls: call ({json.dumps(_BETWEEN)} call)*",
+        "call: " + " | ".join(calls),
+        r"TEXT: /[^<](.|\n)*/",
     ]
-    rules = [f"call{i}: %json {json.dumps(schema)}" for i, schema in enumerate(calls)]
-    choice = " | ".join(f"call{i}" for i in range(len(calls)))
-    start = "start: call" if is_required else "start: call | TEXT"
-    opening = json.dumps(OPENING)
-    closing = json.dumps(CLOSING)
-    return "\n".join(
-        [start, f"call: {opening} ({choice}) {closing}", r"TEXT: /[^<](.|\n)*/", *rules]
-    )
+    for name, tool in zip(calls, tools, strict=True):
+        opening = json.dumps(f'{OPENING}{{"name": {_dump(tool.function.name)}, "arguments": ')
+        lines.append(f"{name}: {opening} {name}_arguments {json.dumps('}' + CLOSING)}")
+        schema = json.dumps(_arguments_schema(tool.function.parameters))
+        lines.append(f"{name}_arguments: %json {schema}")
+    return "\n".join(lines)
 
 
-def parse_call(text: str) -> tuple[str, str] | None:
-    """Name and arguments (a JSON text) of the call that an answer is; None if it is none."""
-    if not (text.startswith(OPENING) and text.endswith(CLOSING)):
-        return None
-    call = json.loads(text.removeprefix(OPENING).removesuffix(CLOSING))
-    return call["name"], _dump(call["arguments"])
+def _arguments_schema(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The schema of arguments, which are an object, in the spelling of `_spaced`."""
+    parameters = without_notes(parameters)
+    typed = parameters if "$ref" in parameters else {"type": "object"} | parameters
+    spelling = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    return typed | {"x-guidance": spelling}
+
+
+def parse_calls(text: str) -> list[tuple[str, str]]:
+    """Names and arguments (JSON texts, as they were written) of the calls that an answer is."""
+    if not _CALLS.fullmatch(text):
+        return []
+    return _CALL.findall(text)
 
 
 def may_be_call(text: str) -> bool:
     """Whether an answer that begins so may become a call."""
     return text.startswith(OPENING) or OPENING.startswith(text)
+
+
+def _spaced(text: str) -> str:
+    """A JSON text with the spaces that models are trained on; its values stay as they are spelled,
+    but for characters that an ASCII encoder has escaped."""
+    return _JSON_PIECE.sub(_spaced_piece, text)
+
+
+def _spaced_piece(found: re.Match[str]) -> str:
+    text, mark = found.groups()
+    if text is None:
+        return f"{mark} " if mark else ""
+    return _dump(json.loads(text)) if "\\u" in text else text
 
 
 def _dump(value: Any) -> str:

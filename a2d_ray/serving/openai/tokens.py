@@ -1,12 +1,12 @@
 """Text to token ids and back, in vLLM's forms."""
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, Field, model_validator
 
 from a2d_ray.http.errors import RequestError
 from a2d_ray.serving.openai.chat_protocol import ChatMessage, chat_prompt
-from a2d_ray.serving.openai.options import Strict
+from a2d_ray.serving.openai.options import Strict, ignored, only
 from a2d_ray.serving.openai.protocol import RequestPrompt, TemplateOptions
 from a2d_ray.serving.openai.structured import Tool
 
@@ -19,6 +19,12 @@ class TokenizeRequest(Strict):
     messages: list[ChatMessage] | None = Field(None, min_length=1)
     tools: list[Tool] | None = Field(None, max_length=128)
     chat_template_kwargs: TemplateOptions | None = Field(None, max_length=16)
+    add_generation_prompt: Any = only(True)
+    continue_final_message: Any = only(False)
+    add_special_tokens: Any = ignored()  # as the model's tokenizer and template have it
+    return_token_strs: Any = only(False)
+    chat_template: Any = only()
+    mm_processor_kwargs: Any = only({})
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:

@@ -1,5 +1,5 @@
 """Which requests belong together, so that one replica gets them and finds their prompt cached;
-and when they have become so many that others must help.
+and when there are too many of them for one replica.
 """
 
 import hashlib

@@ -24,7 +24,7 @@ def own_deployments() -> Mapping[str, DeploymentStatusOverview]:
 class DeploymentHealth:
     """Checks deployments against a status that is at most a second old.
 
-    The path is open to all: whoever asks must neither load Serve's controller nor read its words.
+    The path is open to all: a caller must neither load Serve's controller nor read its words.
 
     Args:
         ask: for the status of all deployments, by name; may block.

@@ -102,7 +102,7 @@ def running_server(config: ServeConfig) -> Iterator[str]:
 
 
 def exposure_warning(config: ServeConfig) -> str | None:
-    """What to know about an address that others reach without a key; None: nothing."""
+    """A warning about an address that others reach without a key; None where there is none."""
     if config.host in ("127.0.0.1", "::1", "localhost") or ApiKeys.read(config.security).digests:
         return None
     return open_to_all(config.security, f"{config.host}:{config.port}")
