@@ -244,7 +244,7 @@ def test_what_is_too_long_loses_its_oldest_tokens(models, serve):
     assert len(segments) == 3 and 0 < surplus < len(segments[0])
     params = SamplingParams(max_new_tokens=10, temperature=1.0)
     alone = [[lm.encode(text)[0][-502:]], cut, "one"]
-    wanted = [answer.text for answer in lm.generate(alone, params)]
+    wanted = [lm.generate([prompt], params)[0].text for prompt in alone]
     for backend in (LocalBackend(lm), serve(ModelServer(lm))):
         asked = requests([text, long, "one"], temperature=1.0)
         found = dict(backend.generate(asked))
