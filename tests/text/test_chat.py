@@ -72,7 +72,7 @@ def test_the_system_prompt_can_be_set(lm):
 
 
 def test_plain_continuation_takes_an_empty_prompt(lm):
-    from_nothing, from_text = lm.generate(["", "ab"], PARAMS)
+    from_nothing, from_text = (lm.generate([text], PARAMS)[0] for text in ("", "ab"))
     shown = talk(lm, "", "ab", chat=False)
     assert f"\n{visible(from_nothing.text)}\n" in shown
     assert f"\nab{visible(from_text.text)}\n" in shown

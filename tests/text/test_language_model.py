@@ -208,8 +208,10 @@ def test_load_refuses_bad_arguments(path, arguments, message):
 
 
 def test_untrained_model_says_what_to_do(path):
+    untrained = load(path, dtype="float32", device="cpu")
     with pytest.raises(ValueError, match="objective='bd3lm'"):
-        load(path, dtype="float32", device="cpu").generate(["x"])
+        untrained.generate(["x"], SamplingParams(rule="threshold"))
+    assert untrained.generate(["x"], SamplingParams(max_new_tokens=4))  # by its AR mode
 
 
 @pytest.mark.parametrize("prompt", [1.5, ["a"], None, [[5], "a"]])
