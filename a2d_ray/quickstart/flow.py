@@ -160,7 +160,7 @@ class _Quickstart:
             load = recipe.load_section(checkpoint)
             num_tasks = self.config.eval_tasks
             tasks = measure_checkpoint(load, recipe.TASKS, num_tasks, params, self.console)
-            answers = answer_questions(load, general_questions("test"), recipe.own_answer_params())
+            answers = answer_questions(load, self.questions("test"), recipe.own_answer_params())
             original = self.records["own answers"].result["held_out"]
             pairs = zip(answers, original, strict=True)
             return {"tasks": tasks, "same": sum(text == own for (text, _), own in pairs)}
