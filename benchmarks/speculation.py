@@ -21,6 +21,7 @@ from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
 from a2d_ray.quickstart.recipe import TASKS
 from a2d_ray.text.language_model import LanguageModel, load
+from benchmarks import quality
 from benchmarks.ar_baseline import ar_model
 from benchmarks.harness import Case, measure
 
@@ -65,19 +66,10 @@ def run(config: BenchmarkConfig) -> Iterator[Case]:
 
 
 @dataclass
-class Score:
-    """What a contender did on a task set."""
+class Score(quality.Score):
+    """What a contender did on a task set; of its answers, those that are rule ``ar``'s."""
 
-    cpu_s: float = 0.0
-    num_tokens: int = 0
-    num_forwards: int = 0
-    num_right: int = 0
     num_equal: int = 0
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Answer tokens, end of turn included, per CPU second."""
-        return self.num_tokens / self.cpu_s
 
 
 class _Bench:

@@ -170,17 +170,13 @@ class _Run:
         if not len(row_K):
             return []
         position_K = row_K + is_shifted
-        active = Active(
-            position_N=position_K,
-            id_N=torch.full_like(position_K, self.contract.mask_token_id),
-            is_masked_N=torch.ones_like(position_K, dtype=torch.bool),
-        )
+        active = Active.masked(position_K, self.contract.mask_token_id)
         return propose(logits_TV[row_K], active, self.decoder, self.state)[0].tolist()
 
     def ar_logits(self, x_T: Tensor) -> Tensor:
         """Logits of the AR mode that predict each position, [T, V]; position 0 by itself."""
         logits_TV = self.forward(x_T, torch.ones(len(x_T), len(x_T), dtype=torch.bool).tril())
-        return torch.cat([logits_TV[:1], logits_TV[:-1]])
+        return _shifted(logits_TV)
 
     def step(self, window: tuple[int, int], logits_TV: Tensor | None = None) -> None:
         """One denoise step of a window, by logits that are there already or by a forward."""
@@ -222,7 +218,7 @@ class _Run:
             un_T = self.x_T.masked_fill(is_given_T, self.contract.mask_token_id)
             logits_TV = guide(logits_TV, self.forward(un_T, mask_TT), params.cfg_scale)
         if self.contract.right_shift_logits or params.rule in AR_RULES:
-            logits_TV = torch.cat([logits_TV[:1], logits_TV[:-1]])
+            logits_TV = _shifted(logits_TV)
         return logits_TV
 
     def is_complete(self) -> bool:
@@ -255,3 +251,8 @@ class _Run:
             num_forwards=self.num_forwards,
             history=self.history,
         )
+
+
+def _shifted(logits_TV: Tensor) -> Tensor:
+    """Logits of the token before each position; those of position 0 are its own."""
+    return torch.cat([logits_TV[:1], logits_TV[:-1]])

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from a2d_ray.config import LoraSection
 from a2d_ray.config.errors import OptionError
 from a2d_ray.generation.decoding.params import SamplingParams
-from a2d_ray.generation.engine.drafting import Costs, best_plan
+from a2d_ray.generation.engine import runner
+from a2d_ray.generation.engine.drafting import (
+    PROBED_ROUNDS,
+    Acceptance,
+    Costs,
+    Drafter,
+    best_plan,
+)
 from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
 from a2d_ray.generation.reference import sample
 from a2d_ray.models.architectures import ARCHITECTURES
@@ -513,3 +520,44 @@ def test_holes_and_options_without_effect_are_refused():
     for options in ({"block_size": 4}, {"cfg_scale": 1.0}, {"remask_threshold": 0.1}):
         with pytest.raises(OptionError, match="has no effect with rule=speculate"):
             SamplingParams(rule="speculate", **options)
+
+
+KNEE = Costs({1: 1.0, 16: 1.1, 256: 17.0}, {1: 0.1, 16: 0.1, 256: 1.6})
+
+
+def test_a_request_whose_drafts_failed_tries_again_now_and_then():
+    """Without drafts its acceptance would stay what it was for ever."""
+    drafter = Drafter(measure=lambda: KNEE, acceptance=Acceptance())
+    own = Acceptance(accepted=0.1, refused=9.9)
+    params = SamplingParams(rule="speculate")
+    sizes = [drafter.plan(params, 0, own).num_drafts for _ in range(2 * PROBED_ROUNDS)]
+    assert [n for n, size in enumerate(sizes, 1) if size] == [PROBED_ROUNDS, 2 * PROBED_ROUNDS]
+    for _ in range(20):
+        own.count(2, 0)
+    assert drafter.plan(params, 0, own).num_drafts > 2
+    busy = Drafter(measure=lambda: KNEE, acceptance=Acceptance(), num_running=64)
+    hopeless = Acceptance(accepted=0.1, refused=9.9)
+    assert not any(busy.plan(params, 0, hopeless).num_drafts for _ in range(PROBED_ROUNDS))
+
+
+def test_a_new_request_begins_where_the_others_are_and_learns_faster():
+    others = Acceptance(accepted=90.0, refused=10.0)
+    own = others.of_a_request()
+    assert own.p == pytest.approx(0.9)
+    for acceptance in (own, others):
+        acceptance.count(0, 1)
+    assert own.p < others.p
+
+
+def test_costs_are_measured_once_per_model_and_ahead_where_drafts_are_the_default(monkeypatch):
+    model, calls = tiny_a2d_model("llama", seed=7), []
+    timed = runner.ModelRunner.timed
+    monkeypatch.setattr(
+        runner.ModelRunner, "timed", lambda self, run: calls.append(1) or timed(self, run)
+    )
+    make_engine(model, CAUSAL.model_copy(update={"ar_mode": None})).warm_up()
+    assert not calls, "a model without an AR mode drafts nothing"
+    make_engine(model).warm_up()
+    num_calls = len(calls)
+    make_engine(model).warm_up()
+    assert len(calls) == num_calls > 0

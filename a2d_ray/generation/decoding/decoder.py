@@ -31,6 +31,15 @@ class Active:
     id_N: Tensor
     is_masked_N: Tensor
 
+    @classmethod
+    def masked(cls, position_N: Tensor, mask_id: int) -> Self:
+        """Positions that are all masked."""
+        return cls(
+            position_N=position_N,
+            id_N=torch.full_like(position_N, mask_id),
+            is_masked_N=torch.ones_like(position_N, dtype=torch.bool),
+        )
+
 
 class TokenLogprob(NamedTuple):
     """How likely a token was at the step that committed it.

@@ -5,7 +5,7 @@ one only (linear), behind each of them (tree), or behind the most likely ends of
 Where the run ends elsewhere, the next round has no drafts (it is *cold*). p is the chance that one
 more draft is accepted.
 
-Source: SpecDiff and TiDAR (arXiv 2511.08923) for verifying and drafting in one forward.
+Source: TiDAR (arXiv 2511.08923) for verifying and drafting in one forward.
 """
 
 import math

@@ -203,12 +203,8 @@ class SpeculativeSequence:
     def draft(self, logits_KV: Tensor, output: StepOutput) -> StepOutput:
         """Takes the logits of `draft_rows`; the output of this round, with the drafts."""
         start = len(self._ids)
-        position_K = torch.arange(start, start + len(logits_KV))
-        active = Active(
-            position_N=position_K,
-            id_N=torch.full_like(position_K, self._decoder.mask_id),
-            is_masked_N=torch.ones_like(position_K, dtype=torch.bool),
-        )
+        positions = torch.arange(start, start + len(logits_KV))
+        active = Active.masked(positions, self._decoder.mask_id)
         ids_K, confidence_K = propose(logits_KV, active, self._decoder, self._state)
         self._drafts = _Drafts(tuple(ids_K.tolist()), tuple(confidence_K.tolist()))
         return replace(output, canvas=self._drafts.ids, canvas_confidence=self._drafts.confidence)
@@ -249,12 +245,7 @@ class SpeculativeSequence:
 
     def _choose(self, logits_1V: Tensor, position: int) -> TokenLogprob:
         """The AR mode's token at a position."""
-        position_N = torch.tensor([position])
-        active = Active(
-            position_N=position_N,
-            id_N=torch.tensor([self._decoder.mask_id]),
-            is_masked_N=torch.tensor([True]),
-        )
+        active = Active.masked(torch.tensor([position]), self._decoder.mask_id)
         commitment, self._state = denoise(logits_1V, active, self._decoder, self._state)
         return commitment.token_logprobs()[0]
 
