@@ -15,6 +15,7 @@ from a2d_ray.config import TrainConfig
 from a2d_ray.data.packing.packed import PackedSet, read_positions, to_packed_rows
 from a2d_ray.diffusion.layout import PackedRow
 from a2d_ray.models.checkpoint import load_checkpoint
+from a2d_ray.models.device import resolve_dtype
 from a2d_ray.training.optim import freeze_below, learning_rate, make_optimizer
 from benchmarks.bare_training import SCHEDULE_PLACES, within_budget
 
@@ -135,7 +136,8 @@ def padded_documents(rows: list[PackedRow]) -> tuple[Tensor, Tensor, Tensor]:
 
 def _loss(model: Any, ids_DL: Tensor, labels_DL: Tensor, is_real_DL: Tensor) -> Tensor:
     """Mean cross-entropy of the answers; logits only where one is predicted."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    dtype = resolve_dtype("auto", torch.device("cpu"))  # as diffusion runs compute here
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         hidden_DLH = model.model(
             input_ids=ids_DL, attention_mask=is_real_DL, use_cache=False
         ).last_hidden_state

@@ -11,8 +11,8 @@ import torch
 
 from a2d_ray.config import TrainConfig
 from a2d_ray.data.packing.packed import PackedSet, read_positions
-from a2d_ray.models.checkpoint import Checkpoint, load_checkpoint
-from a2d_ray.training.assembly import build_module
+from a2d_ray.models.checkpoint import Checkpoint
+from a2d_ray.training.assembly import build_module, load_model
 from a2d_ray.training.batches import StepBuilder
 from a2d_ray.training.module import DiffusionModule
 from a2d_ray.training.optim import (
@@ -65,7 +65,7 @@ class BareLoop:
         """A run of one worker on the CPU, with its own seed of order and noise."""
         config = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
         device = torch.device("cpu")
-        loaded = load_checkpoint(config.model.path, dtype=torch.float32, device=device)
+        loaded, _ = load_model(config, device, None)
         module = build_module(loaded, config, device)
         packed = PackedSet.open(packed_path)
         builder = StepBuilder.of(

@@ -18,6 +18,7 @@ SUITES: dict[str, str] = {
     "data": "benchmarks.data",
     "training": "benchmarks.training",
     "learning": "benchmarks.learning",
+    "answers": "benchmarks.answers",
     "sampling": "benchmarks.sampling",
     "quality": "benchmarks.quality",
     "speculation": "benchmarks.speculation",

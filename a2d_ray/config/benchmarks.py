@@ -13,13 +13,14 @@ class BenchmarkConfig(Section):
     """Measure a suite against its baseline; prints one JSON line per case."""
 
     effective_if: ClassVar[Conditions] = {
-        "budget_s": {"suite": ("learning", "quality")},
+        "budget_s": {"suite": ("learning", "answers", "quality")},
         "root": {"suite": ("quality", "speculation")},
     }
 
     suite: Literal[
         "training",
         "learning",
+        "answers",
         "sampling",
         "quality",
         "speculation",
@@ -33,8 +34,8 @@ class BenchmarkConfig(Section):
     budget_s: float | None = Field(
         None,
         gt=0,
-        description="CPU seconds of each training run; null: 300 (quick: 20) for learning, as many "
-        "as the quickstart took for quality.",
+        description="CPU seconds of each training run; null: 300 (quick: 20) for learning and "
+        "answers, as many as the quickstart took for quality.",
     )
     root: str = Field("runs/quickstart", description="A finished quickstart.")
     seed: int = Field(0, ge=0, description="Seed of the weights and inputs.")

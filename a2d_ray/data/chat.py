@@ -17,15 +17,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from a2d_ray.config import OptionError
 from a2d_ray.data.literals import LiteralSpecials
 from a2d_ray.data.roles import find_role, is_tool
 from a2d_ray.data.thoughts import THOUGHT_KEY, apart, place_thought, split_prompt
 from a2d_ray.models.tokenizers import template_options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
@@ -63,7 +64,7 @@ class ChatRenderer:
         ValueError: a template in which an answer does not follow its generation prompt.
     """
 
-    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    tokenizer: "PreTrainedTokenizerBase" = field(repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def render(self, messages: Sequence[Message]) -> list[SegmentText]:
@@ -190,7 +191,7 @@ class ChatRenderer:
 
 
 def encode_pieces(
-    pieces: Sequence[SegmentText], tokenizer: PreTrainedTokenizerBase
+    pieces: Sequence[SegmentText], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[list[int]]:
     """Token ids of each piece. Pieces are encoded apart, so their borders are token borders."""
     if not pieces:
@@ -202,7 +203,7 @@ def encode_pieces(
 
 def render_prompt(
     messages: Sequence[Message],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     continue_final_message: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -257,7 +258,7 @@ def _with_known_roles(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 def check_template_options(
-    key: str, options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+    key: str, options: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase"
 ) -> None:
     """Refuses options that a tokenizer's chat template does not read.
 
@@ -275,13 +276,13 @@ def check_template_options(
             )
 
 
-def is_read(name: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+def is_read(name: str, tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether a tokenizer's chat template reads a variable of this name."""
     template = str(tokenizer.chat_template or DEFAULT_TEMPLATE)
     return re.search(rf"\b{re.escape(name)}\b", template) is not None
 
 
-def frame(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> str:
+def frame(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any]) -> str:
     """A short conversation as the template and its options render it, today's date included."""
     messages = [{**_QUESTION, "role": "system"}, _QUESTION, _ANSWER, _QUESTION]
     renderer = ChatRenderer(tokenizer, options)

@@ -17,13 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray.data
 from ray.data import DataContext, Dataset
 from ray.exceptions import RayTaskError
-from transformers import PreTrainedTokenizerBase
 
 from a2d_ray.config import DataSection, ObjectiveSection, OptionError
 from a2d_ray.data import roles, thoughts
@@ -59,6 +58,9 @@ from a2d_ray.data.sources.shards import Shape, Source, resolve_source
 from a2d_ray.models.tokenizers import load_tokenizer, template_options
 from a2d_ray.runs.cluster import start_ray
 from a2d_ray.runs.storage import absolute_if_local, absolute_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["PackedSet", "prepare", "to_packed_rows", "training_dataset"]
 
@@ -272,7 +274,7 @@ def _batches(dataset: Dataset) -> Iterator[pa.Table]:
 def make_recipe(
     data: DataSection,
     objective: ObjectiveSection,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> Recipe:
     """How the rows of a configuration become packs.
 
@@ -312,7 +314,7 @@ def _options(
     sources: list[Source],
     data: DataSection,
     recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> dict[str, Any]:
     """Everything that decides the packs, for the fingerprint and the manifest."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -7,10 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import yaml
-from ray.data import Dataset, ExecutionOptions
+from ray.data import ExecutionOptions
 from ray.train import (
     CheckpointConfig,
     DataConfig,
@@ -25,7 +24,7 @@ from ray.train.torch import TorchTrainer
 from a2d_ray.cli import to_yaml
 from a2d_ray.config import OptionError, ScalingSection, TrainConfig
 from a2d_ray.data.packing.packed import PackedSet
-from a2d_ray.data.pipeline import prepare, training_dataset
+from a2d_ray.data.pipeline import prepare
 from a2d_ray.runs.cluster import start_ray
 from a2d_ray.runs.environment import worker_env
 from a2d_ray.runs.resources import wants_gpu
@@ -37,7 +36,7 @@ from a2d_ray.runs.storage import (
     absolute_if_local,
     absolute_path,
 )
-from a2d_ray.training.loop import train_loop
+from a2d_ray.training.controller import remaining_rows, train_loop
 from a2d_ray.training.plan import TrainingPlan
 from a2d_ray.training.preflight import check_run
 from a2d_ray.training.progress import progress_bar
@@ -147,7 +146,7 @@ def build_trainer(
         dataset_config=DataConfig(
             execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
         ),
-        datasets={"train": partial(_remaining_rows, plan.to_dict(), storage_path)},
+        datasets={"train": partial(remaining_rows, plan.to_dict(), storage_path)},
     )
     trainer.plan = plan
     trainer.run_directory = directory
@@ -173,35 +172,11 @@ def num_steps(config: TrainConfig, packed: PackedSet) -> int:
     return math.floor(rows / config.batch.rows)
 
 
-def _remaining_rows(plan: dict[str, Any], storage_path: str) -> Dataset:
-    """The rows behind the latest checkpoint; Ray Train calls it at every (re)start."""
-    whole = TrainingPlan.from_dict(plan)
-    config = whole.config
-    start = _rows_consumed(f"{storage_path}/{config.run.name}")
-    stop = whole.num_steps * config.batch.rows
-    return training_dataset(
-        PackedSet.open(whole.packed_path),
-        start_row=min(start, stop - config.batch.rows),
-        stop_row=stop,
-        # Blocks are dealt to the ranks in turn: whole ones make up a rank's share at any size.
-        rows_per_block=math.gcd(*(config.batch.rows // w for w in config.scaling.world_sizes)),
-        seed=config.run.seed,
-    )
-
-
 def _worker_range(scaling: ScalingSection) -> int | tuple[int, int]:
     """The number of workers in Ray Train's form."""
     low = scaling.world_sizes[0]
     high = scaling.world_sizes[-1]
     return low if low == high else (low, high)
-
-
-def _rows_consumed(run_path: str) -> int:
-    try:
-        result = Result.from_path(run_path)
-    except RuntimeError:  # Ray's word for: nothing there yet
-        return 0
-    return int((result.metrics or {}).get("rows", 0))
 
 
 def _check_resumed(config: TrainConfig, directory: RunDirectory) -> None:

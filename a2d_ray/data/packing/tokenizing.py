@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
 
 from a2d_ray.data.chat import ChatRenderer, SegmentText, encode_pieces, is_read
 from a2d_ray.data.hashing import stable_id
@@ -28,6 +27,9 @@ from a2d_ray.data.sources.adapters import Example
 from a2d_ray.data.sources.reading import NOT_READ, load_payload
 from a2d_ray.data.thoughts import THOUGHT_KEY, apart
 from a2d_ray.models.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DOCUMENTS_SCHEMA = pa.schema(
     [
@@ -118,7 +120,7 @@ class _Found:
 
 
 def tokenize_rows(
-    rows: pa.Table, tokenizer: PreTrainedTokenizerBase, recipe: Recipe
+    rows: pa.Table, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe
 ) -> tuple[pa.Table, pa.Table]:
     """Documents of a table of rows, and their index.
 
@@ -228,7 +230,7 @@ class _Texts:
     mask token nor end a turn from within.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any]) -> None:
         self.tokenizer = tokenizer
         self.literals = LiteralSpecials(tokenizer)
         self.unread: dict[int, Counter[str]] = {}  # by source
