@@ -23,6 +23,7 @@ from a2d_ray.config import BenchmarkConfig, TrainConfig
 from a2d_ray.data.packing.packed import PackedSet
 from a2d_ray.evaluation.harness.exact_match import held_out_tasks
 from a2d_ray.models.checkpoint import load_checkpoint, read_contract, save_checkpoint
+from a2d_ray.models.gated_lora import settled_copy
 from a2d_ray.quickstart.recipe import CHAT_TEMPLATE, SOURCE, TASKS, sampling_params, work_offline
 from a2d_ray.text.language_model import LanguageModel
 from a2d_ray.training.objective import trained_contract
@@ -215,7 +216,7 @@ def _train(
     loop = BareLoop.of(config, packed, seed)
     targets = [loop.step(*step, SCHEDULE_PLACES)[1] for step in within_budget(budget_s)]
     facts |= {"steps": len(targets), "targets": sum(targets)}
-    trained = loop.loaded.model.eval().requires_grad_(False)
+    trained = settled_copy(loop.loaded.model.eval()).requires_grad_(False)
     contract = trained_contract(loop.loaded.contract, config)
     return LanguageModel(trained, loop.loaded.tokenizer, contract)
 

@@ -11,6 +11,7 @@ Shapes: ... tokens, I in, O out, r rank.
 Source: gated LoRA, arXiv 2507.11851.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,8 +54,8 @@ class NoiseGate:
         return torch.where(self.is_noised[..., None], output, 0)
 
     @contextmanager
-    def opened(self, is_noised: Tensor) -> Iterator[None]:
-        """Within it, the adapters act at these tokens.
+    def opened(self, is_noised: Tensor | None) -> Iterator[None]:
+        """Within it, the adapters act at these tokens; None: at none.
 
         With gradients they go on doing so: checkpointed layers run again in the backward pass.
         """
@@ -134,6 +135,13 @@ def settle_mask_row(model: Any) -> None:
         if adapter is not None:  # an untied head has none
             adapter.merge()
             setattr(parent, name, adapter.base_layer)
+
+
+def settled_copy(model: Any) -> Any:
+    """A copy of a model in training that an engine can decode; the model stays as it is."""
+    copied = copy.deepcopy(model)
+    settle_mask_row(copied)
+    return copied
 
 
 def _lora_layers(model: Any) -> dict[str, Any]:

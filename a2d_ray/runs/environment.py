@@ -16,6 +16,7 @@ _PRIVATE_RAY = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a busy laptop needs more than 5 s
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # reports are taken once per check
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine is not taken away in part
 }
 
 

@@ -16,6 +16,7 @@ from a2d_ray.diffusion.layout import LayoutSpec, PackedRow
 from a2d_ray.diffusion.likelihood import NUM_BINS, nelbo_sums
 from a2d_ray.models.adapters import merged_copy
 from a2d_ray.models.contract import Contract
+from a2d_ray.models.gated_lora import settled_copy
 from a2d_ray.training.engine import is_partitioned
 from a2d_ray.training.ranks import Ranks
 from a2d_ray.training.samples import HeldOutSample, generate_samples
@@ -121,12 +122,12 @@ class Evaluator:
         wanted = min(self.config.schedule.eval_samples, self.num_rows)
         if wanted == 0 or not self.ranks.is_first or is_partitioned(engine):
             return []
-        if self.contract.gated_adapters is not None:  # they cannot be merged
-            return []
         rows = self.packed.read_rows("test", range(wanted))
         module = engine.module.eval()
         model = module.model
-        if self.adapted is not None:  # the engine reads the weights of linear layers
+        if self.contract.gated_adapters is not None:
+            model = settled_copy(model)
+        elif self.adapted is not None:  # the engine reads the weights of linear layers
             model = merged_copy(self.adapted)
         samples = generate_samples(model, rows, self.contract, self.tokenizer)
         module.train()

@@ -10,10 +10,13 @@ from a2d_ray.config import LoraSection
 from a2d_ray.diffusion.layout import LayoutSpec, build_layout
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
 from a2d_ray.diffusion.objectives import LossSpec, noised_ids
+from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.generation.engine.engine import Engine, Request
 from a2d_ray.models.adapter_checkpoint import merge_adapters, save_gated
 from a2d_ray.models.architectures import ARCHITECTURES
 from a2d_ray.models.checkpoint import check_checkpoint, load_checkpoint
-from a2d_ray.models.gated_lora import add_gated_adapters, gate_of, gated_linears
+from a2d_ray.models.contract import Contract
+from a2d_ray.models.gated_lora import add_gated_adapters, gate_of, gated_linears, settled_copy
 from a2d_ray.models.layout_hidden import layout_hidden
 from a2d_ray.training.module import DiffusionModule
 from tests.closeness import assert_close
@@ -185,3 +188,35 @@ def test_the_parts_of_adapted_layers_are_the_layer():
         expected = p.base(x) + torch.tensor([[[1.0], [0.0], [1.0]]]) * added
         with torch.no_grad():
             assert_close(model.get_submodule(name)(x), expected)
+
+
+def decoded(engine):
+    """All tokens that an engine's requests are answered with."""
+    tokens = []
+    while engine.has_unfinished():
+        for output in engine.step():
+            tokens += output.token_ids
+    return tokens
+
+
+def test_the_engine_decodes_a_model_in_the_middle_of_its_training():
+    """A forward with gradients leaves the gate open for its backward; the engine shuts it."""
+    plain, model, _ = with_adapters()
+    layout, noise = laid_out([packed_row(MIXED)])
+    module_of(model.train())(layout, noise).loss.backward()
+    contract = Contract(
+        objective="bd3lm",
+        mask_token_id=MASK,
+        block_size=4,
+        clean_attention="causal",
+        ar_mode="original",
+    )
+    prompt = ((5, 6, 7, 8),)
+    answers = []
+    for one, rule in ((settled_copy(model), "speculate"), (plain, "ar")):
+        engine = Engine(one.eval(), contract, eos_ids=frozenset(), max_length=64)
+        params = SamplingParams(max_new_tokens=9, rule=rule)
+        engine.add_request(Request(request_id="0", prompt=prompt, params=params))
+        with torch.no_grad():
+            answers.append(decoded(engine))
+    assert answers[0] == answers[1] and len(answers[0]) == 9

@@ -72,6 +72,8 @@ def test_a_gated_run_learns_and_keeps_the_original_bit_for_bit(gated, workshop):
     assert kept.keys() == before.keys()
     assert all(torch.equal(kept[name], before[name]) for name in before)
     _, evaluations = metrics(workshop, "gated")
+    samples = (workshop / "runs" / "gated" / "samples.jsonl").read_text().splitlines()
+    assert len(samples) == 2 * len(evaluations) and len(set(samples[::2])) == len(evaluations)
     nelbo = figures_of(evaluations, "eval/nelbo")
     assert len(nelbo) == 3 and nelbo[-1] < nelbo[0] - 0.1
     model = load_checkpoint(path, **CPU).model

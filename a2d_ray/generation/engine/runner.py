@@ -61,32 +61,33 @@ class ModelRunner:
         ids = torch.cat([w.ids_n for w in works])
         positions = torch.cat([w.position_n for w in works])
         slices = [self._slice(w) for w in works]
-        with self._gate_opened(works):
-            hidden_NH = self._run(ids, positions, Round(slices=slices, store=self._store))
+        hidden_NH = self._run(
+            ids, positions, Round(slices=slices, store=self._store), _noised_tokens(works)
+        )
         for work in works:
             for page in work.chunk.pages:
                 page.is_filled = True
         return list(hidden_NH.split([w.num_tokens for w in works]))
 
-    def _run(self, id_N: Tensor, position_N: Tensor, ragged: Round) -> Tensor:
-        """Final hidden states [N, H]."""
-        return self.twin.model(
-            input_ids=id_N.to(self._device)[None],
-            position_ids=position_N.to(self._device)[None],
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device),  # unread
-            use_cache=False,
-            ragged=ragged,
-        ).last_hidden_state[0]
+    def _run(
+        self, id_N: Tensor, position_N: Tensor, ragged: Round, is_noised_N: Tensor | None = None
+    ) -> Tensor:
+        """Final hidden states [N, H]; gated adapters act at the noised tokens, None: at none."""
+        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device)
+        with self._gate_opened(is_noised_N):
+            return self.twin.model(
+                input_ids=id_N.to(self._device)[None],
+                position_ids=position_N.to(self._device)[None],
+                attention_mask=unread,
+                use_cache=False,
+                ragged=ragged,
+            ).last_hidden_state[0]
 
-    def _gate_opened(self, works: Sequence[Work]) -> AbstractContextManager[None]:
-        """Within it, gated adapters act at the noised tokens."""
+    def _gate_opened(self, is_noised_N: Tensor | None) -> AbstractContextManager[None]:
         gate = gate_of(self.twin)
         if gate is None:
             return nullcontext()
-        sizes = [size for w in works for size in (w.num_tokens - w.num_noised, w.num_noised)]
-        is_noised_P = torch.tensor([False, True] * len(works))
-        is_noised_N = is_noised_P.repeat_interleave(torch.tensor(sizes))
-        return gate.opened(is_noised_N.to(self._device)[None])
+        return gate.opened(None if is_noised_N is None else is_noised_N.to(self._device)[None])
 
     def logits(self, works: Sequence[Work], hidden: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yields float32 logits [asked, V] of each work, from what `forward` returned."""
@@ -186,6 +187,13 @@ def measure_costs(runner: ModelRunner, max_length: int) -> Costs:
             head[size] = min(head[size], seconds)
     costs = _costs[runner.twin] = Costs(layers, head)
     return costs
+
+
+def _noised_tokens(works: Sequence[Work]) -> Tensor:
+    """Which of the works' tokens [N] are noised: the last ones of each."""
+    sizes = [size for w in works for size in (w.num_tokens - w.num_noised, w.num_noised)]
+    is_noised_P = torch.tensor([False, True] * len(works))
+    return is_noised_P.repeat_interleave(torch.tensor(sizes))
 
 
 def _groups(rows: Sequence[Tensor]) -> Iterator[list[Tensor]]:
