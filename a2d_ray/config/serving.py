@@ -18,6 +18,9 @@ class ServedModel(Section):
     id: str = Field(min_length=1, description="Name clients use as `model`.")
     load: LoadSection
     sampling: SamplingSection = SamplingSection()
+    separate_reasoning: bool = Field(
+        True, description="Answers' <think> blocks stand in reasoning_content, apart from content."
+    )
 
 
 class EngineSection(Section):

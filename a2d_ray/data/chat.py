@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Any
 from a2d_ray.config import OptionError
 from a2d_ray.data.literals import LiteralSpecials
 from a2d_ray.data.roles import find_role, is_tool
-from a2d_ray.data.thoughts import THOUGHT_KEY, apart, place_thought, split_prompt
+from a2d_ray.data.thoughts import (
+    THOUGHT_KEY,
+    apart,
+    begin_answer,
+    place_thought,
+    split_prompt,
+)
 from a2d_ray.models.tokenizers import template_options
 
 if TYPE_CHECKING:
@@ -83,6 +89,12 @@ class ChatRenderer:
         pieces, rest = self._pieces(messages)
         return [*pieces, SegmentText(self._stretch(rest, is_first=not pieces), is_answer=False)]
 
+    def begin_answer(self, message: Message) -> str:
+        """How the answer begins that a prompt asks for, behind its generation prompt."""
+        _, block, is_closed = self._probe_prompt
+        thought = message.get(THOUGHT_KEY) or ""
+        return begin_answer(thought, message["content"], block, is_closed=is_closed)
+
     @cached_property
     def end_of_turn(self) -> str:
         """What a whole answer ends with: the template's text through the end-of-turn token."""
@@ -125,7 +137,8 @@ class ChatRenderer:
         if not (text.startswith(header) and text.endswith(self._ending)):
             raise self._displaced(text)
         body = text[len(header) : len(text) - len(self._after_turn)]
-        return place_thought(message.get(THOUGHT_KEY, ""), body, block, is_closed=is_closed)
+        thought = message.get(THOUGHT_KEY) or ""
+        return place_thought(thought, body, block, is_closed=is_closed)
 
     @cached_property
     def drops_thoughts(self) -> bool:
@@ -232,17 +245,19 @@ def render_prompt(
     check_template_options("chat_template_kwargs", options, tokenizer)
     literals = LiteralSpecials(tokenizer)
     turns = _with_known_roles(messages)
-    begun = ""
+    begun: list[dict[str, str]] = []
     if continue_final_message:
         if not turns or turns[-1]["role"] != "assistant":
             raise OptionError(
                 "continue_final_message", True, "needs a last message of the assistant", "add one"
             )
-        begun = literals.hide_in(turns.pop()["content"])
+        begun = literals.hide([turns.pop()])
     turns = literals.hide([apart(turn) for turn in turns])
     hidden = {k: literals.hide_in(v) if isinstance(v, str) else v for k, v in options.items()}
-    texts = [piece.text for piece in ChatRenderer(tokenizer, hidden).render_prompt(turns)]
-    return [literals.encode(text) for text in (*texts, *filter(None, [begun]))]
+    renderer = ChatRenderer(tokenizer, hidden)
+    texts = [piece.text for piece in renderer.render_prompt(turns)]
+    texts += filter(None, map(renderer.begin_answer, begun))
+    return [literals.encode(text) for text in texts]
 
 
 def _with_known_roles(messages: Sequence[Message]) -> list[dict[str, str]]:

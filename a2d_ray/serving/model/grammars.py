@@ -1,5 +1,6 @@
 """llguidance behind the decoder's `Grammar`: which tokens an answer may go on with."""
 
+import json
 from collections.abc import Collection
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,7 @@ from a2d_ray.serving.openai.structured import (
     RegexFormat,
     tool_grammar,
 )
+from a2d_ray.text.reasoning import CLOSE, OPEN
 
 _ANY_OBJECT = {"type": "object"}
 
@@ -103,6 +105,26 @@ class TokenGrammar:
         """A matcher that failed says that it stopped, too: its text is not complete."""
         if self._matcher.is_error():
             raise GrammarError(self._matcher.get_error().splitlines()[0])
+
+
+def behind_thought(form: str, *, is_open: bool) -> str:
+    """A grammar of a thought and a form behind it.
+
+    Args:
+        form: as `grammar_of` returns it.
+        is_open: whether the prompt has opened the thought; else the answer may open one.
+    """
+    grammars = json.loads(form)["grammars"] if form.startswith("{") else [{"lark_grammar": form}]
+    close = CLOSE.replace("/", r"\/")
+    lark = [
+        "start: thought @form" if is_open else f'start: ("{OPEN}" thought)? @form',
+        "thought: text SPACE",
+        f"text[lazy]: /(.|\\n)*{close}/",
+        "SPACE: /[ \\n]*/",
+    ]
+    first, *others = grammars
+    whole = [{"lark_grammar": "\n".join(lark)}, {**first, "name": "form"}, *others]
+    return json.dumps({"grammars": whole})
 
 
 def unfulfilled(field: str, error: GrammarError) -> RequestError:

@@ -26,11 +26,11 @@ from a2d_ray.serving.model.engine_loop import AsyncEngine, EngineDeadError, Gene
 from a2d_ray.serving.model.grammars import (
     GrammarCompiler,
     TokenGrammar,
-    grammar_of,
     unfulfilled,
 )
 from a2d_ray.serving.model.merging import merge_pieces
 from a2d_ray.serving.model.metrics import ModelMetrics
+from a2d_ray.serving.model.thinking import grammar_behind_thoughts, thoughts_of
 from a2d_ray.serving.model.tokens import TokenReader
 from a2d_ray.serving.model.writing import ChoiceWriter, InfillWriter
 from a2d_ray.serving.openai.infill import InfillRequest
@@ -38,6 +38,7 @@ from a2d_ray.serving.openai.options import DiffusionOptions
 from a2d_ray.serving.openai.pieces import ModelFacts, Piece
 from a2d_ray.serving.openai.protocol import GenerationRequest, RequestPrompt
 from a2d_ray.serving.openai.tokens import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
+from a2d_ray.text.reasoning import ThoughtStream
 from a2d_ray.text.stream import decode
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class ModelServer:
         defaults: options that a request leaves out.
         limits: of requests.
         engine: its options.
+        separate_reasoning: whether the thoughts of answers to chats are told apart, unless a
+            request says otherwise.
         round_timeout_s: an engine whose round takes longer counts as dead.
         name: label of the metrics.
         replica: the other one; requests without a seed draw apart on replicas of other names.
@@ -70,6 +73,7 @@ class ModelServer:
         *,
         limits: LimitsSection | None = None,
         engine: EngineSection | None = None,
+        separate_reasoning: bool = True,
         round_timeout_s: float = 120.0,
         name: str = "a2d",
         replica: str = "0",
@@ -86,6 +90,7 @@ class ModelServer:
         own = SamplingParams(**self._defaults.model_dump())
         self._default_rule = with_own_rule(own, lm.contract).rule
         self._limits = limits or LimitsSection()
+        self._separates_reasoning = separate_reasoning
         options = EngineOptions(**(engine or EngineSection()).model_dump())
         core = lm.make_engine(options)
         core.warm_up()
@@ -230,6 +235,11 @@ class ModelServer:
         given = [token for segment in segments for token in segment if token is not None]
         params = self._within_limits(request, params, len(given))
         check_prompt(segments, params, self._lm.max_length, self._vocab_size)
+        told_apart = partial(thoughts_of, default=self._separates_reasoning)
+        thoughts = await self._in_tokenizer_thread(
+            told_apart, request, self._lm.tokenizer, segments
+        )
+        grammar = await self._in_tokenizer_thread(self._grammar, request, thoughts)
         writer: ChoiceWriter | InfillWriter
         if isinstance(request, InfillRequest):
             writer = InfillWriter(self._lm.tokenizer, request.to_parts(), segments[0])
@@ -243,13 +253,14 @@ class ModelServer:
                 is_first=choice == 0,
                 params=params,
                 echo=await self._echo(prompt) if request.echoed() else "",
+                thoughts=thoughts,
             )
         engine_request = Request(
             request_id=uuid.uuid4().hex,
             prompt=segments,
             params=params,
             choice=choice,
-            grammar=await self._in_tokenizer_thread(self._grammar, request),
+            grammar=grammar,
             salt=asked.cache_salt,
         )
         watch = self._metrics.watch(asked.arrived)
@@ -267,10 +278,15 @@ class ModelServer:
         finally:
             watch.ended()
 
-    def _grammar(self, request: GenerationRequest) -> TokenGrammar | None:
+    def _grammar(
+        self, request: GenerationRequest, thoughts: ThoughtStream | None
+    ) -> TokenGrammar | None:
         """The form of an answer, at its beginning; every choice needs one of its own."""
         field = request.constraint()
-        return None if field is None else self._grammars.compile(grammar_of(request), field)
+        if field is None:
+            return None
+        source = grammar_behind_thoughts(request, self._lm.tokenizer, thoughts)
+        return self._grammars.compile(source, field)
 
     def _within_limits(
         self, request: GenerationRequest, params: SamplingParams, num_prompt_tokens: int

@@ -10,6 +10,7 @@ from a2d_ray.generation.engine.engine import StepOutput
 from a2d_ray.serving.model.tokens import TextOffsets, TokenReader, text_inside
 from a2d_ray.serving.openai.pieces import Candidate, Counts, Piece, TokenInfo
 from a2d_ray.serving.openai.protocol import GenerationRequest
+from a2d_ray.text.reasoning import ThoughtStream
 from a2d_ray.text.stream import TextStream, decode
 
 
@@ -25,6 +26,7 @@ class ChoiceWriter:
         is_first: of the prompt's choices: with it counts the prompt, and what of it was cached.
         params: of the decoder: the texts and tokens that end the answer.
         echo: text that comes before the answer.
+        thoughts: tells the answer's thought apart; None: it is part of the text.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class ChoiceWriter:
         is_first: bool,
         params: SamplingParams,
         echo: str = "",
+        thoughts: ThoughtStream | None = None,
     ) -> None:
         keeps_stop = bool(request.include_stop_str_in_output)
         self._text = TextStream(tokenizer, params.stop, keeps_stop=keeps_stop)
@@ -49,6 +52,8 @@ class ChoiceWriter:
         self._num_prompt_tokens = len(prompt_ids) if is_first else 0
         self._mode = request.stream_mode()
         self._echo = self._pending = echo
+        self._thoughts = thoughts
+        self._pending_thought = ""
         self._num_echoed = len(prompt_ids) if request.scores_echo() else 0
         self._infos = list[TokenInfo]()
         self._text_offsets = TextOffsets(tokenizer, reader)
@@ -67,17 +72,19 @@ class ChoiceWriter:
         entries = output.logprobs or ()
         self._infos += map(self._reader.info, entries)
         self._offsets += self._text_offsets.push(entry.token_id for entry in entries)
-        self._pending += self._text.push(output.token_ids)
+        text = self._text.push(output.token_ids)
         if output.finish_reason is not None:
-            self._pending += self._text.finish()
+            text += self._text.finish()
         reason = "stop" if self._text.is_stopped else output.finish_reason
+        self._take(text, is_last=reason is not None)
         if reason is None and not self._is_due(output):
             return None
-        text = self._pending
-        self._pending = ""
+        text, thought = self._pending, self._pending_thought
+        self._pending = self._pending_thought = ""
         return Piece(
             index=self._index,
             text=text,
+            reasoning=thought,
             finish_reason=reason,
             counts=_counts(output, self._num_prompt_tokens, self._text.num_tokens),
             canvas=self._reader.read(output) if self._mode == "denoise" and not reason else None,
@@ -86,6 +93,18 @@ class ChoiceWriter:
             prompt_logprobs=self._candidates(output) if reason else None,
             stop_reason=self._stop_reason(output),
         )
+
+    def _take(self, text: str, *, is_last: bool) -> None:
+        """Text that is certain, its thought apart if that is asked for."""
+        if self._thoughts is None:
+            self._pending += text
+            return
+        parts = [self._thoughts.push(text)]
+        if is_last:
+            parts.append(self._thoughts.finish())
+        for thought, answer in parts:
+            self._pending_thought += "" if self._request.hides_reasoning() else thought
+            self._pending += answer
 
     def _prompt_infos(self, entries: Sequence[TokenLogprob]) -> Iterator[TokenInfo]:
         """Tokens of the prompt."""
@@ -121,7 +140,9 @@ class ChoiceWriter:
         if self._mode == "denoise":
             return True
         is_block_whole = None not in output.canvas
-        return bool(self._pending) and (self._mode == "prefix" or is_block_whole)
+        return bool(self._pending or self._pending_thought) and (
+            self._mode == "prefix" or is_block_whole
+        )
 
 
 class InfillWriter:

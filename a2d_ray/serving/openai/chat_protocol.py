@@ -35,7 +35,11 @@ class ChatMessage(Strict):
     content: str | list[TextPart] | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
-    # What other servers and clients write beside it; who thought, forgets it for the next turn.
+    reasoning_content: str | None = Field(
+        None, description="The thought before the answer; the prompt holds it as it was written."
+    )
+    reasoning: str | None = Field(None, description="The same, under another name.")
+    # What other servers and clients write beside it.
     name: Any = ignored()
     id: Any = ignored()
     type: Any = ignored()
@@ -46,8 +50,6 @@ class ChatMessage(Strict):
     cache_control: Any = ignored()
     extra_content: Any = ignored()
     provider_specific_fields: Any = ignored()
-    reasoning: Any = ignored()
-    reasoning_content: Any = ignored()
     reasoning_details: Any = ignored()
     thinking_blocks: Any = ignored()
     # What a model would read.
@@ -60,6 +62,11 @@ class ChatMessage(Strict):
     def _check_content(self) -> Self:
         if self.tool_calls and self.role != "assistant":
             raise ValueError("tool_calls belong to role 'assistant'")
+        thoughts = {self.reasoning_content, self.reasoning} - {None, ""}
+        if thoughts and self.role != "assistant":
+            raise ValueError("reasoning_content belongs to role 'assistant'")
+        if len(thoughts) > 1:
+            raise ValueError("reasoning_content and reasoning differ: send one of them")
         if self.content is None and not self.tool_calls:
             raise ValueError("content is missing")
         return self
@@ -72,7 +79,9 @@ class ChatMessage(Strict):
         text = "\n".join(lines + [call.to_text() for call in self.tool_calls or []])
         if self.role == "tool":
             return {"role": "user", "content": f"<tool_response>\n{text}\n</tool_response>"}
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        turn = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        thought = self.reasoning_content or self.reasoning
+        return turn | {"reasoning_content": thought} if thought else turn
 
 
 def chat_prompt(messages: Sequence[ChatMessage], tools: Sequence[Tool] | None) -> RequestPrompt:
@@ -119,10 +128,16 @@ class ChatCompletionRequest(GenerationRequest):
     reasoning_effort: Any = only("none", "medium")
     verbosity: Any = only("medium")
     web_search_options: Any = only()
+    separate_reasoning: bool | None = Field(
+        None,
+        description="true: what the answer thinks stands in reasoning_content, apart from content "
+        "(SGLang's field). Left out: as the model is served.",
+    )
+    include_reasoning: bool | None = Field(
+        None, description="false: what the answer thinks is left out (vLLM's field)."
+    )
     # Of other servers, or, as a prediction, what only speed depends on.
     prediction: Any = ignored()
-    include_reasoning: Any = ignored()
-    separate_reasoning: Any = ignored()
     stream_reasoning: Any = ignored()
     add_special_tokens: Any = only(False)
     chat_template: Any = only()
@@ -146,6 +161,12 @@ class ChatCompletionRequest(GenerationRequest):
                 "either the answer begins (add_generation_prompt) or the last message goes on "
                 "(continue_final_message): set one of them",
                 param="add_generation_prompt",
+            )
+        if self.separate_reasoning is self.include_reasoning is False:
+            raise RequestError(
+                "include_reasoning=false leaves out reasoning, which separate_reasoning=false does "
+                "not tell apart: set one of them",
+                param="include_reasoning",
             )
         self._check_tools()
         return self
@@ -171,6 +192,21 @@ class ChatCompletionRequest(GenerationRequest):
     def continues_answer(self) -> bool:
         """Whether the last message is how the answer begins."""
         return bool(self.continue_final_message)
+
+    def has_begun(self) -> bool:
+        """Whether the prompt's last segment is the beginning of the answer."""
+        last = self.messages[-1].to_chat()
+        return self.continues_answer() and any(last[key] for key in last if key != "role")
+
+    def hides_reasoning(self) -> bool:
+        """Whether a thought that is told apart is left out."""
+        return self.include_reasoning is False
+
+    def separates_reasoning(self, default: bool) -> bool:
+        """Whether the answer's thought is told apart; `default` of the served model."""
+        if self.include_reasoning is False:
+            return True
+        return default if self.separate_reasoning is None else self.separate_reasoning
 
     def usable_tools(self) -> list[Tool]:
         """The tools that this answer may call."""

@@ -73,10 +73,13 @@ class ChatFormat:
         return [self._chunk(index, Delta(role="assistant", content=""))]
 
     def chunks(self, piece: Piece) -> list[BaseModel]:
-        """One chunk for the text, one for the end. Calls come as a whole, in one chunk."""
+        """One chunk for the thought, one for the text, one for the end. Calls come as a whole, in
+        one chunk."""
         text, calls = self._without_calls(piece)
         made: list[BaseModel] = []
         logprobs = self._logprobs(piece.logprobs) if piece.logprobs else None
+        if piece.reasoning:
+            made.append(self._chunk(piece.index, Delta(reasoning_content=piece.reasoning)))
         if text or calls or piece.canvas is not None or logprobs:
             numbered = [call.model_copy(update={"index": i}) for i, call in enumerate(calls)]
             delta = Delta(content=text or None, tool_calls=numbered or None)
@@ -95,9 +98,11 @@ class ChatFormat:
         last = pieces[-1]
         calls = self._calls(text) if last.finish_reason == "stop" else []
         infos = [info for piece in pieces for info in piece.logprobs]
-        message = AssistantMessage(content=text)
-        if calls:
-            message = AssistantMessage(content=None, tool_calls=calls)
+        message = AssistantMessage(
+            reasoning_content="".join(piece.reasoning for piece in pieces) or None,
+            content=None if calls else text,
+            tool_calls=calls or None,
+        )
         return ChatChoice(
             index=last.index,
             message=message,

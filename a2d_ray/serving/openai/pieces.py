@@ -100,6 +100,7 @@ class Piece:
     Attributes:
         index: the choice.
         text: may be empty.
+        reasoning: of the thought before the text, if that is told apart; may be empty.
         finish_reason: ``stop`` or ``length`` in the choice's last piece, else None.
         counts: so far.
         stop_reason: the stop text or the id of `stop_token_ids` that ended the choice; else None.
@@ -122,6 +123,7 @@ class Piece:
     logprobs: tuple[TokenInfo, ...] = ()
     prompt_logprobs: tuple[tuple[Candidate, ...] | None, ...] | None = None
     holes: tuple[str, ...] = ()
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

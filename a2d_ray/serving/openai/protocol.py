@@ -242,6 +242,18 @@ class GenerationRequest(Strict):
         """Whether the last message of a chat is how the answer begins."""
         return False
 
+    def separates_reasoning(self, default: bool) -> bool:
+        """Whether the answer's thought is told apart; `default` of the served model."""
+        return False
+
+    def hides_reasoning(self) -> bool:
+        """Whether a thought that is told apart is left out."""
+        return False
+
+    def has_begun(self) -> bool:
+        """Whether the prompt's last segment is the beginning of the answer."""
+        return False
+
     def num_choices(self, defaults: SamplingSection) -> int:
         """Answers to each prompt."""
         return self.n or defaults.n

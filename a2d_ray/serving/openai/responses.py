@@ -229,9 +229,10 @@ class MessageToolCall(Sparse):
 class AssistantMessage(Sparse):
     """The answer to a chat."""
 
-    sparse = ("tool_calls",)
+    sparse = ("reasoning_content", "tool_calls")
 
     role: Literal["assistant"] = "assistant"
+    reasoning_content: str | None = None  # DeepSeek's: what it thought before it answered
     content: str | None
     refusal: str | None = None
     tool_calls: list[MessageToolCall] | None = None
@@ -261,9 +262,10 @@ class ChatCompletion(Envelope):
 class Delta(Sparse):
     """What a chunk adds to the message."""
 
-    sparse = ("role", "content", "tool_calls")
+    sparse = ("role", "reasoning_content", "content", "tool_calls")
 
     role: Literal["assistant"] | None = None
+    reasoning_content: str | None = None
     content: str | None = None
     tool_calls: list[MessageToolCall] | None = None
 

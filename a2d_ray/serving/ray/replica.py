@@ -42,6 +42,7 @@ class ModelReplica:
             engine=common.engine,
             name=served.id,
             replica=serve.get_replica_context().replica_id.unique_id,
+            separate_reasoning=served.separate_reasoning,
             round_timeout_s=common.round_timeout_s,
         )
 

@@ -31,7 +31,8 @@ async function respond() {
   toggleRunning(true);
   follow(true);
   const system = settings.system ? [{ role: "system", content: settings.system }] : [];
-  const body = { model: model.value, messages: [...system, ...messages], ...settings.request() };
+  const asked = { model: model.value, messages: [...system, ...messages] };
+  const body = { ...asked, separate_reasoning: false, ...settings.request() }; // shown as written
   const again = () => repeat(view, history);
   try {
     const options = { apiKey: settings.apiKey, signal: running.signal };
