@@ -104,7 +104,7 @@ class _Bench:
             for rule, (seconds, ids, num_forwards) in found.items():
                 score = scores[rule]
                 score.cpu_s += seconds
-                score.num_tokens += len(ids) + 1
+                score.num_tokens += _num_written(ids)
                 score.num_forwards += num_forwards
                 score.num_right += self.text(ids) == expected["content"].strip()
                 score.num_equal += ids == found["ar"][1]
@@ -187,7 +187,7 @@ class _Bench:
                 found[rule] = ids
                 if index:
                     score.cpu_s += seconds
-                    score.num_tokens += len(ids) + 1
+                    score.num_tokens += _num_written(ids)
                     score.num_forwards += num_forwards
                     score.num_right += _is_record(self.text(ids))
                     score.num_equal += ids == found["ar"]
@@ -237,6 +237,11 @@ def _answer(
             ids += output.token_ids
             num_forwards = output.num_forwards
     return ids, num_forwards
+
+
+def _num_written(ids: list[int]) -> int:
+    """Tokens of an answer, with its end of turn unless it was cut."""
+    return min(len(ids) + 1, MAX_TOKENS)
 
 
 def _is_record(text: str) -> bool:

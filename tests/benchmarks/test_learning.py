@@ -1,10 +1,12 @@
-"""The suites `learning` and `quality`: what their contenders are given."""
+"""The suites `learning`, `answers` and `quality`: what their contenders are given."""
 
 import time
 
 import pytest
 import torch
 
+from a2d_ray.config import BenchmarkConfig
+from benchmarks import answers
 from benchmarks.ar_baseline import UNTRAINED, ar_model, kept_or_made, padded_documents
 from benchmarks.learning import DEFAULT, VARIANTS, run_config
 from tests.closeness import assert_close
@@ -19,6 +21,17 @@ def test_contenders_differ_only_as_named(name, tmp_path):
     assert other.data.spec == ours.data.spec and other.data.max_length == ours.data.max_length
     assert (other.objective != ours.objective) == bool(VARIANTS[name][0])
     assert (other.model != ours.model) == VARIANTS[name][1]
+
+
+def test_contenders_for_answers_see_the_same_rows(tmp_path):
+    runs = {name: answers.run_config(tmp_path, name, tmp_path) for name in answers.OBJECTIVES}
+    joint = runs.pop("joint")
+    for name, run in runs.items():
+        assert (run.data, run.batch) == (joint.data, joint.batch)
+        is_frozen = run.model.lora is not None
+        assert is_frozen == (name == "gated") and is_frozen == (run.model.trainable_layers is None)
+    with pytest.raises(ValueError, match=r"cases: \['nonsense'\] unknown, choose from \['ar', "):
+        next(answers.run(BenchmarkConfig(suite="answers", cases=["nonsense"])))
 
 
 def test_padded_documents_are_the_packed_ones():
