@@ -1,4 +1,4 @@
-"""A sweep of eight short trials: killed once, restored, with one trial that fails."""
+"""A sweep of six short trials: killed once, restored, with one trial that fails."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ def swept(workshop, make_config, tmp_path_factory):
     )
     values = {
         "sweep": {
-            "name": "tiny", "storage_path": str(root), "num_trials": 8, "search": "optuna",
+            "name": "tiny", "storage_path": str(root), "num_trials": 6, "search": "optuna",
             "scheduler": "asha", "grace": 0.5, "reduction": 2, "seed": 1, "max_concurrent": 2,
         },
         "space": {
@@ -91,7 +91,7 @@ def table(directory):
 
 def test_every_trial_has_its_line_and_the_failed_one_its_reason(swept):
     rows = table(swept[0])
-    assert len(rows) == 8 and len({row["trial"] for row in rows}) == 8
+    assert len(rows) == len({row["trial"] for row in rows}) == 6
     for row in rows:
         is_too_large = "batch.rows=4000 exceeds" in row["error"]
         assert (row["status"] == "failed") == is_too_large
@@ -139,7 +139,7 @@ def test_another_sweep_of_the_name_is_refused(swept):
     directory = swept[0]
     for args, message in (
         ([], "sweep.resume=true"),
-        (["sweep.resume=true", "sweep.num_trials=9"], "was started with sweep.num_trials=8, not 9"),
+        (["sweep.resume=true", "sweep.num_trials=7"], "was started with sweep.num_trials=6, not 7"),
     ):
         file = directory.parent / "sweep.yaml"
         done = subprocess.run(

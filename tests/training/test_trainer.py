@@ -75,7 +75,6 @@ def test_one_worker_is_no_straggler(one_worker, workshop):
     [
         ("two", None),
         ("two_accumulated", {"scaling": {"num_workers": 2}, "batch": {"rows_per_device": 1}}),
-        ("one_accumulated", {"batch": {"rows_per_device": 1}}),
     ],
 )
 def test_losses_and_norms_do_not_depend_on_workers_or_accumulation(
