@@ -1,5 +1,6 @@
 """Settings that must be made before Ray or torch load, and one local Ray for the session."""
 
+import ast
 import os
 import signal
 
@@ -34,24 +35,43 @@ settings.load_profile("a2d")
 
 
 @cache
-def starts_ray(file: str) -> bool:
-    """Whether tests of this file do."""
-    return "mark.cluster" in (Path(__file__).parent.parent / file).read_text()
+def ray_tests(file: str) -> frozenset[str]:
+    """Tests of a file that start Ray, by name: those under ``mark.cluster``."""
+    tree = ast.parse((Path(__file__).parent.parent / file).read_text())
+    marked = {
+        node.name: any("mark.cluster" in ast.unparse(mark) for mark in node.decorator_list)
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+    }
+    all_are = any(
+        "pytestmark" in ast.unparse(node) and "mark.cluster" in ast.unparse(node)
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+    )
+    return frozenset(name for name, is_marked in marked.items() if is_marked or all_are)
+
+
+def starts_ray(nodeid: str) -> bool:
+    """Whether this test does."""
+    file, _, name = nodeid.partition("::")
+    return name.split("[")[0] in ray_tests(file)
 
 
 def pytest_collection_modifyitems(items):
     """What takes longest begins first."""
-    items.sort(key=lambda item: not starts_ray(item.nodeid.split("::")[0]))
+    for item in items:
+        if "ray_local" in item.fixturenames and not starts_ray(item.nodeid):
+            raise pytest.UsageError(f"{item.nodeid} starts Ray: mark it with pytest.mark.cluster")
+    items.sort(key=lambda item: not starts_ray(item.nodeid))
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Under ``pytest -n``, tests of one file stay together, and all that start Ray share one."""
+    """Under ``pytest -n``, a file's tests stay together; all that start Ray share a process."""
     from xdist.scheduler import LoadScopeScheduling
 
     class FilesAndRay(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            file = nodeid.split("::")[0]
-            return "ray" if starts_ray(file) else file
+            return "ray" if starts_ray(nodeid) else nodeid.split("::")[0]
 
     return FilesAndRay(config, log)
 

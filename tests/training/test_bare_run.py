@@ -45,6 +45,7 @@ def test_a_run_on_ray_is_the_bare_loop(name, one_worker, make_config, workshop):
     assert losses == pytest.approx(bare_losses(config), rel=1e-5)
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_zero_3_on_two_ray_workers_is_the_bare_loop(ray_local, make_config, workshop):
     config = make_config(
