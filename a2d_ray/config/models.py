@@ -83,7 +83,8 @@ class ModelSection(CheckpointSection):
 
 
 class ConvertConfig(Section):
-    """Convert an AR checkpoint (llama, qwen2, qwen3, olmo2) into an A2D checkpoint."""
+    """Convert an AR checkpoint (llama, qwen2, qwen3, olmo2) into an A2D checkpoint; or another
+    project's diffusion checkpoint (SDAR, Fast-dLLM v2, Dream, LLaDA, Stable-DiffCoder)."""
 
     effective_if: ClassVar[Conditions] = {"seed": {"random_init": True}}
 

@@ -1,4 +1,7 @@
-"""convert(): an AR checkpoint becomes an A2D checkpoint with the same weights and a mask token."""
+"""convert(): an AR checkpoint becomes an A2D checkpoint with the same weights and a mask token.
+
+So does another project's diffusion checkpoint (`importing`), which has its mask token already.
+"""
 
 import logging
 import math
@@ -10,6 +13,7 @@ from a2d_ray.models.adapters import is_one_table
 from a2d_ray.models.checkpoint import load_checkpoint, read_contract, save_checkpoint
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.directories import read_json
+from a2d_ray.models.importing import import_checkpoint
 from a2d_ray.models.outputs import written_beside
 from a2d_ray.models.sources import (
     ModelSource,
@@ -79,6 +83,9 @@ def convert(
     a new row (the vocabulary grows by that one: more rows would be tokens that can be drawn). Its
     rows are set to the mean of the others.
 
+    A diffusion checkpoint of another project (`foreign.FOREIGN_MODELS`) keeps its mask token and
+    its trained rows, and gets the objective that it was trained with.
+
     Args:
         source: local directory, Hub id, or ``package:smollm2``.
         output: directory to write; it appears when complete.
@@ -98,6 +105,10 @@ def convert(
     output = Path(output).expanduser()
     with written_beside(output, source, overwrite=overwrite) as directory:
         found = find_source(source, revision)
+        if found.foreign is not None:
+            _check_import(found.foreign.name, mask_token=mask_token, random_init=random_init)
+            import_checkpoint(found, directory, dtype=_torch_dtype(dtype))
+            return output
         tokenizer = load_ar_tokenizer(found)
         ar_config = load_ar_config(found)
         config = _a2d_config(found, ar_config)
@@ -137,12 +148,23 @@ def describe(directory: str | Path) -> str:
         [
             f"architecture  {config['architectures'][0]} ({config['dtype']})",
             f"parameters    {sum(math.prod(size) for size in sizes):,}",
-            f"mask token    {token} (id {contract.mask_token_id} of {config['vocab_size']:,})",
+            f"mask token    {token or '(no text)'} (id {contract.mask_token_id} of "
+            f"{config['vocab_size']:,})",
+            *_objective_lines(contract),
             f"source        {contract.source} ({contract.source_revision or 'no revision'})",
             f"output        {directory}",
             *([_CHECKED] if contract.ar_mode == "original" else []),
         ]
     )
+
+
+def _objective_lines(contract: Contract) -> list[str]:
+    """What a checkpoint that is trained already was trained for."""
+    if contract.objective is None:
+        return []
+    blocks = f", block {contract.block_size}, grid {contract.block_grid}"
+    shift = ", logits shifted to the right" if contract.right_shift_logits else ""
+    return [f"objective     {contract.objective}{blocks * (contract.objective == 'bd3lm')}{shift}"]
 
 
 def add_mask_token(tokenizer: Any, num_rows: int, mask_token: str | None = None) -> MaskToken:
@@ -311,6 +333,22 @@ def _random_model(source: ModelSource, config: Any, dtype: str, seed: int) -> An
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return source.architecture.model_class._from_config(config, dtype=getattr(torch, dtype))
+
+
+def _check_import(kind: str, **options: Any) -> None:
+    """Refuses options that would undo what a foreign checkpoint has learned."""
+    for name, value in options.items():
+        if value:
+            raise ValueError(
+                f"{name} ({value}) has no use here: a {kind} checkpoint has a trained mask token "
+                f"and trained weights, which are kept. Leave {name} out"
+            )
+
+
+def _torch_dtype(name: str) -> Any:
+    import torch
+
+    return getattr(torch, name)
 
 
 def _reserved(source: ModelSource) -> str | None:

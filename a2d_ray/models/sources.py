@@ -11,6 +11,7 @@ from typing import Any
 
 from a2d_ray.models.architectures import ARCHITECTURES, Architecture, find_architecture
 from a2d_ray.models.directories import find_directory, read_json
+from a2d_ray.models.foreign import ForeignModel, find_foreign
 from a2d_ray.models.tokenizers import open_tokenizer
 from a2d_ray.models.weights import check_finite, check_weights, fit_config, one_line_errors
 
@@ -52,7 +53,7 @@ PACKAGED_MODELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """An AR model that was found and has a supported architecture.
+    """A model that was found and has a supported architecture.
 
     Attributes:
         name: as the user wrote it.
@@ -60,6 +61,7 @@ class ModelSource:
         architecture: its row in the table.
         revision: commit of a Hub id, or the package's version.
         packaged: the row of a packaged model, else None.
+        foreign: the row of another project's diffusion model; None: an AR model.
     """
 
     name: str
@@ -67,10 +69,11 @@ class ModelSource:
     architecture: Architecture
     revision: str | None = None
     packaged: PackagedModel | None = None
+    foreign: ForeignModel | None = None
 
 
 def find_source(name: str, revision: str | None = None) -> ModelSource:
-    """Finds an AR model and checks that it can be converted. Downloads a Hub model's weights.
+    """Finds a model and checks that it can be converted. Downloads a Hub model's weights.
 
     Args:
         name: local directory, Hub id, or ``package:smollm2``.
@@ -82,11 +85,20 @@ def find_source(name: str, revision: str | None = None) -> ModelSource:
     if name.startswith(PACKAGE_PREFIX):
         return _find_packaged(name)
     config = read_json(find_directory(name, revision=revision, weights=False), "config.json")
-    architecture = _ar_architecture(name, config)
+    foreign = find_foreign(config)
+    architecture = foreign.architecture if foreign else _ar_architecture(name, config)
+    if config.get("quantization_config"):
+        raise ValueError(f"{name} is quantized: convert the unquantized model")
     directory = find_directory(name, revision=revision, weights=True)
     check_weights(name, directory)
     commit = directory.name if directory.parent.name == "snapshots" else revision
-    return ModelSource(name=name, directory=directory, architecture=architecture, revision=commit)
+    return ModelSource(
+        name=name,
+        directory=directory,
+        architecture=architecture,
+        revision=commit,
+        foreign=foreign,
+    )
 
 
 def unsupported(name: str, model_type: str | None) -> ValueError:
@@ -175,8 +187,6 @@ def _ar_architecture(name: str, config: dict[str, Any]) -> Architecture:
         raise unsupported(name, config.get("model_type"))
     if config["model_type"] == architecture.model_type:
         raise ValueError(f"{name} is an A2D checkpoint already: it needs no conversion")
-    if config.get("quantization_config"):
-        raise ValueError(f"{name} is quantized: convert the unquantized model")
     return architecture
 
 
