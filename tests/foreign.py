@@ -1,4 +1,4 @@
-"""Tiny random checkpoints in the layouts of other projects: what tests use in place of downloads."""
+"""Tiny random checkpoints in the layouts of other projects, in place of downloads."""
 
 import json
 from operator import itemgetter

@@ -17,6 +17,7 @@ from tests.commands import ROOT, run_python
 
 JOBS = {
     "convert": configs.ConvertConfig,
+    "export": configs.ExportConfig,
     "prepare_data": configs.PrepareConfig,
     "inspect_data": configs.InspectConfig,
     "sft_bd3lm": configs.TrainConfig,

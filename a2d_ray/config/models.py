@@ -114,6 +114,45 @@ class MergeConfig(Section):
     overwrite: bool = Field(False, description="Replace the output directory if it exists.")
 
 
+class ExportedModelSection(CheckpointSection):
+    objective: Objective | None = Field(
+        None, description="What it was trained for, if it has no contract (public checkpoints)."
+    )
+    block_size: int | None = Field(
+        None, ge=1, description="One of the block sizes that it was trained with; null: its own."
+    )
+    mask_token_id: int | None = Field(
+        None, ge=0, description="Its mask, if neither contract nor tokenizer says."
+    )
+
+
+class ExportConfig(Section):
+    """Write a trained BD3LM checkpoint (Qwen3, block_grid=absolute) for public GPU servers."""
+
+    model: ExportedModelSection
+    output: str = Field(min_length=1, description="Directory to write.")
+    format: Literal["sdar"] = Field("sdar", description="sdar: SGLang, LMDeploy and JetEngine.")
+    mask_id: int = Field(
+        151669, ge=0, description="Id of the mask in it; SGLang and LMDeploy know 151669 only."
+    )
+    threshold: float = Field(
+        0.9, gt=0, lt=1, description="Confidence above which the servers commit a token."
+    )
+    prompts: list[str] = Field(
+        [
+            "What is the capital of France?",
+            "Write a short poem about rain.",
+            "Sort these numbers: 71, 18, 35.",
+            "def fibonacci(n):",
+        ],
+        min_length=1,
+        description="What the probe continues: the mask token must be quiet there.",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Stored precision.")
+    device: str = Field("auto", description="Where the probe runs: cpu, cuda, ...; auto.")
+    overwrite: bool = Field(False, description="Replace the output directory if it exists.")
+
+
 class LoadSection(CheckpointSection):
     device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto: cuda where there is.")
     dtype: Dtype = Field("auto", description="Weights' precision.")

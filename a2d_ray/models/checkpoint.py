@@ -75,7 +75,8 @@ def read_contract(
 
     Returns:
         The contract. A directory of the public A2D format that has none counts as bd3lm, block
-        32, grid ``prompt_end``, mask = the tokenizer's mask token.
+        32, grid ``prompt_end`` (as the public sampler has it; trained on ``absolute``), mask = the
+        tokenizer's mask token.
 
     Raises:
         ValueError: not an A2D checkpoint; a contract that does not fit; no known mask token.
@@ -289,6 +290,7 @@ def _foreign_values(path: str | Path, directory: Path, given: dict[str, Any]) ->
         "objective": "bd3lm",
         "block_size": 32,
         "block_grid": "prompt_end",
+        "training_grid": "absolute",
         "mask_token_id": find_mask_id(directory),
     } | given
     if values["mask_token_id"] is None:

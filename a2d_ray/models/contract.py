@@ -18,6 +18,7 @@ class Contract(BaseModel):
         block_size: tokens per block that sampling uses by default.
         block_sizes: block sizes that were trained; others are refused.
         block_grid: where blocks start: at each segment, at token 0, or at the prompt's end.
+        training_grid: where blocks started in training, if not as `block_grid` says for sampling.
         right_shift_logits: whether the logit at i-1 predicts token i.
         clean_attention: how clean tokens see each other inside a block.
         ar_mode: whose next-token predictions the clean stream makes under causal attention: the
@@ -35,6 +36,7 @@ class Contract(BaseModel):
     block_size: int = Field(32, ge=1)
     block_sizes: tuple[int, ...] = ()
     block_grid: BlockGrid = "segment"
+    training_grid: BlockGrid | None = None
     right_shift_logits: bool = False
     clean_attention: CleanAttention = "block"
     ar_mode: ARMode | None = None

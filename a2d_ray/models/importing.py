@@ -154,7 +154,7 @@ def _name_mask(tokenizer: Any, mask_id: int) -> None:
 def _end_ids(source: ModelSource, tokenizer: Any, config: Any) -> list[int]:
     """Ids that end an answer: of its three files, and the ends that the row names."""
     generation = read_json(source.directory, "generation_config.json")
-    found: set[int] = set()
+    found: set[Any] = set()
     for value in (config.eos_token_id, generation.get("eos_token_id"), tokenizer.eos_token_id):
         found |= set(value if isinstance(value, list) else [value])
     vocabulary = tokenizer.get_vocab()

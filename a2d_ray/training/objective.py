@@ -56,13 +56,15 @@ def trained_contract(contract: Contract, config: TrainConfig) -> Contract:
     is_gated = lora is not None and lora.noised_only
     ar_mode = "trained" if objective.ar_loss_weight else None
     is_blockwise = objective.name == "bd3lm"
-    grid = "prompt_end" if objective.preset == "reference" else objective.block_grid
+    is_recipe = objective.preset == "reference" and is_blockwise
+    grid = "prompt_end" if is_recipe else objective.block_grid
     return contract.model_copy(
         update={
             "objective": objective.name,
             "block_size": objective.largest_block,
             "block_sizes": objective.block_sizes if is_blockwise else (),
             "block_grid": grid if is_blockwise else "segment",
+            "training_grid": objective.block_grid if is_recipe else None,
             "clean_attention": objective.clean_attention,
             "ar_mode": contract.ar_mode if is_gated else ar_mode,
             "gated_adapters": lora if is_gated else None,
