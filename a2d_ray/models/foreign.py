@@ -16,7 +16,7 @@ from typing import Any
 from a2d_ray.models.architectures import Architecture, find_architecture
 from a2d_ray.models.contract import Contract
 
-Values = dict[str, Any]
+ConfigValues = dict[str, Any]
 
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$")  # computed, though some files hold it
 _QWEN_ENDS = ("<|endoftext|>", "<|im_end|>")
@@ -49,7 +49,7 @@ class ForeignModel:
     block_size: int = 32
     ends: tuple[str, ...] = _QWEN_ENDS
     renamed: tuple[tuple[str, str], ...] = ()
-    translate: Callable[[Values], Values] = dict
+    translate: Callable[[ConfigValues], ConfigValues] = dict
     needed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -68,7 +68,7 @@ class ForeignModel:
                 return re.sub(pattern, replacement, name)
         return name
 
-    def contract_of(self, config: Values) -> Contract:
+    def contract_of(self, config: ConfigValues) -> Contract:
         """The contract of a checkpoint with this config.json, its source left open."""
         block_size = config.get(self.block_key or "") or self.block_size
         is_blockwise = self.contract["objective"] == "bd3lm"
@@ -79,7 +79,7 @@ class ForeignModel:
             **self.contract,
         )
 
-    def check(self, name: str, config: Values) -> None:
+    def check(self, name: str, config: ConfigValues) -> None:
         """Refuses a configuration that the mapping would get wrong.
 
         Raises:
@@ -100,7 +100,7 @@ def find_foreign(config: Mapping[str, Any]) -> ForeignModel | None:
     return next((row for row in FOREIGN_MODELS if row.marks & found), None)
 
 
-def _llada_values(config: Values) -> Values:
+def _llada_values(config: ConfigValues) -> ConfigValues:
     """LLaDA's configuration, which is OLMo's of 2024, in Llama's keys."""
     hidden_size = config["d_model"]
     return {
