@@ -154,6 +154,8 @@ def _complete(answer: dict[str, Any], writer: AnswerWriter, output: StepOutput) 
         "forwards": output.num_forwards,
         "denoise_steps": output.num_denoise_steps,
         "cached_tokens": output.num_cached_tokens,
+        "drafted": result.num_drafted,
+        "accepted": result.num_accepted,
     }
     answer["text"] = result.text
     answer["token_ids"] = result.token_ids

@@ -223,6 +223,8 @@ ANSWER_SCHEMA = pa.schema(
                 "forwards": pa.int64(),
                 "denoise_steps": pa.int64(),
                 "cached_tokens": pa.int64(),
+                "drafted": pa.int64(),  # by rule speculate
+                "accepted": pa.int64(),
             }
         ),
         "logprobs": pa.list_(pa.float64()),
