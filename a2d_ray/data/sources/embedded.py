@@ -8,7 +8,6 @@ A hash of the question's content decides its split, so no held-out question is e
 however it is worded.
 """
 
-import copy
 import hashlib
 import importlib.util
 import itertools
@@ -84,7 +83,7 @@ def embedded_rows(name: str, split: str, limit: int | None = None) -> list[dict[
         raise ValueError(f"the limit of embedded/{name} must not be negative, got {limit}")
     size = _SOURCES[name].train_rows if split == "train" else DEFAULT_TEST_ROWS
     items = itertools.islice(_items(name, split), size if limit is None else limit)
-    return [copy.deepcopy(item.row) for item in items]
+    return [item.row for item in items]
 
 
 def _items(name: str, split: str) -> Iterator[_Item]:
