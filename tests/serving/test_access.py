@@ -330,7 +330,7 @@ def check_fault_is_the_callers(answer: httpx.Response) -> None:
     assert "server_error" not in answer.text  # as a stream's last event
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(path=PATHS, fields=st.dictionaries(FIELDS, JSON, max_size=5), raw=st.binary(max_size=60))
 def test_no_body_is_a_defect(fuzzed, path, fields, raw):
     """Whatever the body: an answer, or an error object that is the caller's fault."""
@@ -342,7 +342,7 @@ def test_no_body_is_a_defect(fuzzed, path, fields, raw):
 def test_no_combination_of_fields_is_a_defect(fuzzed, path):
     """Bodies by the application's own schema; more than a tenth gets through to the engine."""
 
-    @settings(max_examples=200, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=70, suppress_health_check=list(HealthCheck))
     @given(body=bodies(fuzzed.app, path), valid=st.sampled_from([{}, *[VALID[path]] * 3]))
     def check(body, valid):
         answer = post(fuzzed, path, body | valid | {"model": "tiny"})

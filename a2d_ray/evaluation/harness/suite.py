@@ -170,24 +170,38 @@ def _run_task(
     responder = getattr(model, "responder", None)
     num_cut = responder.num_cut if responder else 0
     group = loaded["groups"].get(task.task)
-    found = simple_evaluate(
-        model=model,
-        tasks=[group] if group is not None else list(loaded["tasks"].values()),
-        task_manager=loaded["manager"],
-        num_fewshot=task.num_fewshot,
-        limit=task.limit,
-        apply_chat_template=_is_chat(task, model),
-        fewshot_as_multiturn=_is_chat(task, model),
-        confirm_run_unsafe_code=config.run_code,
-        fewshot_random_seed=config.seed,
-        bootstrap_iters=0,
-        log_samples=True,
-    )
+    with _without_environment():
+        found = simple_evaluate(
+            model=model,
+            tasks=[group] if group is not None else list(loaded["tasks"].values()),
+            task_manager=loaded["manager"],
+            num_fewshot=task.num_fewshot,
+            limit=task.limit,
+            apply_chat_template=_is_chat(task, model),
+            fewshot_as_multiturn=_is_chat(task, model),
+            confirm_run_unsafe_code=config.run_code,
+            fewshot_random_seed=config.seed,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
     assert found is not None
     after = dict(vars(speed)) if speed else {}
     used = {key: round(after[key] - before[key], 6) for key in after}
     num_cut = responder.num_cut - num_cut if responder else 0
     return _summary(task, found) | {"speed": used, "num_cut": num_cut}
+
+
+@contextlib.contextmanager
+def _without_environment() -> Iterator[None]:
+    """The harness runs ``pip list`` and more for every task; our report says what it needs once."""
+    from lm_eval import evaluator
+
+    found = evaluator.add_env_info
+    evaluator.add_env_info = lambda results: None
+    try:
+        yield
+    finally:
+        evaluator.add_env_info = found
 
 
 def _check_metric(task: EvaluatedTask, members: Iterable[Any]) -> None:
