@@ -8,6 +8,7 @@ TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CLIENTS := .venv-clients
 SKIPPED := $(if $(shell command -v nvidia-smi),,and not gpu) \
 	$(if $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),,and not browser)
 
@@ -18,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: quickstart test test-all test-rounding check fix serve bench clean help install
+.PHONY: quickstart test test-all test-rounding test-clients check fix serve bench clean help install
 
 quickstart: $(INSTALLED) ## convert, train, measure, serve and ask, on this machine (QUICKSTART_STEPS=2: smoke)
 	$(BIN)/python jobs/quickstart.py $(ARGS)
@@ -38,6 +39,13 @@ rounding-%: $(INSTALLED)
 
 test-all: $(INSTALLED) ## every test that this machine can run
 	$(BIN)/python -m pytest $(PARALLEL) -m "(slow or not slow) $(SKIPPED)" $(ARGS)
+
+test-clients: $(INSTALLED) ## other people's clients against the endpoint, in an environment of their own
+	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install -q --upgrade -r tests/clients/requirements.txt
+	@if command -v npm >/dev/null; then mkdir -p $(CLIENTS)/node && cp tests/clients/package.json $(CLIENTS)/node/ \
+		&& npm install --prefix $(CLIENTS)/node --no-audit --no-fund; fi
+	$(BIN)/python -m pytest -q tests/serving/test_clients.py $(ARGS)
 
 check: $(INSTALLED) ## lint, format, types, import rules
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from a2d_ray.cli import ConfigError, load_config, parse_config, run, to_yaml, va
 from a2d_ray.config.errors import MissingOptionError, NoEffectError, OptionError
 from a2d_ray.config.keys import all_keys, find_field, section_of
 from a2d_ray.config.layers import lay_over
+from a2d_ray.models.directories import find_directory
 from tests.commands import ROOT, run_python
 
 JOBS = {
@@ -387,13 +388,17 @@ def test_sections_and_mappings_are_written_as_in_files():
     assert sample.sampling.logit_bias == {70: 100}
 
 
-def test_a_fresh_clone_is_told_of_the_quickstart(capsys):
-    def main():
-        raise ValueError("model directory runs/quickstart/train/checkpoint-final does not exist")
+def test_a_fresh_clone_is_told_of_the_quickstart(capsys, tmp_path):
+    def find(name):
+        with pytest.raises(SystemExit):
+            run(lambda: find_directory(name, weights=True))
+        return capsys.readouterr().err
 
-    with pytest.raises(SystemExit):
-        run(main)
-    assert "run make quickstart" in capsys.readouterr().err
+    missing = find(f"{tmp_path}/runs/quickstart/train/checkpoint-final")
+    assert missing.endswith(
+        "does not exist: run make quickstart, or name a model (model.path=...)\n"
+    )
+    assert find(f"{tmp_path}/runs/mine").endswith("runs/mine does not exist\n")
 
 
 def test_items_of_lists_are_reached_by_number():

@@ -80,18 +80,12 @@ def run(main: Callable[[], None]) -> None:
     try:
         _run_with_reader(main)
     except ValueError as error:
-        sys.stderr.write(f"error: {error}{_hint(str(error))}\n")
+        sys.stderr.write(f"error: {error}\n")
         is_clear = isinstance(error, ConfigError | OptionError)
         raise SystemExit(2) from (None if is_clear else error)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         raise SystemExit(130) from None
-
-
-def _hint(message: str) -> str:
-    """What a newcomer has not done yet: the jobs' own files name what the quickstart makes."""
-    is_missing = "runs/quickstart/" in message and message.endswith("does not exist")
-    return ": run make quickstart, or name a model (model.path=...)" if is_missing else ""
 
 
 def _run_with_reader(main: Callable[[], None]) -> None:

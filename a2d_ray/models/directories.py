@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_QUICKSTART = "runs/quickstart/"  # what the jobs' own files name
 _HUB_TIMEOUT_S = 5
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
 _MODEL_FILES = [*_SMALL_FILES, "*.safetensors"]
@@ -33,8 +34,15 @@ def find_directory(name: str, *, revision: str | None = None, weights: bool) -> 
     if directory.exists():
         raise ValueError(f"{name} is a file: give the model's directory")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
-        raise ValueError(f"model directory {name} does not exist")
+        raise _missing(name)
     return _fetch(name, revision, weights)
+
+
+def _missing(name: str) -> ValueError:
+    """The error for a directory that is not there; what makes it, where that is known."""
+    is_quickstart = _QUICKSTART in Path(name).as_posix()
+    fix = ": run make quickstart, or name a model (model.path=...)" if is_quickstart else ""
+    return ValueError(f"model directory {name} does not exist{fix}")
 
 
 def read_json(directory: Path, file_name: str) -> dict[str, Any]:

@@ -105,7 +105,8 @@ def unsupported(name: str, model_type: str | None) -> ValueError:
     """The error for an architecture that is not in the table."""
     names = ", ".join(row.ar_model_type for row in ARCHITECTURES)
     return ValueError(
-        f"{name} has architecture {model_type!r}, which is not supported: supported are {names}"
+        f"{name} has architecture {model_type!r}, which is not supported: supported are {names} "
+        "(docs/adding-an-architecture.md adds one)"
     )
 
 

@@ -53,6 +53,15 @@ def test_a_plus_inside_an_existing_path_is_part_of_it(tmp_path, monkeypatch):
     assert [spec.name for spec in specs] == ["c++", "c++", "embedded/sums"]
 
 
+def test_brackets_inside_an_existing_path_are_part_of_it(tmp_path):
+    root = tmp_path / "a+b[c]" / "x[train:1]"
+    root.mkdir(parents=True)
+    (root / "own.jsonl").touch()
+    (spec, other) = parse_spec(f"{root}/own.jsonl[test:4]+embedded/sums[train:5]")
+    assert (spec.name, spec.test, spec.train) == (f"{root}/own.jsonl", 4, None)
+    assert (other.name, other.train) == ("embedded/sums", 5)
+
+
 def test_a_mirror_stands_in_for_the_hub(tmp_path, monkeypatch):
     (tmp_path / "org" / "set").mkdir(parents=True)
     monkeypatch.setenv("A2D_DATASETS_DIR", str(tmp_path))

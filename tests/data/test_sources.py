@@ -219,7 +219,7 @@ def test_an_empty_system_message_is_allowed(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "no readable rows: it is empty"), ("{\n", "no readable rows: invalid JSON")],
+    [("", r"no readable rows: .*rows\.jsonl is empty"), ("{\n", r"rows\.jsonl:1: invalid JSON")],
 )
 def test_a_source_without_rows_is_an_error(tmp_path, content, message):
     (tmp_path / "rows.jsonl").write_text(content)
@@ -340,7 +340,7 @@ def test_invalid_utf_8_is_a_malformed_row_in_every_text_format(tmp_path):
     (tmp_path / "rows.csv").write_bytes(b"instruction,output\nq,a\nq,\xff\n")
     assert [row.reason for row in examples(tmp_path / "rows.csv")] == [None, "invalid Unicode"]
     (tmp_path / "x.txt").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match="no readable rows: invalid UTF-8"):
+    with pytest.raises(ValueError, match=r"no readable rows: .*x\.txt:1: invalid UTF-8"):
         examples(tmp_path / "x.txt")
 
 

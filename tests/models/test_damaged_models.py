@@ -221,6 +221,32 @@ DAMAGES = {
         ),
         "ar cannot be loaded",
     ),
+    "a size of another model": (
+        whole,
+        lambda d: edit_json(d / "config.json", intermediate_size=48),
+        r"model\.layers\.0\.mlp",
+    ),
+    "a layer too many": (
+        whole,
+        lambda d: edit_json(d / "config.json", num_hidden_layers=3),
+        r"model\.layers\.2",
+    ),
+    "a layer too few": (
+        whole,
+        lambda d: edit_json(d / "config.json", num_hidden_layers=1),
+        r"model\.layers\.1",
+    ),
+    "config.json is a list": (
+        whole,
+        lambda d: (d / "config.json").write_text("[]"),
+        "config.json must hold a JSON object",
+    ),
+    "no weights": (whole, lambda d: (d / "model.safetensors").unlink(), "ar"),
+    "no tokenizer": (  # an A2D directory may do without
+        save_tiny_ar,
+        lambda d: [(d / f).unlink() for f in ("tokenizer.json", "tokenizer_config.json")],
+        "tokenizer",
+    ),
     "the tokenizer is cut": (whole, lambda d: cut(d / "tokenizer.json"), "the tokenizer of .*ar"),
 }
 

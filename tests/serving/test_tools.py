@@ -321,3 +321,23 @@ def test_a_format_that_json_schema_defines_is_kept_or_refused(client):
     schema = {"type": "string", "format": "idn-email"}
     refused = client.post(CHAT, messages=[USER], guided_json=schema)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "guided_json")
+
+
+TWO_CALLS = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n<tool_call>\n{"na'
+
+
+def test_of_an_answer_cut_by_its_length_the_whole_calls_are_calls():
+    counts = Counts(num_prompt_tokens=1)
+    for text, expected in ((TWO_CALLS, ["f"]), (TWO_CALLS[:-8], ["f"]), (TWO_CALLS[:40], [])):
+        pieces = [
+            Piece(index=0, text=text[:20], finish_reason=None, counts=counts),
+            Piece(index=0, text=text[20:], finish_reason="length", counts=counts),
+        ]
+        (choice,) = ChatFormat("tiny", has_tools=True).whole([pieces]).choices
+        form = ChatFormat("tiny", has_tools=True)
+        chunks = [c.choices[0] for piece in pieces for c in form.chunks(piece)]
+        streamed = [call for chunk in chunks for call in chunk.delta.tool_calls or []]
+        for calls in (choice.message.tool_calls or [], streamed):
+            assert [call.function.name for call in calls] == expected
+        assert choice.finish_reason == chunks[-1].finish_reason == "length"
+        assert choice.message.content == (None if expected else text)

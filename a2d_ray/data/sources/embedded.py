@@ -76,7 +76,7 @@ def embedded_rows(name: str, split: str, limit: int | None = None) -> list[dict[
         ValueError: unknown name or split, a negative limit, or a package that is not installed.
     """
     if name not in EMBEDDED:
-        raise ValueError(f"unknown embedded data set {name!r}: choose from {sorted(EMBEDDED)}")
+        raise ValueError(f"unknown embedded data set {name!r}: choose from {list(EMBEDDED)}")
     if split not in ("train", "test"):
         raise ValueError(f"embedded/{name} has the splits 'train' and 'test', not {split!r}")
     if limit is not None and limit < 0:
@@ -251,4 +251,4 @@ _SOURCES = {
     "chat": _Source(_chat, None),
     "story": _Source(_story, None),
 }
-EMBEDDED = frozenset(_SOURCES)
+EMBEDDED = tuple(_SOURCES)

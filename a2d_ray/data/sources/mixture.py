@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from a2d_ray.config import OptionError
+from a2d_ray.data.sources.embedded import EMBEDDED
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 FORM = "write name[key:value,...] joined by '+'"
-EMBEDDED_NAMES = ("sums", "sorting", "spelling", "records", "maths", "chat", "story")
 DATASETS_DIR_VARIABLE = "A2D_DATASETS_DIR"
 DATA_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".arrow", ".txt")
 PACKED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 URI_SCHEMES = ("s3", "gs", "gcs", "hdfs", "abfs", "abfss", "file")
 LARGEST_WEIGHT = 100
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+_OPTIONS_AT_END = re.compile(r"\[([^\[\]]*)\]$")
 _TRUE = ("1", "true", "yes", "on")
 
 
@@ -76,8 +77,8 @@ def parse_spec(spec: str) -> tuple[SourceSpec, ...]:
     """The sources of a mixture, in order.
 
     Args:
-        spec: ``name[key:value,...]`` joined by ``+``. A ``+`` inside the path of something that
-            exists is part of the path.
+        spec: ``name[key:value,...]`` joined by ``+``. ``+``, ``[`` and ``]`` inside the path of
+            something that exists are part of the path.
 
     Raises:
         SpecError: names the part, the key or value that is wrong, and what is allowed.
@@ -145,7 +146,7 @@ def _split_parts(spec: str) -> Iterator[str]:
 
 
 def _is_path(part: str) -> bool:
-    return local_path(part) is not None or local_path(re.sub(r"\[[^\]]*\]$", "", part)) is not None
+    return any(local_path(path) is not None for path in (part, _OPTIONS_AT_END.sub("", part)))
 
 
 def _parse_part(part: str) -> SourceSpec:
@@ -155,10 +156,13 @@ def _parse_part(part: str) -> SourceSpec:
     if local_path(text) is not None:
         return SourceSpec(name=text)
     match = re.fullmatch(r"([^\[\]]+)(?:\[([^\[\]]*)\])?", text)
-    if match is None:
+    behind = _OPTIONS_AT_END.search(text)
+    if behind is not None and local_path(text[: behind.start()]) is not None:
+        name, options = text[: behind.start()], behind[1]
+    elif match is None:
         raise SpecError(text, "cannot be read", FORM)
-    name = match[1].strip()
-    options = match[2]
+    else:
+        name, options = match[1].strip(), match[2]
     return SourceSpec(name=name, **(_parse_options(text, options) if options is not None else {}))
 
 
@@ -224,11 +228,11 @@ def _check_source(name: str) -> None:
 
 
 def _check_embedded(name: str) -> None:
-    if name in EMBEDDED_NAMES:
+    if name in EMBEDDED:
         return
-    near = difflib.get_close_matches(name, EMBEDDED_NAMES, n=1)
+    near = difflib.get_close_matches(name, EMBEDDED, n=1)
     hint = f"did you mean 'embedded/{near[0]}'? " if near else ""
-    allowed = ", ".join(f"embedded/{known}" for known in EMBEDDED_NAMES)
+    allowed = ", ".join(f"embedded/{known}" for known in EMBEDDED)
     raise SpecError(f"embedded/{name}", "does not exist", f"{hint}allowed: {allowed}")
 
 

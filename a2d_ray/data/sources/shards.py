@@ -265,13 +265,14 @@ def _split_of(name: str) -> str:
 
 def _peek_columns(spec: SourceSpec, shards: Sequence[Shard]) -> tuple[str, tuple[str, ...]]:
     """The first file with a readable row, and that row's columns."""
-    reason: object = "it is empty"
+    found: list[str] = []
     for shard in shards:
-        for _, row in islice(_raw_rows(shard), _PEEK_ROWS):
+        for number, row in islice(_raw_rows(shard), _PEEK_ROWS):
             if not isinstance(row, MalformedRowError):
                 return shard.path, tuple(row)
-            reason = row
-    raise SpecError(spec.name, "has no readable rows", str(reason))
+            found.append(f"{shard.path}:{number}: {row}")
+    first = found or [f"{shard.path} is empty" for shard in shards]
+    raise SpecError(spec.name, "has no readable rows", first[0])
 
 
 def _raw_rows(shard: Shard) -> Iterator[NumberedRow]:

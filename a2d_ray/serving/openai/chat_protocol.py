@@ -50,6 +50,7 @@ class ChatMessage(Strict):
     cache_control: Any = ignored()
     extra_content: Any = ignored()
     provider_specific_fields: Any = ignored()
+    parsed: Any = ignored()
     reasoning_details: Any = ignored()
     thinking_blocks: Any = ignored()
     # What a model would read.

@@ -85,7 +85,7 @@ class ChatFormat:
             delta = Delta(content=text or None, tool_calls=numbered or None)
             made.append(self._chunk(piece.index, delta, None, CanvasBody.of(piece), logprobs))
         if piece.finish_reason is not None:
-            reason = "tool_calls" if calls else piece.finish_reason
+            reason = _reason(piece, calls)
             made.append(self._chunk(piece.index, Delta(), reason, stop_reason=piece.stop_reason))
         return made
 
@@ -96,7 +96,7 @@ class ChatFormat:
     def _choice(self, pieces: Sequence[Piece]) -> ChatChoice:
         text = "".join(piece.text for piece in pieces)
         last = pieces[-1]
-        calls = self._calls(text) if last.finish_reason == "stop" else []
+        calls = self._calls(text, last.finish_reason)
         infos = [info for piece in pieces for info in piece.logprobs]
         message = AssistantMessage(
             reasoning_content="".join(piece.reasoning for piece in pieces) or None,
@@ -107,7 +107,7 @@ class ChatFormat:
             index=last.index,
             message=message,
             logprobs=self._logprobs(infos),
-            finish_reason="tool_calls" if calls else last.finish_reason or "",
+            finish_reason=_reason(last, calls) or "",
             stop_reason=last.stop_reason,
         )
 
@@ -119,13 +119,16 @@ class ChatFormat:
         if piece.finish_reason is None and may_be_call(text):
             self._held[piece.index] = text
             return "", []
-        calls = self._calls(text) if piece.finish_reason == "stop" else []
+        calls = self._calls(text, piece.finish_reason)
         return ("" if calls else text), calls
 
-    def _calls(self, text: str) -> list[MessageToolCall]:
+    def _calls(self, text: str, reason: str | None) -> list[MessageToolCall]:
+        """The calls of an answer that has ended; one that its length has cut is left out."""
+        if reason is None or not self._has_tools:
+            return []
         return [
             MessageToolCall(function=FunctionCall(name=name, arguments=arguments))
-            for name, arguments in (parse_calls(text) if self._has_tools else ())
+            for name, arguments in parse_calls(text, is_cut=reason == "length")
         ]
 
     def _logprobs(self, infos: Sequence[TokenInfo]) -> ChatLogprobs | None:
@@ -204,6 +207,10 @@ class CompletionFormat:
 
     def _logprobs(self, infos: Sequence[TokenInfo]) -> CompletionLogprobs | None:
         return CompletionLogprobs.of(infos) if self._has_logprobs else None
+
+
+def _reason(last: Piece, calls: Sequence[MessageToolCall]) -> str | None:
+    return "tool_calls" if calls and last.finish_reason == "stop" else last.finish_reason
 
 
 def _usage(choices: Sequence[Sequence[Piece]]) -> Usage:

@@ -164,6 +164,7 @@ class CalledFunction(Plain):
 
     name: str
     arguments: str | dict[str, Any] | None = None
+    parsed_arguments: Any = ignored()
     provider_specific_fields: Any = ignored()
 
 
@@ -263,11 +264,17 @@ def _arguments_schema(parameters: dict[str, Any]) -> dict[str, Any]:
     return typed | {"x-guidance": spelling}
 
 
-def parse_calls(text: str) -> list[tuple[str, str]]:
-    """Names and arguments (JSON texts, as they were written) of the calls that an answer is."""
-    if not _CALLS.fullmatch(text):
+def parse_calls(text: str, *, is_cut: bool = False) -> list[tuple[str, str]]:
+    """Names and arguments (JSON texts, as they were written) of the calls that an answer is.
+
+    Args:
+        text: the answer.
+        is_cut: whether its length ended it: then the calls that are whole.
+    """
+    found = _CALLS.match(text)
+    if found is None or (found.end() < len(text) and not is_cut):
         return []
-    return _CALL.findall(text)
+    return _CALL.findall(found[0])
 
 
 def may_be_call(text: str) -> bool:
