@@ -358,14 +358,15 @@ def _task_errors(place: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _context() -> Iterator[None]:
-    """Datasets made in here have small blocks."""
+    """Datasets made in here have small blocks, and raise what their tasks raise."""
     context = DataContext.get_current()
-    before = context.target_max_block_size
+    before = context.target_max_block_size, context.raise_original_map_exception
     context.target_max_block_size = BLOCK_BYTES
+    context.raise_original_map_exception = True  # else Ray's words stand in place of ours
     try:
         yield
     finally:
-        context.target_max_block_size = before
+        context.target_max_block_size, context.raise_original_map_exception = before
 
 
 @contextlib.contextmanager

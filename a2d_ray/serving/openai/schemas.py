@@ -29,7 +29,8 @@ _HOLD_NAMES = ("properties", "patternProperties", "$defs", "definitions", "depen
 
 
 def without_notes(schema: Any) -> Any:
-    """A schema that allows the same, without the formats that JSON Schema does not define."""
+    """A schema that allows the same, without the formats that JSON Schema does not define, and
+    without empty ids, which llguidance takes for that of the whole document."""
     if isinstance(schema, list):
         return [without_notes(item) for item in schema]
     if not isinstance(schema, dict):
@@ -38,6 +39,8 @@ def without_notes(schema: Any) -> Any:
 
 
 def _is_note(key: str, value: Any) -> bool:
+    if key == "$id":
+        return value in ("", "#")
     return key == "format" and isinstance(value, str) and value not in _FORMATS
 
 
