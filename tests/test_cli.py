@@ -26,6 +26,7 @@ JOBS = {
     "pt_bd3lm": configs.TrainConfig,
     "sft_speculative": configs.TrainConfig,
     "draft_only": configs.TrainConfig,
+    "rl": configs.TrainConfig,
     "pt_mdlm": configs.TrainConfig,
     "sample": configs.SampleConfig,
     "chat": configs.ChatConfig,

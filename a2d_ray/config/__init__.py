@@ -44,6 +44,7 @@ from a2d_ray.config.objective import (
     ObjectiveSection,
 )
 from a2d_ray.config.quickstart import QuickstartConfig
+from a2d_ray.config.rl import RewardSection, RLSection, RolloutSection
 from a2d_ray.config.rules import (
     AR_RULES,
     GRAMMAR_RULES,
@@ -137,7 +138,10 @@ __all__ = [
     "PlanConfig",
     "PrepareConfig",
     "QuickstartConfig",
+    "RLSection",
     "Remasking",
+    "RewardSection",
+    "RolloutSection",
     "Rule",
     "RuleOptions",
     "RunSection",

@@ -17,6 +17,7 @@ from a2d_ray.config.data import DATA_EFFECTIVE_IF, DataSection, check_lengths, c
 from a2d_ray.config.errors import OptionError
 from a2d_ray.config.models import ModelSection
 from a2d_ray.config.objective import ObjectiveSection
+from a2d_ray.config.rl import RLSection
 
 WorkerRange = Annotated[
     PositiveInt | Annotated[list[PositiveInt], Len(2, 2)], BeforeValidator(one_or_two)
@@ -182,6 +183,9 @@ class TrainConfig(Section):
     schedule: ScheduleSection = ScheduleSection()
     scaling: ScalingSection = ScalingSection()
     wandb: WandbSection = WandbSection()
+    rl: RLSection | None = Field(
+        None, description="Reinforcement learning on the prompts of data.spec (jobs/rl.py)."
+    )
     deepspeed: dict[str, Any] = Field(
         default_factory=dict,
         description="Passed to DeepSpeed in its own names, over {zero_optimization: {stage: 2}}. "
@@ -243,6 +247,43 @@ class TrainConfig(Section):
             needed = {"name": "bd3lm", "clean_attention": "causal", "ar_loss_weight": 0.0}
             require("model.lora.noised_only", True, self.objective, "objective", needed)
         return self
+
+    @model_validator(mode="after")
+    def _check_rl(self) -> Self:
+        if self.rl is None:
+            return self
+        needed: dict[str, Any] = {"name": "bd3lm", "clean_attention": "causal", "ar_loss_weight": 1}
+        if self.rl.likelihood == "nelbo":
+            needed = {"ar_loss_weight": 0, "draft_target": "labels", "noise": "exact"}
+        needed |= {"preset": "default", "norm": "step", "right_shift_logits": False}
+        needed |= {"corruption_warmup": 0, "confidence_loss_weight": 0}
+        require("rl.likelihood", self.rl.likelihood, self.objective, "objective", needed)
+        others = (
+            (self.model, "model", {"lora": None}),
+            (self.data, "data", {"packing": False}),
+            (self.schedule, "schedule", {"keep_best": False}),
+        )
+        for section, place, wanted in others:
+            require("rl.group_size", self.rl.group_size, section, place, wanted)
+        self._check_rollouts(self.rl)
+        return self
+
+    def _check_rollouts(self, rl: RLSection) -> None:
+        if self.batch.rows % rl.group_size:
+            fixed = math.ceil(self.batch.rows / rl.group_size) * rl.group_size
+            raise OptionError(
+                "batch.rows",
+                self.batch.rows,
+                f"must be a multiple of rl.group_size={rl.group_size}: a row is a roll-out",
+                f"set {fixed}",
+            )
+        if rl.rollout.sampling.max_new_tokens >= self.data.max_length:
+            raise OptionError(
+                "rl.rollout.sampling.max_new_tokens",
+                rl.rollout.sampling.max_new_tokens,
+                f"leaves no room for a prompt in data.max_length={self.data.max_length}",
+                "lower it, or raise data.max_length",
+            )
 
     @model_validator(mode="after")
     def _check_lora(self) -> Self:

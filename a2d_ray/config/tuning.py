@@ -82,11 +82,11 @@ class SweepSection(Section):
     reduction: float = Field(
         3, gt=1, description="One trial in N goes on at each rung; each rung has N times the steps."
     )
-    metric: Literal["nelbo", "exact_match", "accepted_length"] = Field(
+    metric: Literal["nelbo", "exact_match", "accepted_length", "reward"] = Field(
         "nelbo",
         description="What is optimised: held-out NELBO with fixed draws (compares within one block "
-        "size), the share of exactly right answers, or the accepted length of held-out drafts "
-        "(objective.clean_attention=causal).",
+        "size), the share of exactly right answers, the accepted length of held-out drafts "
+        "(objective.clean_attention=causal), or the held-out reward (train.rl).",
     )
     exact_match_tasks: int = Field(
         0, ge=0, description="Held-out tasks of each embedded data set that finished trials answer."

@@ -101,6 +101,38 @@ def masked_cross_entropy(
     return _in_chunks(chunk_loss, (hidden_NH, labels_N, weight_N), chunk_tokens)
 
 
+def label_logprobs(
+    hidden_NH: Tensor,
+    head_VH: Tensor,
+    labels_N: Tensor,
+    excluded_id: int,
+    *,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> tuple[Tensor, Tensor]:
+    """log p(label) of each token, float32 [N], differentiable; and entropies of p, detached.
+
+    Args:
+        hidden_NH: final hidden states of N > 0 tokens.
+        head_VH: weight of the language-model head.
+        labels_N: ids.
+        excluded_id: id whose logit is -inf (the mask token).
+        chunk_tokens: tokens per chunk of logits; see `masked_cross_entropy`.
+    """
+
+    def chunk_logprobs(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = _logits(hidden, head_VH, excluded_id)
+        return -cross_entropy(logits, labels, reduction="none"), _entropy(logits.detach())
+
+    chunks = zip(hidden_NH.split(chunk_tokens), labels_N.split(chunk_tokens), strict=True)
+    is_long = len(labels_N) > chunk_tokens and torch.is_grad_enabled()
+    if is_long:
+        parts = [checkpoint(chunk_logprobs, *chunk, use_reentrant=False) for chunk in chunks]
+    else:
+        parts = [chunk_logprobs(*chunk) for chunk in chunks]
+    logp, entropy = zip(*parts, strict=True)
+    return torch.cat(logp), torch.cat(entropy)
+
+
 def taught_cross_entropy(
     hidden_NH: Tensor,
     teacher_NH: Tensor,

@@ -82,7 +82,7 @@ def diffusion_loss(
     Source: MDLM, arXiv 2406.07524; BD3LM, arXiv 2503.09573.
     """
     hidden_RTH = backbone(noised_ids(layout, noise, spec.mask_id), layout)
-    loss = _masked_loss(layout, noise, hidden_RTH, head_VH, spec)
+    loss = masked_loss(layout, noise, hidden_RTH, head_VH, spec)
     ar_nats = torch.zeros_like(loss.detach())
     if spec.ar_weight:
         each_view = _ar_loss(layout, hidden_RTH, head_VH, spec)
@@ -91,10 +91,10 @@ def diffusion_loss(
     return LossSums(loss=loss, num_targets=layout.num_targets, ar_nats=ar_nats)
 
 
-def _masked_loss(
+def masked_loss(
     layout: Layout, noise: Noise, hidden_RTH: Tensor, head_VH: Tensor, spec: LossSpec
 ) -> Tensor:
-    """Weighted cross-entropy of the masked targets with what they learn, summed."""
+    """Weighted cross-entropy of the masked targets with what they learn, summed; float32 scalar."""
     picked = noise.is_masked_RT
     taught = torch.zeros_like(picked)
     if spec.draft_target == "ar":

@@ -30,6 +30,7 @@ class RunStatus:
         checkpoint_step: its step, 0 without one.
         loss, nelbo: last ones, nats per token.
         accepted_length: last one: tokens per forward that drafts would give; None: no AR mode.
+        reward: last held-out one; None: it is no reinforcement learning.
         tokens_per_s: median of the last 50 steps.
         step_s: median seconds of the last 50 steps.
         eta_s: seconds left at this pace, evaluations and checkpoints included as they were so far.
@@ -51,6 +52,7 @@ class RunStatus:
     eta_s: float | None
     quiet_s: float | None
     straggler: Straggler | None = None
+    reward: float | None = None
 
 
 def list_runs(storage_path: str) -> list[str]:
@@ -106,6 +108,7 @@ def run_status(storage_path: str, name: str, now: float | None = None) -> RunSta
         eta_s=None if step_s is None else (num_steps - step) * step_s,
         quiet_s=quiet_s,
         straggler=find_straggler(recent, directory),
+        reward=_last(lines, "eval/reward"),
     )
 
 
@@ -122,7 +125,7 @@ def format_status(runs: list[RunStatus]) -> str:
 
 
 _HEADER = (
-    *("run", "state", "step", "loss", "nelbo", "accepted"),
+    *("run", "state", "step", "loss", "nelbo", "accepted", "reward"),
     *("tokens/s", "s/step", "left", "checkpoint"),
 )
 
@@ -139,6 +142,7 @@ def _cells(run: RunStatus) -> tuple[str, ...]:
         _number(run.loss, ".3f"),
         _number(run.nelbo, ".3f"),
         _number(run.accepted_length, ".2f"),
+        _number(run.reward, ".3f"),
         _number(run.tokens_per_s, ",.0f"),
         _number(run.step_s, ".3g"),
         left,

@@ -20,6 +20,7 @@ class TrialRow:
         nelbo: last held-out NELBO, nats per token; None: it never got there.
         exact_match: share of right answers; None: not measured.
         accepted_length: of held-out drafts, tokens per forward; None: there is no AR mode.
+        reward: mean held-out reward; None: it is no reinforcement learning.
         point: value of each searched key.
         block_size: blocks whose NELBO this is; 0: mdlm.
         error: first line of what went wrong.
@@ -33,6 +34,7 @@ class TrialRow:
     point: dict[str, Any]
     block_size: int
     accepted_length: float | None = None
+    reward: float | None = None
     error: str = ""
 
 

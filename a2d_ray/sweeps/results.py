@@ -59,7 +59,7 @@ def sort_rows(rows: list[TrialRow], config: SweepConfig) -> list[TrialRow]:
 def format_results(results: SweepResults, metric: str) -> str:
     """The trials as a table, and where things lie."""
     keys = list(dict.fromkeys(key for row in results.rows for key in row.point))
-    header = ("trial", "status", "done", "nelbo", "exact match", "accepted", *keys)
+    header = ("trial", "status", "done", "nelbo", "exact match", "accepted", "reward", *keys)
     cells = [header, *(_cells(row, keys) for row in results.rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
@@ -83,6 +83,7 @@ def _cells(row: TrialRow, keys: list[str]) -> tuple[str, ...]:
         "" if row.nelbo is None else f"{row.nelbo:.4f}",
         "" if row.exact_match is None else f"{row.exact_match:.1%}",
         "" if row.accepted_length is None else f"{row.accepted_length:.2f}",
+        "" if row.reward is None else f"{row.reward:.3f}",
         *(_short(row.point.get(key)) for key in keys),
     )
 
@@ -108,6 +109,7 @@ def _row(result: Any, config: SweepConfig, directory: Path) -> TrialRow:
         nelbo=metrics.get("nelbo"),
         exact_match=metrics.get("exact_match"),
         accepted_length=metrics.get("accepted_length"),
+        reward=metrics.get("reward"),
         point=point,
         block_size=_block_size(point, config),
         error=error,
@@ -135,7 +137,7 @@ def _block_size(point: dict[str, Any], config: SweepConfig) -> int:
 
 def _write_csv(rows: list[TrialRow], path: Path) -> None:
     keys = list(dict.fromkeys(key for row in rows for key in row.point))
-    results = ("nelbo", "exact_match", "accepted_length")
+    results = ("nelbo", "exact_match", "accepted_length", "reward")
     columns = ("trial", "status", "percent", *results, "block_size", "error")
     with path.open("w", newline="") as file:
         writer = csv.writer(file)

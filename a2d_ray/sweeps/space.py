@@ -181,6 +181,12 @@ def _check_comparable(config: SweepConfig, keys: list[str]) -> None:
                 f"is of drafts, which train.{causal}={clean} has none of",
                 f"set train.{causal}=causal",
             )
+    if sweep.metric == "reward" and config.train.rl is None:
+        problem = "is of reinforcement learning, and train.rl is null"
+        raise OptionError("sweep.metric", sweep.metric, problem, "set train.rl, or another metric")
+    if sweep.metric == "nelbo" and config.train.rl is not None:
+        problem = "is not measured in reinforcement learning"
+        raise OptionError("sweep.metric", sweep.metric, problem, "set sweep.metric=reward")
     if config.train.schedule.eval_steps == 0:
         raise OptionError(
             "train.schedule.eval_steps", 0, "is no interval", "a sweep needs evaluations, e.g. 0.25"

@@ -12,7 +12,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from a2d_ray.cli import to_yaml
-from a2d_ray.config import OptionError, ScalingSection, SweepConfig, TrainConfig
+from a2d_ray.config import OptionError, SweepConfig, TrainConfig
 from a2d_ray.data.pipeline import prepare
 from a2d_ray.runs.cluster import start_ray
 from a2d_ray.runs.resources import available_resources, num_cores, wants_gpu
@@ -55,8 +55,9 @@ def run_sweep(config: SweepConfig) -> SweepResults:
     directory = _directory(config)
     _check_base(base, str(directory / TRIALS_DIRECTORY))
     _settle(config, directory)
-    start_ray(_cpus_of_own_ray(base.scaling))
-    _prepare_data(base, dimensions)
+    start_ray(_cpus_of_own_ray(base))
+    if base.rl is None:
+        _prepare_data(base, dimensions)
     results = _tuner(config, base, dimensions, directory).fit()
     return write_results(results, config.model_copy(update={"train": base}), directory)
 
@@ -85,7 +86,7 @@ def _tuner(
             metric=sweep.metric,
             mode="min" if sweep.metric == "nelbo" else "max",
             num_samples=sweep.num_trials,
-            max_concurrent_trials=sweep.max_concurrent or _concurrent_trials(base.scaling),
+            max_concurrent_trials=sweep.max_concurrent or _concurrent_trials(base),
             search_alg=_search(config),
             scheduler=_scheduler(config),
             time_budget_s=sweep.time_budget,
@@ -98,23 +99,34 @@ def _tuner(
     )
 
 
-def _trial_cpus(scaling: ScalingSection) -> float:
+def _worker_cpus(base: TrainConfig) -> int:
+    """CPUs of a trial's workers, and of its roll-out actors where it has some."""
+    training = base.scaling.world_sizes[-1] * base.scaling.cpus_per_worker
+    if base.rl is None or base.rl.rollout.placement == "colocated":
+        return training
+    return training + base.rl.rollout.num_workers * base.rl.rollout.cpus_per_worker
+
+
+def _trial_cpus(base: TrainConfig) -> float:
     """CPUs that a trial takes: workers, its driver, Ray Data."""
-    return scaling.world_sizes[-1] * scaling.cpus_per_worker + DRIVER_CPUS + DATA_CPUS
+    return _worker_cpus(base) + DRIVER_CPUS + DATA_CPUS
 
 
-def _cpus_of_own_ray(scaling: ScalingSection) -> int:
+def _cpus_of_own_ray(base: TrainConfig) -> int:
     """Logical CPUs for as many trials as have a core for each worker."""
-    trials = max(1, num_cores() // (scaling.world_sizes[-1] * scaling.cpus_per_worker))
-    return int(trials * _trial_cpus(scaling)) + 1 + DATA_CPUS
+    trials = max(1, num_cores() // _worker_cpus(base))
+    return int(trials * _trial_cpus(base)) + 1 + DATA_CPUS
 
 
-def _concurrent_trials(scaling: ScalingSection) -> int:
+def _concurrent_trials(base: TrainConfig) -> int:
     """Trials that fit into the running Ray at a time, at least one."""
     there = available_resources()
-    trials = int((there.cpus - DATA_CPUS) // _trial_cpus(scaling))
-    if wants_gpu(scaling):
-        trials = min(trials, int(there.gpus) // scaling.world_sizes[-1])
+    trials = int((there.cpus - DATA_CPUS) // _trial_cpus(base))
+    if wants_gpu(base.scaling):
+        gpus = base.scaling.world_sizes[-1]
+        if base.rl is not None and base.rl.rollout.placement == "separate":
+            gpus += base.rl.rollout.num_workers * bool(base.rl.rollout.use_gpu)
+        trials = min(trials, int(there.gpus) // gpus)
     return max(1, trials)
 
 

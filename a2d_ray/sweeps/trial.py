@@ -29,6 +29,7 @@ def run_trial(
         storage_path: where the runs of the trials lie.
         exact_match_tasks: held-out tasks of each kind that the result answers; 0: none.
     """
+    from a2d_ray.rl import build_rl_trainer
     from a2d_ray.training import build_trainer
 
     name = run_name(tune.get_context().get_trial_id())
@@ -37,7 +38,8 @@ def run_trial(
         TrainConfig.model_validate(base), point, name=name, storage_path=storage_path
     )
     callback = _Report()
-    trainer = build_trainer(config, callbacks=[callback])
+    build = build_trainer if config.rl is None else build_rl_trainer
+    trainer = build(config, callbacks=[callback])
     callback.num_steps = trainer.plan.num_steps
     result = trainer.fit()
     if result.error is not None:
@@ -64,6 +66,7 @@ def _last(result: Result, config: TrainConfig, num_tasks: int) -> dict[str, Any]
         "percent": 100.0,
         "nelbo": result.metrics.get("nelbo"),
         "accepted_length": result.metrics.get("accepted_length"),
+        "reward": result.metrics.get("reward"),
         "checkpoint_path": result.checkpoint.path,
     }
     if num_tasks:

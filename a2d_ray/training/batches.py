@@ -1,6 +1,6 @@
 """Rows of one step and rank -> micro-batches of layout and noise."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -98,7 +98,7 @@ class StepBuilder:
         parts = [slice(start, start + self.rows_per_micro) for start in starts]
         return [self._micro(rows[part], epoch_R[part], max_fraction) for part in parts]
 
-    def counts(self, micros: list[tuple[Layout, Noise]]) -> Tensor:
+    def counts(self, micros: Sequence[tuple[Any, ...]]) -> Tensor:
         """What a step's micro-batches hold, in the order of `COUNTS`; float64, adds up over ranks.
 
         The loss of a step is the sum of its losses divided by the sum of its denominators.
@@ -114,7 +114,7 @@ class StepBuilder:
                     (layout.is_target_RT & (layout.ids_RT == self.spec.eos_id)).sum(),
                 ]
             )
-            for layout, noise in micros
+            for layout, noise, *_ in micros
         ]
         return torch.stack(each).sum(0).double()
 
@@ -123,11 +123,19 @@ class StepBuilder:
     ) -> tuple[Layout, Noise]:
         if self.is_recipe:
             rows = recipe_rows(rows, self.spec, bos_id=self.bos_id)
-        layout = build_layout(rows, self.spec, **self._document_draws(rows, epoch_R))
+        layout = self.lay_out(rows, epoch_R)
+        return layout, self.draw_noise(layout, epoch_R, max_fraction)
+
+    def lay_out(self, rows: list[PackedRow], epoch_R: Tensor) -> Layout:
+        """The streams of a micro-batch's rows."""
+        return build_layout(rows, self.spec, **self._document_draws(rows, epoch_R))
+
+    def draw_noise(self, layout: Layout, epoch_R: Tensor, max_fraction: float = 1.0) -> Noise:
+        """The masks of a layout, with weights that are normalised."""
         noise = draw_noise(
             layout, self.noise, seed=self.seed, epoch_R=epoch_R, max_fraction=max_fraction
         )
-        return layout, normalise(noise, layout, self.norm)
+        return normalise(noise, layout, self.norm)
 
     def _document_draws(self, rows: list[PackedRow], epoch_R: Tensor) -> dict[str, Tensor]:
         """What is drawn once per document: the EOS tail (mdlm), or the block grid (bd3lm)."""
@@ -151,9 +159,7 @@ class StepBuilder:
         return draws
 
 
-def to_device(
-    micros: list[tuple[Layout, Noise]], device: torch.device
-) -> Iterator[tuple[Layout, Noise]]:
+def to_device(micros: Sequence[tuple[Any, ...]], device: torch.device) -> Iterator[tuple[Any, ...]]:
     """The micro-batches, one at a time, where the model is."""
-    for layout, noise in micros:
-        yield layout.to(device), noise.to(device)
+    for parts in micros:
+        yield tuple(part.to(device) for part in parts)

@@ -25,7 +25,7 @@ from a2d_ray.training.state import STATE_DIRECTORY, RunProgress, save_state
 FINAL_NAME = "checkpoint-final"
 BEST_NAME = "checkpoint-best"
 BEST_FILE = "best.json"
-_REPORTED = ("nelbo", "accepted_length")  # held-out figures that sweeps compare
+_REPORTED = ("nelbo", "accepted_length", "reward")  # held-out figures that sweeps compare
 
 
 class CheckpointWriter:

@@ -15,14 +15,16 @@ Lines = list[dict[str, Any]]
 def draw_curves(lines: Lines, title: str = "") -> bytes:
     """PNG of loss and held-out NELBO, learning rate, speed and gradient norm over steps.
 
-    With drafts also of the accepted length over steps, and of draft agreement by offset.
+    With drafts also of the accepted length over steps, and of draft agreement by offset; in
+    reinforcement learning, of the reward.
 
     Args:
         lines: of ``metrics.jsonl``.
         title: above the panels.
     """
     drafts = [line for line in lines if "eval/accepted_length" in line]
-    num_rows = 3 if drafts else 2
+    rewards = [line for line in lines if "rl/reward" in line]
+    num_rows = 3 if drafts or rewards else 2
     figure = Figure(figsize=(11, 3.5 * num_rows), layout="constrained")
     panels = figure.subplots(num_rows, 2).flatten()
     steps = [line for line in lines if "loss" in line]
@@ -37,7 +39,11 @@ def draw_curves(lines: Lines, title: str = "") -> bytes:
     for axes in panels:
         axes.set_xlabel("optimizer step")
     if drafts:
-        _drafts(panels[4], panels[5], drafts)
+        _accepted_length(panels[4], drafts)
+    if rewards:
+        _rewards(panels[5], rewards, [line for line in lines if "eval/reward" in line])
+    elif drafts:
+        _agreement(panels[5], drafts)
     figure.suptitle(title, fontsize=12)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
@@ -67,8 +73,20 @@ def _losses(axes: Axes, steps: Lines, evaluations: Lines) -> None:
     axes.legend(frameon=False)
 
 
-def _drafts(length: Axes, by_offset: Axes, evaluations: Lines) -> None:
-    """Accepted length over steps; agreement by offset, first and last evaluation."""
+def _rewards(axes: Axes, steps: Lines, evaluations: Lines) -> None:
+    _curve(axes, steps, "rl/reward", "reward", is_noisy=True, label="roll-outs")
+    axes.plot(
+        [line["step"] for line in evaluations],
+        [line["eval/reward"] for line in evaluations],
+        marker="o",
+        markersize=4,
+        color=_ACCENT,
+        label="held out, greedy",
+    )
+    axes.legend(frameon=False)
+
+
+def _accepted_length(length: Axes, evaluations: Lines) -> None:
     length.plot(
         [line["step"] for line in evaluations],
         [line["eval/accepted_length"] for line in evaluations],
@@ -78,6 +96,10 @@ def _drafts(length: Axes, by_offset: Axes, evaluations: Lines) -> None:
     )
     length.set_title("accepted length, tokens per forward", fontsize=10, loc="left")
     length.set_ylim(bottom=1)
+
+
+def _agreement(by_offset: Axes, evaluations: Lines) -> None:
+    """By offset in a block, at the first and the last evaluation."""
     for line, color in ((evaluations[0], _SOFT), (evaluations[-1], _INK)):
         prefix = "eval/draft_agreement_"
         shares = {int(k.removeprefix(prefix)): v for k, v in line.items() if k.startswith(prefix)}

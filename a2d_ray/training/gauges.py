@@ -20,6 +20,9 @@ GAUGES = {
     "median_rank_s": "The same of the median rank.",
     "nelbo": "Held-out NELBO, nats per answer token.",
     "accepted_length": "Tokens per forward that held-out drafts would give.",
+    "reward": "Mean reward of roll-outs, or held out (reinforcement learning).",
+    "draw_s": "Seconds in which the slowest roll-out worker drew a step's answers.",
+    "weights_s": "Seconds in which weights were handed to the roll-out actors.",
 }
 
 

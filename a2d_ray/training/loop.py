@@ -3,10 +3,10 @@
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray.train
 import ray.train.torch
 import ray.util
@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from a2d_ray.data.packing.packed import PackedSet
-from a2d_ray.diffusion.layout import Layout
-from a2d_ray.diffusion.noise import Noise
+from a2d_ray.models.checkpoint import Checkpoint
 from a2d_ray.models.tokenizers import with_template_options
 from a2d_ray.runs.storage import WORKERS_FILE, RunDirectory
 from a2d_ray.training.assembly import build_module, load_model
@@ -35,23 +34,33 @@ from a2d_ray.training.optim import (
 from a2d_ray.training.plan import TrainingPlan, is_due
 from a2d_ray.training.ranks import Ranks
 from a2d_ray.training.reporting import MetricsLog, RunReporter
+from a2d_ray.training.samples import HeldOutSample
 from a2d_ray.training.state import RunProgress, restore_state
 from a2d_ray.training.stopping import StopWatch
 
 
 def train_loop(plan: dict[str, Any]) -> None:
     """Trains until the plan's last step; continues from the latest registered checkpoint."""
+    run_worker(Worker, plan)
+
+
+def run_worker(worker_class: type["Worker"], plan: dict[str, Any]) -> None:
+    """Runs one rank of a plan, from the latest registered checkpoint."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        _Worker(TrainingPlan.from_dict(plan), None).run()
+        worker_class(TrainingPlan.from_dict(plan), None).run()
         return
     with checkpoint.as_directory() as directory:
-        worker = _Worker(TrainingPlan.from_dict(plan), Path(directory))
+        worker = worker_class(TrainingPlan.from_dict(plan), Path(directory))
     worker.run()
 
 
-class _Worker:
-    """One rank: model, engine, data and reporting."""
+class Worker:
+    """One rank: model, engine, data and reporting.
+
+    What a step's rows are, what is learned of them and what is evaluated lies in methods that
+    `a2d_ray.rl.loop` replaces.
+    """
 
     def __init__(self, plan: TrainingPlan, resumed: Path | None) -> None:
         self.plan = plan
@@ -64,13 +73,15 @@ class _Worker:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
             torch.set_num_threads(self.config.scaling.cpus_per_worker)
             torch.set_flush_denormal(True)
-        self.packed = PackedSet.open(plan.packed_path)
+        storage = context.get_storage()
+        directory = self.directory = RunDirectory(
+            storage.storage_filesystem, storage.experiment_fs_path
+        )
+        self.rows_per_epoch = self.open_data()
         self.step = self.saved_step = 0
         if resumed is not None:
             self.step = self.saved_step = RunProgress.read(resumed).step
         self._load(resumed)
-        storage = context.get_storage()
-        directory = RunDirectory(storage.storage_filesystem, storage.experiment_fs_path)
         self.writer = CheckpointWriter(
             plan, self.ranks, directory, self.contract, self.tokenizer, self.adapted
         )
@@ -92,16 +103,10 @@ class _Worker:
     def _train(self) -> None:
         if self.step == 0:
             self._evaluate()
-        batches = ray.train.get_dataset_shard("train").iter_batches(
-            batch_size=self.config.batch.rows // self.ranks.world,
-            batch_format="pyarrow",
-            prefetch_batches=2,
-            drop_last=True,
-        )
         schedule = self.config.schedule
         num_steps = self.plan.num_steps
         started = time.perf_counter()
-        for batch in batches:
+        for batch in self.batches():
             step_s = self._train_step(batch, started)
             is_evaluated = is_due(self.step, schedule.eval_steps, num_steps)
             figures = self._evaluate() if is_evaluated else {}
@@ -113,6 +118,49 @@ class _Worker:
             started = time.perf_counter()
         if self.step < num_steps:
             raise RuntimeError(f"data ended at step {self.step} of {num_steps}")
+
+    def open_data(self) -> int:
+        """Opens what is trained on; returns its rows per epoch."""
+        self.packed = PackedSet.open(self.plan.packed_path)
+        return self.packed.num_rows("train")
+
+    def batches(self) -> Iterator[Any]:
+        """This rank's rows of each step that is left."""
+        yield from ray.train.get_dataset_shard("train").iter_batches(
+            batch_size=self.config.batch.rows // self.ranks.world,
+            batch_format="pyarrow",
+            prefetch_batches=2,
+            drop_last=True,
+        )
+
+    def make_module(self, loaded: Checkpoint) -> Any:
+        """The module whose forward is the loss of a micro-batch."""
+        return build_module(loaded, self.config, self.ranks.device)
+
+    def lay_out(self, batch: Any, limit: float) -> list[tuple[Any, ...]]:
+        """Micro-batches of a batch: the arguments of the module's forward.
+
+        Args:
+            batch: of `batches`.
+            limit: largest corrupted share of a block.
+        """
+        objective = self.config.objective
+        sizes = open_block_sizes(
+            self.step, self.plan.num_steps, objective.block_sizes, objective.block_growth
+        )
+        return list(self.builder.build(batch, limit, sizes))
+
+    def note(self, sums: Any) -> None:
+        """Takes what the module said of a micro-batch beside its loss."""
+
+    def more_figures(self, counts: dict[str, float]) -> dict[str, float]:
+        """Figures of the step that was taken, beside those that all runs have. Collective."""
+        return {}
+
+    def evaluate(self) -> tuple[dict[str, float], list[HeldOutSample]]:
+        """Held-out figures and, on rank 0, samples; no figures: nothing is held out. Collective."""
+        figures = self.evaluator.evaluate(self.engine)
+        return figures, self.evaluator.samples(self.engine) if figures else []
 
     def _load(self, resumed: Path | None) -> None:
         """Model, layout and engine; weights and moments from `resumed` if given."""
@@ -126,37 +174,37 @@ class _Worker:
         self.builder = StepBuilder.of(
             config,
             self.tokenizer,
-            rows_per_epoch=self.packed.num_rows("train"),
+            rows_per_epoch=self.rows_per_epoch,
             rows_per_micro=rows_per_micro,
         )
-        module = build_module(loaded, config, ranks.device)
+        module = self.make_module(loaded)
         self.counter = StepCounter.of(config, self.builder, ranks, loaded.model)
-        self.evaluator = Evaluator(
-            config=config,
-            packed=self.packed,
-            spec=self.builder.spec,
-            contract=self.contract,
-            tokenizer=self.tokenizer,
-            adapted=self.adapted,
-            rows_per_micro=rows_per_micro,
-            ranks=ranks,
-        )
         settings = deepspeed_config(config, world=ranks.world, num_micro=rows // rows_per_micro)
         self.engine = make_engine(module, make_optimizer(module, config.optim), settings)
         if resumed is not None:
             restore_state(self.engine, resumed)
 
-    def _train_step(self, batch: pa.Table, started: float) -> float:
+    @property
+    def evaluator(self) -> Evaluator:
+        """Evaluates held-out packed rows."""
+        return Evaluator(
+            config=self.config,
+            packed=self.packed,
+            spec=self.builder.spec,
+            contract=self.contract,
+            tokenizer=self.tokenizer,
+            adapted=self.adapted,
+            rows_per_micro=self.builder.rows_per_micro,
+            ranks=self.ranks,
+        )
+
+    def _train_step(self, batch: Any, started: float) -> float:
         """One optimizer step; returns its seconds."""
         config = self.config
         num_steps = self.plan.num_steps
         limit = corruption_limit(self.step, num_steps, config.objective.corruption_warmup)
         times = StepTimes(started, self.ranks.device)
-        objective = config.objective
-        sizes = open_block_sizes(
-            self.step, num_steps, objective.block_sizes, objective.block_growth
-        )
-        micros = self.builder.build(batch, limit, sizes)
+        micros = self.lay_out(batch, limit)
         times.laid_out()
         counts = self.counter.count(micros)
         lr = learning_rate(self.step, num_steps, config.optim)
@@ -168,35 +216,33 @@ class _Worker:
         self.step += 1
         line = {"step": self.step, "loss": loss, "grad_norm": grad_norm, "lr": lr}
         line |= self.counter.figures(counts, times.finish()) | {"corruption_limit": limit}
-        line |= rank_figures(sums[1:])
+        line |= rank_figures(sums[1:]) | self.more_figures(counts)
         if self.reporter is not None:
             self.reporter.step(line)
         return times.step_s
 
     def _forward_backward(
-        self, micros: list[tuple[Layout, Noise]], denominator: float, times: StepTimes
+        self, micros: list[tuple[Any, ...]], denominator: float, times: StepTimes
     ) -> tuple[Tensor, float]:
         """This rank's summed loss, and the gradient norm; the optimizer has stepped."""
         loss_sum = torch.zeros((), dtype=torch.float64)
-        for layout, noise in to_device(micros, self.ranks.device):
+        for parts in to_device(micros, self.ranks.device):
             with times.forward():
-                sums = self.engine(layout, noise)
+                sums = self.engine(*parts)
             # DeepSpeed averages gradients over ranks; the step's one denominator is that of all
             # ranks, so undo the average here and divide by nothing else.
             scale = self.ranks.world / denominator
             self.engine.backward(sums.loss * scale, scale_wrt_gas=False)
             loss_sum += sums.loss.detach().double().cpu()
+            self.note(sums)
             times.computed()
             grad_norm = take_step(self.engine)
         return loss_sum, grad_norm
 
     def _evaluate(self) -> dict[str, float]:
         """Reports held-out figures and samples; returns the figures."""
-        figures = self.evaluator.evaluate(self.engine)
-        if not figures:
-            return {}
-        samples = self.evaluator.samples(self.engine)
-        if self.reporter is not None:
+        figures, samples = self.evaluate()
+        if figures and self.reporter is not None:
             self.reporter.evaluation({"step": self.step, **figures}, samples)
         return figures
 

@@ -1,7 +1,7 @@
 """The figures of an optimizer step."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from a2d_ray.config import TrainConfig
-from a2d_ray.diffusion.layout import Layout
-from a2d_ray.diffusion.noise import Noise
 from a2d_ray.training.batches import COUNTS, StepBuilder
 from a2d_ray.training.flops import StepFlops, attended_pairs, peak_flops
 from a2d_ray.training.ranks import Ranks
@@ -112,12 +110,12 @@ class StepCounter:
             peak=peak_flops(ranks.device),
         )
 
-    def count(self, micros: list[tuple[Layout, Noise]]) -> dict[str, float]:
+    def count(self, micros: Sequence[tuple[Any, ...]]) -> dict[str, float]:
         """Counts of a step over all ranks: `batches.COUNTS`, token places, attended pairs."""
-        places = sum(layout.doc_RT.numel() for layout, _ in micros)
+        places = sum(layout.doc_RT.numel() for layout, *_ in micros)
         pairs = 0
         if self.peak is not None:
-            pairs = sum(int(attended_pairs(layout)) for layout, _ in micros)
+            pairs = sum(int(attended_pairs(layout)) for layout, *_ in micros)
         more = torch.tensor([places, pairs], dtype=torch.float64)
         totals = self.ranks.sum(torch.cat([self.builder.counts(micros), more]))
         return dict(zip((*COUNTS, "places", "pairs"), totals.tolist(), strict=True))

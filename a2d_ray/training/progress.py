@@ -52,6 +52,9 @@ def _follow(path: Path, bar: tqdm, done: threading.Event) -> None:
                 shown["nelbo"] = f"{line['eval/nelbo']:.3f}"
             if "eval/accepted_length" in line:
                 shown["accepted"] = f"{line['eval/accepted_length']:.2f}"
+            for key in ("rl/reward", "eval/reward"):
+                if key in line:
+                    shown[key] = f"{line[key]:.3f}"
             if "loss" in line:
                 shown["loss"] = f"{line['loss']:.3f}"
                 shown["tokens/s"] = f"{line['tokens_per_s']:.0f}"

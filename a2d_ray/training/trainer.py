@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -109,48 +109,82 @@ def build_trainer(
     Raises:
         OptionError: what is wrong: the key, the value and the fix.
     """
-    limit = config.schedule.max_duration
-    deadline = None if limit is None else time.time() + limit
+    if config.rl is not None:
+        fix = "use jobs/rl.py, or leave it out"
+        raise OptionError("rl", "...", "is not for supervised training", fix)
+    deadline = run_deadline(config)
     check_run(config)
-    storage_path = absolute_path(config.run.storage_path)
-    directory = RunDirectory.of(storage_path, config.run.name)
-    _check_resumed(config, directory)
+    directory = resumable_directory(config)
     scaling = config.scaling
     start_ray(scaling.world_sizes[-1] * scaling.cpus_per_worker + 2)
     packed = prepare(config.data, config.objective, config.model.path)
     plan = TrainingPlan(
-        _with_absolute_model(config), str(packed.path), num_steps(config, packed), deadline
+        with_absolute_model(config), str(packed.path), num_steps(config, packed), deadline
     )
-    _settle(config, plan, directory)
-    directory.delete(STOP_FILE)
-    _log.info("%s: %d steps of %d rows", config.run.name, plan.num_steps, config.batch.rows)
-    trainer = DiffusionTrainer(
+    settle(config, plan, directory)
+    storage_path = absolute_path(config.run.storage_path)
+    return make_trainer(
         train_loop,
-        train_loop_config=plan.to_dict(),
-        scaling_config=ScalingConfig(
-            num_workers=_worker_range(scaling),  # type: ignore[arg-type]  # mypy sees V1's
-            use_gpu=wants_gpu(scaling),
-            resources_per_worker={"CPU": scaling.cpus_per_worker},
-        ),
-        run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees V1's
-            name=config.run.name,
-            storage_path=storage_path,
-            failure_config=FailureConfig(  # type: ignore[call-arg]
-                max_failures=scaling.max_failures, controller_failure_limit=3
-            ),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.schedule.keep_last),
-            worker_runtime_env={"env_vars": worker_env()},
-            callbacks=list(callbacks),  # type: ignore[arg-type]
-        ),
+        plan,
+        directory,
+        callbacks=callbacks,
         # Train gives datasets execution options of its own: without these, rows change places.
         dataset_config=DataConfig(
             execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
         ),
         datasets={"train": partial(remaining_rows, plan.to_dict(), storage_path)},
     )
+
+
+def make_trainer(
+    loop: Callable[[dict[str, Any]], None],
+    plan: TrainingPlan,
+    directory: RunDirectory,
+    *,
+    callbacks: Sequence[UserCallback] = (),
+    **data: Any,
+) -> DiffusionTrainer:
+    """The trainer of a settled plan.
+
+    Args:
+        loop: what each worker runs.
+        plan: what the driver has settled.
+        directory: where the run writes.
+        callbacks: Ray Train's.
+        data: `TorchTrainer`'s options of its data.
+    """
+    config = plan.config
+    directory.delete(STOP_FILE)
+    _log.info("%s: %d steps of %d rows", config.run.name, plan.num_steps, config.batch.rows)
+    trainer = DiffusionTrainer(
+        loop,
+        train_loop_config=plan.to_dict(),
+        scaling_config=ScalingConfig(
+            num_workers=_worker_range(config.scaling),  # type: ignore[arg-type]  # mypy sees V1's
+            use_gpu=wants_gpu(config.scaling),
+            resources_per_worker={"CPU": config.scaling.cpus_per_worker},
+        ),
+        run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees V1's
+            name=config.run.name,
+            storage_path=absolute_path(config.run.storage_path),
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=config.scaling.max_failures, controller_failure_limit=3
+            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.schedule.keep_last),
+            worker_runtime_env={"env_vars": worker_env()},
+            callbacks=list(callbacks),  # type: ignore[arg-type]
+        ),
+        **data,
+    )
     trainer.plan = plan
     trainer.run_directory = directory
     return trainer
+
+
+def run_deadline(config: TrainConfig) -> float | None:
+    """Unix time before which a command that starts now saves and stops; None: there is none."""
+    limit = config.schedule.max_duration
+    return None if limit is None else time.time() + limit
 
 
 def num_steps(config: TrainConfig, packed: PackedSet) -> int:
@@ -179,11 +213,16 @@ def _worker_range(scaling: ScalingSection) -> int | tuple[int, int]:
     return low if low == high else (low, high)
 
 
-def _check_resumed(config: TrainConfig, directory: RunDirectory) -> None:
-    """A resumed run must be the same run: the same data, objective, optimizer, schedule, seed."""
+def resumable_directory(config: TrainConfig) -> RunDirectory:
+    """The run's directory.
+
+    Raises:
+        OptionError: it holds another run: other data, objective, optimizer, schedule or seed.
+    """
+    directory = RunDirectory.of(absolute_path(config.run.storage_path), config.run.name)
     stored = directory.read(RUN_CONFIG_FILE)
     if stored is None:
-        return
+        return directory
     ours = config.model_dump(mode="json")
     theirs = yaml.safe_load(stored)
     for values in (ours, theirs):
@@ -193,9 +232,10 @@ def _check_resumed(config: TrainConfig, directory: RunDirectory) -> None:
             values.pop(section, None)
         values["run"] = {"seed": seed}
     check_same_settings(ours, theirs, field="run.name", value=config.run.name)
+    return directory
 
 
-def _settle(config: TrainConfig, plan: TrainingPlan, directory: RunDirectory) -> None:
+def settle(config: TrainConfig, plan: TrainingPlan, directory: RunDirectory) -> None:
     """Writes down what a run is, or finds that a resumed one is still the same.
 
     Raises:
@@ -216,6 +256,7 @@ def _settle(config: TrainConfig, plan: TrainingPlan, directory: RunDirectory) ->
     )
 
 
-def _with_absolute_model(config: TrainConfig) -> TrainConfig:
+def with_absolute_model(config: TrainConfig) -> TrainConfig:
+    """The configuration for processes that work in other directories."""
     path = absolute_if_local(config.model.path)
     return config.model_copy(update={"model": config.model.model_copy(update={"path": path})})

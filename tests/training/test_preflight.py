@@ -112,19 +112,23 @@ def test_used_run_name(make_config, workshop):
 
 def test_a_resumed_run_may_change_its_cluster_but_not_what_it_is(make_config, tmp_path):
     from a2d_ray.runs.storage import RUN_CONFIG_FILE
-    from a2d_ray.training.trainer import _check_resumed
+    from a2d_ray.training.trainer import resumable_directory
 
+    place = {"storage_path": str(tmp_path)}
     directory = RunDirectory.of(str(tmp_path), "run")
-    directory.write(RUN_CONFIG_FILE, to_yaml(make_config("run")).encode())
+    directory.write(RUN_CONFIG_FILE, to_yaml(make_config("run", run=place)).encode())
     free = {"num_workers": 2, "max_failures": 9}
-    _check_resumed(make_config("run", scaling=free, schedule={"max_duration": "2h"}), directory)
+    same = make_config("run", run=place, scaling=free, schedule={"max_duration": "2h"})
+    assert resumable_directory(same) == directory
     for section, key, old, new in [
         ("optim", "lr", 0.01, 0.005),
         ("run", "seed", 0, 7),
         ("schedule", "max_steps", 6, 8),
     ]:
+        changes = {"run": place}
+        changes[section] = changes.get(section, {}) | {key: new}
         with pytest.raises(ValueError, match=rf"started with {section}\.{key}={old}, not {new}:"):
-            _check_resumed(make_config("run", **{section: {key: new}}), directory)
+            resumable_directory(make_config("run", **changes))
 
 
 def test_jobs_print_one_line_and_exit_2(workshop):

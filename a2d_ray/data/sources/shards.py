@@ -6,11 +6,12 @@ the identity of rows do not depend on how many tasks read them.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from a2d_ray.config import DataSection
 from a2d_ray.data.hashing import code_hash
@@ -93,6 +94,7 @@ class ReadRow:
         language_by: which criterion found its language; '' if none was asked for.
         is_other_language: it is of another language than the one asked for.
         unread: its columns and keys that hold text and were not read.
+        columns: the row as it is stored.
     """
 
     number: int
@@ -101,6 +103,7 @@ class ReadRow:
     language_by: str = ""
     is_other_language: bool = False
     unread: frozenset[str] = frozenset()
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 def resolve_source(spec: SourceSpec, *, is_evaluation: bool = False) -> Source:
@@ -173,6 +176,7 @@ def read_shard(shard: Shard, spec: SourceSpec, shape: Shape) -> Iterator[ReadRow
             language_by=criterion,
             is_other_language=not is_wanted,
             unread=frozenset(watched.unread()),
+            columns=row,
         )
 
 

@@ -48,6 +48,8 @@ class StepOutput:
         logprobs: of `token_ids`, at the steps that committed them, if they were asked for.
         error: what ended this request alone, where `finish_reason` is ``error``.
         stop_token_id: the token that ended the answer, if one did.
+        stop_logprob: its log-probability, nats, if log-probabilities were asked for (rules ``ar``
+            and ``speculate``).
         prompt_logprobs: of the prompt's tokens but the first, once they are all known, if they
             were asked for.
         num_drafted: drafts so far that were verified (rule ``speculate``).
@@ -66,6 +68,7 @@ class StepOutput:
     logprobs: tuple[TokenLogprob, ...] | None = None
     error: Exception | None = None
     stop_token_id: int | None = None
+    stop_logprob: float | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     num_drafted: int = 0
     num_accepted: int = 0

@@ -280,22 +280,22 @@ class SpeculativeSequence:
 
     def _emit(self, logprobs: list[TokenLogprob]) -> StepOutput:
         tokens = tuple(logprob.token_id for logprob in logprobs)
-        if tokens[-1] in self._decoder.stop_ids:
-            reason, stop_id, tokens = "stop", tokens[-1], tokens[:-1]
-        else:
-            reason, stop_id = None, None
+        stop = logprobs[-1] if tokens[-1] in self._decoder.stop_ids else None
+        if stop is not None:
+            tokens = tokens[:-1]
         self._num_emitted += len(tokens)
-        if reason is None and not self._num_left:
-            reason = "length"
-        return self._output(tokens, reason, stop_id, tuple(logprobs[: len(tokens)]))
+        is_long = stop is None and not self._num_left
+        reason = "stop" if stop is not None else "length" if is_long else None
+        return self._output(tokens, reason, stop, tuple(logprobs[: len(tokens)]))
 
     def _output(
         self,
         token_ids: tuple[int, ...],
         finish_reason: str | None,
-        stop_token_id: int | None = None,
+        stop: TokenLogprob | None = None,
         logprobs: tuple[TokenLogprob, ...] = (),
     ) -> StepOutput:
+        is_reported = self.request.params.logprobs is not None
         return StepOutput(
             request_id=self.request.request_id,
             token_ids=token_ids,
@@ -306,8 +306,9 @@ class SpeculativeSequence:
             canvas_confidence=(),
             is_draft=True,
             num_cached_tokens=self._storage.num_cached_tokens,
-            logprobs=None if self.request.params.logprobs is None else logprobs,
-            stop_token_id=stop_token_id,
+            logprobs=logprobs if is_reported else None,
+            stop_token_id=None if stop is None else stop.token_id,
+            stop_logprob=stop.logprob if stop is not None and is_reported else None,
             prompt_logprobs=self._known_prompt_logprobs(),
             num_drafted=self._num_drafted,
             num_accepted=self._num_accepted,
