@@ -87,12 +87,14 @@ def _start(config: TrainConfig, rl: RLSection) -> None:
     num_drawing = 0
     if rollout.placement == "separate":
         num_drawing = rollout.num_workers * rollout.cpus_per_worker
+        there = available_resources()
         check_room(
-            available_resources(),
+            there,
             "rl.rollout.num_workers",
             rollout.num_workers,
             cpus=Share(rollout.cpus_per_worker, "lower rl.rollout.cpus_per_worker"),
             gpus=Share(int(rollout.use_gpu is True), "set rl.rollout.use_gpu=false"),
+            num_other_cpus=num_training if there.is_ray else 0,
         )
     start_ray(num_training + num_drawing + 2)
 

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 
+import psutil
 import pytest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -23,19 +24,18 @@ def lines_of(gym, name):
     return [json.loads(line) for line in text.splitlines()]
 
 
+def pids_of(kind):
+    """Processes of this test's own Ray: those below this one."""
+    below = psutil.Process().children(recursive=True)
+    return [each.pid for each in below if each.name().startswith(f"ray::{kind}"[:15])]
+
+
 def kill_when(gym, name, num_lines, found):
-    """Kills a training worker, and then a roll-out actor of the next attempt, in the middle."""
-    from ray.util.state import list_actors
-
-    def pid_of(kind):
-        actors = list_actors(filters=[("class_name", "=", kind), ("state", "=", "ALIVE")])
-        return actors[0].pid
-
-    for kind, lines in (("RayTrainWorker", num_lines), ("RolloutWorker", num_lines + 10)):
+    """Kills the training worker, and then a roll-out actor of the next attempt, in the middle."""
+    for kind, lines in (("RayTrainWorker", num_lines), ("RolloutWorker", num_lines + 8)):
         while len(lines_of(gym, name)) < lines:
             time.sleep(0.01)
-        victim = pid_of(kind)
-        os.kill(victim, signal.SIGKILL)
+        os.kill(pids_of(kind)[0], signal.SIGKILL)
         found.append(kind)
 
 
