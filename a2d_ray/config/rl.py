@@ -137,7 +137,7 @@ class RLSection(Section):
         "groups of other prompts within a step.",
     )
     draft_weight: float = Field(
-        1.0,
+        0.2,
         ge=0,
         description="Weight of the diffusion loss on the roll-outs, which keeps drafts up with the "
         "policy (rl.likelihood=exact).",

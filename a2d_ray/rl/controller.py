@@ -4,7 +4,7 @@ from typing import Any
 
 
 def rl_loop(plan: dict[str, Any]) -> None:
-    """The loop of one worker; see `a2d_ray.rl.loop.rl_loop`."""
-    from a2d_ray.rl import loop
+    """The loop of one worker; see `a2d_ray.rl.loop`."""
+    from a2d_ray.rl.loop import run_rl_worker
 
-    loop.rl_loop(plan)
+    run_rl_worker(plan)

@@ -15,7 +15,7 @@ from a2d_ray.training.loop import Worker, run_worker
 from a2d_ray.training.samples import HeldOutSample
 
 
-def rl_loop(plan: dict[str, Any]) -> None:
+def run_rl_worker(plan: dict[str, Any]) -> None:
     """Trains until the plan's last step; continues from the latest registered checkpoint."""
     run_worker(RLWorker, plan)
 

@@ -8,7 +8,7 @@ from ray.train import UserCallback
 from a2d_ray.config import OptionError, RLSection, TrainConfig
 from a2d_ray.data.hashing import stable_id
 from a2d_ray.models.contract import Contract
-from a2d_ray.rl.loop import rl_loop
+from a2d_ray.rl.controller import rl_loop
 from a2d_ray.rl.prompts import PROMPTS_FILE, PromptSet, read_prompt_rows
 from a2d_ray.rl.rewards import make_reward
 from a2d_ray.runs.cluster import start_ray

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from a2d_ray.diffusion.policy import answer_terms
+from a2d_ray.diffusion.policy import PolicySpec, answer_terms, group_advantages
 from a2d_ray.rl.credit import Scored, rollout_micros
+from a2d_ray.rl.module import PolicyModule
 from a2d_ray.rl.order import PromptOrder, greedy_request, group_requests
 from a2d_ray.rl.prompts import read_prompt_rows
 from a2d_ray.rl.worker import RolloutWorker, to_arrays
 from a2d_ray.training.assembly import build_module, load_model
 from a2d_ray.training.batches import StepBuilder
+from tests.rl.judges import share_of_small
 
 CPU = torch.device("cpu")
 
@@ -102,6 +104,35 @@ def test_every_prompt_is_asked_once_an_epoch_whatever_is_replaced(prompts):
     assert order.at(1, 1, 2) == order.at(1, 1, 3)[:2]
     second = [p.id for step in (2, 3) for turn in (0, 1) for p in order.at(step, turn, 3)]
     assert sorted(second) == sorted(asked) and second != asked
+
+
+def test_thirty_plain_steps_raise_the_reward_and_drafts_follow(make_config, prompts):
+    """Drawing, judging, learning and drawing with what was learned, without Ray or DeepSpeed."""
+    config = make_config()
+    worker = RolloutWorker(config.model_dump(mode="json"), "cpu")
+    loaded, _ = load_model(config, CPU, None)
+    module = PolicyModule(build_module(loaded, config, CPU), PolicySpec(draft_weight=0.1), None)
+    builder = StepBuilder.of(config, loaded.tokenizer, rows_per_epoch=1, rows_per_micro=16)
+    optimizer = torch.optim.Adam(module.parameters(), lr=5e-3)
+    rewards, lengths = [], []
+    for step in range(30):
+        rollouts = worker.draw(requests_of(prompts[:4], config, step)).rollouts
+        texts = [loaded.tokenizer.decode(r.ids, skip_special_tokens=True) for r in rollouts]
+        reward_GS = torch.tensor([share_of_small(text, None) for text in texts]).view(4, 4)
+        gains = group_advantages(reward_GS).flatten().tolist()
+        batch = [
+            Scored(prompt=prompts[i // 4], choice=i % 4, rollout=r, reward=0, advantage=gains[i])
+            for i, r in enumerate(rollouts)
+        ]
+        ((layout, noise, credit),) = rollout_micros(batch, step, builder)
+        optimizer.zero_grad()
+        (module(layout, noise, credit).loss / layout.num_targets).backward()
+        optimizer.step()
+        worker.load({name: p.detach() for name, p in loaded.model.named_parameters()}, step + 1)
+        rewards.append(reward_GS.mean().item())
+        lengths.append(sum(len(r.ids) for r in rollouts) / sum(r.num_steps for r in rollouts))
+    assert sum(rewards[-5:]) > sum(rewards[:5]) + 1.0, rewards
+    assert sum(lengths[-5:]) > sum(lengths[:5]), lengths
 
 
 def test_rows_end_with_the_end_of_turn_and_hold_the_prompt(config, worker, prompts):

@@ -60,8 +60,6 @@ def test_a_run_apart_whose_processes_are_killed_is_the_run_of_two_undisturbed_ra
     steps = [line for line in one if "loss" in line]
     assert all(line["rl/ratio"] == pytest.approx(1, abs=1e-4) for line in steps)
     assert all(line["rl/logprob_gap"] < 1e-4 for line in steps)
-    rewards = [line["rl/reward"] for line in steps]
-    assert sum(rewards[-5:]) > sum(rewards[:5]) + 0.5  # it learns
     status = run_status(str(gym / "runs"), "apart")
     assert status.state == "finished" and status.reward == other[-1]["eval/reward"]
 
