@@ -16,10 +16,10 @@ from a2d_ray.training.plan import TrainingPlan
 
 
 def train_loop(plan: dict[str, Any]) -> None:
-    """The loop of one worker; see `a2d_ray.training.loop.train_loop`."""
-    from a2d_ray.training import loop
+    """The loop of one worker; see `a2d_ray.training.loop`."""
+    from a2d_ray.training.loop import run_train_worker
 
-    loop.train_loop(plan)
+    run_train_worker(plan)
 
 
 def remaining_rows(plan: dict[str, Any], storage_path: str) -> Dataset:

@@ -39,7 +39,7 @@ from a2d_ray.training.state import RunProgress, restore_state
 from a2d_ray.training.stopping import StopWatch
 
 
-def train_loop(plan: dict[str, Any]) -> None:
+def run_train_worker(plan: dict[str, Any]) -> None:
     """Trains until the plan's last step; continues from the latest registered checkpoint."""
     run_worker(Worker, plan)
 

@@ -24,4 +24,4 @@ def train_loop(plan):
     """The real loop, with another builder on rank 1."""
     if ray.train.get_context().get_world_rank() == 1:
         loop.StepBuilder = SlowBuilder
-    loop.train_loop(plan)
+    loop.run_train_worker(plan)
