@@ -340,9 +340,20 @@ def _options(
     }
 
 
+_LOGS_OF_TASK_ERRORS = (
+    "ray.data.exceptions",
+    "ray.data._internal.execution.streaming_executor_state",
+)
+
+
 @contextlib.contextmanager
 def _task_errors(place: Path) -> Iterator[None]:
-    """A user's mistake that a task found, or a full disk, without the task's traceback."""
+    """A user's mistake that a task found, or a full disk, without the task's traceback: Ray Data
+    would log it besides, as a defect of its own."""
+    logs = [logging.getLogger(name) for name in _LOGS_OF_TASK_ERRORS]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
     try:
         yield
     except RayTaskError as error:
@@ -354,6 +365,9 @@ def _task_errors(place: Path) -> Iterator[None]:
         if isinstance(cause, ValueError):
             raise cause from error
         raise
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 @contextlib.contextmanager
