@@ -27,7 +27,7 @@ def block_mask(layout: Layout, *, is_causal_clean: bool = False) -> BlockMask:
 
     num_rows, length = layout.ids_RT.shape
     return create_block_mask(
-        predicate, num_rows, None, length, length, device=layout.ids_RT.device.type
+        predicate, num_rows, None, length, length, device=str(layout.ids_RT.device)
     )
 
 

@@ -61,6 +61,28 @@ def test_bfloat16_twin_is_as_close_to_float32_as_the_model():
     assert ours < 1.25 * theirs
 
 
+class HalfWeight(torch.nn.Linear):
+    """As 4-bit layers do, it holds something else than W, and knows how to multiply with it."""
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, 2 * self.weight, self.bias)
+
+
+@pytest.mark.parametrize("part", ["q_proj", "o_proj", "gate_proj", "down_proj"])
+@torch.inference_mode()
+def test_layers_that_hold_other_weights_are_run_as_they_are(part):
+    model = tiny_a2d_model("qwen3")
+    for name, layer in model.named_modules():
+        if name.endswith(part):
+            layer.__class__ = HalfWeight
+    ids = torch.randint(3, 259, (1, LENGTH), generator=torch.Generator().manual_seed(0))
+    twin = inference_twin(model)
+    kinds = {type(module) for module in twin.modules()}
+    fused = {"q_proj": FusedAttention, "o_proj": FusedAttention}.get(part, FusedMLP)
+    assert HalfWeight in kinds and fused not in kinds
+    assert_close(twin_logits(twin, ids), model(ids, staircase()).logits)
+
+
 def test_twin_is_kept_until_the_weights_change():
     model = tiny_a2d_model("llama")
     first = inference_twin(model)

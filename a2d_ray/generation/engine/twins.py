@@ -61,15 +61,26 @@ def _twin(module: nn.Module, old_config: Any, new_config: Any, gate: NoiseGate |
 def _make_twin(module: nn.Module, gate: NoiseGate | None) -> nn.Module | None:
     name = type(module).__name__
     kind = next((name[len(p) :] for p in FUSED_PREFIXES if name.startswith(p)), None)
-    if kind == "Attention":
+    is_plain = all(_is_plain(child) for child in module.children() if _is_linear(child))
+    if kind == "Attention" and is_plain:
         return FusedAttention(module, gate)
-    if kind == "MLP" and type(module.act_fn).__name__ in SILU:
+    if kind == "MLP" and is_plain and type(module.act_fn).__name__ in SILU:
         return FusedMLP(module, gate)
     if kind == "RMSNorm":
         return FusedRMSNorm(module)
-    if type(module) is nn.Linear or gated_linear(module) is not None:
+    if _is_plain(module):
         return PackedLinear(module, gate=gate)
-    return None
+    return module if gated_linear(module) is not None else None  # its hooks stay with it
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return hasattr(module, "in_features")
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a linear layer holds W itself: subclasses may hold packed 4 bits, for example."""
+    adapted = gated_linear(module)
+    return type(module if adapted is None else adapted.base) is nn.Linear
 
 
 def _can_pack(dtype: torch.dtype) -> bool:
