@@ -28,10 +28,9 @@ from a2d_ray.config import (
     override,
 )
 from a2d_ray.config.errors import OptionError
-from a2d_ray.diffusion.decoding import SELECTORS, Masked
+from a2d_ray.diffusion.rules import SELECTORS, Masked
 from a2d_ray.evaluation.backends.endpoint import request_body
 from a2d_ray.evaluation.harness.options import read_options, read_task_options
-from a2d_ray.generation.decoding.rules import MEMORIES
 from a2d_ray.http.problems import to_request_error
 from a2d_ray.serving.openai.options import DiffusionOptions
 from a2d_ray.serving.openai.protocol import CompletionRequest
@@ -226,7 +225,6 @@ def test_help_tells_which_rule_knows_an_option(capsys):
 
 def test_the_halves_of_the_registry_name_the_same_rules():
     assert {"auto", *SELECTORS} == RULES.keys()
-    assert MEMORIES.keys() <= RULES.keys()
     assert {name for known in RULES.values() for name in known} == set(OPTION_NAMES)
     assert set(OPTION_NAMES) <= DiffusionOptions.model_fields.keys()
     formulas = (ROOT / "docs" / "algorithm.md").read_text()
@@ -235,24 +233,28 @@ def test_the_halves_of_the_registry_name_the_same_rules():
 
 @pytest.mark.parametrize("rule", SELECTORS)
 def test_a_rule_reads_its_own_options_and_commits_something(rule):
-    logits = torch.randn(6, 30, generator=torch.Generator().manual_seed(0))
-    confidence = logits.softmax(-1).amax(-1)
+    logits = torch.randn(8, 30, generator=torch.Generator().manual_seed(0))
+    confidence = logits.softmax(-1).amax(-1).view(2, 4)
     masked = Masked(
-        confidence_N=confidence,
+        is_masked_RB=torch.ones(2, 4, dtype=torch.bool),
+        confidence_RB=confidence,
+        position_RB=torch.arange(8).view(2, 4),
+        order_RB=confidence,
+        count_R1=torch.tensor([[2], [1]]),
+        is_kept_RB=torch.zeros(2, 4, dtype=torch.bool),
+        num_stable_RB=torch.zeros(2, 4, dtype=torch.int64),
         logits_NV=logits,
-        position_N=torch.arange(6),
-        order_N=confidence,
-        count=2,
-        num_stable_N=torch.zeros(6, dtype=torch.int64),
+        place_N=torch.arange(8),
     )
-    options = SimpleNamespace(**{name: DEFAULTS[name] for name in RULES[rule]})
-    chosen = SELECTORS[rule](masked, options)
-    assert chosen.dtype == torch.bool and chosen.shape == (6,) and chosen.any()
+    options = {n: v for n in RULES[rule] if isinstance(v := DEFAULTS[n], float)}
+    columns = {name: torch.tensor([[value]] * 2) for name, value in options.items()}
+    chosen = SELECTORS[rule](masked, SimpleNamespace(**columns))
+    assert chosen.dtype == torch.bool and chosen.shape == (2, 4) and chosen.any(1).all()
 
 
 ROW = '    "novel": ("novel_threshold",),\n'
 OPTION = '    novel_threshold: float = Field(0.2, ge=0, le=1, description="Least novelty")\n\n'
-SELECTOR = '    "novel": lambda masked, options: masked.order_N > options.novel_threshold,\n'
+SELECTOR = '    "novel": lambda masked, options: masked.order_RB > options.novel_threshold,\n'
 
 
 def insert(path: Path, line: str, before: str) -> None:
@@ -266,7 +268,7 @@ def test_a_new_rule_is_known_at_every_door(tmp_path):
     package = shutil.copytree(ROOT / "a2d_ray", tmp_path / "a2d_ray")
     insert(package / "config" / "rules.py", ROW, before='}\n"""The options')
     insert(package / "config" / "rules.py", OPTION, before="    @model_validator")
-    insert(package / "diffusion" / "decoding.py", SELECTOR, before='}\n"""The rules')
+    insert(package / "diffusion" / "rules.py", SELECTOR, before='}\n"""The rules')
     done = subprocess.run(
         [sys.executable, ROOT / "tests" / "new_rule.py"],
         capture_output=True,

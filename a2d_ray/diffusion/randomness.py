@@ -43,7 +43,7 @@ def philox(
 
 def uniform(
     kind: int,
-    seed: int,
+    seed: int | Tensor,
     epoch: int | Tensor,
     document: Tensor,
     block: Tensor,
@@ -53,7 +53,7 @@ def uniform(
 
     Args:
         kind: what the number is for, in [0, 16); kinds are independent of each other.
-        seed: run or request seed; its low 32 bits count.
+        seed: run or request seed, or a tensor of them of the same shape; its low 32 bits count.
         epoch: pass over the data in [0, 2**32), or a tensor of them of the same shape.
         document: stable document ids, int64, any shape.
         block: counter in [0, 2**28), of the same shape.

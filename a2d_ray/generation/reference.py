@@ -4,7 +4,7 @@ No cache: every denoise step runs the whole sequence through the model.
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from a2d_ray.generation.decoding.denoise import (
     RuleState,
     TokenLogprob,
     denoise,
-    propose,
 )
 from a2d_ray.generation.decoding.grammar import Grammar
 from a2d_ray.generation.decoding.params import SamplingParams
@@ -118,8 +117,8 @@ class _Run:
     num_forwards: int = 0
 
     def __post_init__(self) -> None:
-        self.x_T = torch.tensor(self.canvas.ids, dtype=torch.int64)
-        self.is_masked_T = torch.tensor(self.canvas.is_open, dtype=torch.bool)
+        self.ids = list(self.canvas.ids)
+        self.is_masked = list(self.canvas.is_open)
         self.logprobs = [TokenLogprob(token, 0.0) for token in self.canvas.ids]
 
     @property
@@ -129,7 +128,7 @@ class _Run:
     def fill_windows(self) -> None:
         """Denoises window after window until an end lies in what is final."""
         for window in self.canvas.windows:
-            while self.is_masked_T[window[0] : window[1]].any():
+            while any(self.is_masked[slice(*window)]):
                 self.step(window)
                 if self.is_complete():
                     return
@@ -144,14 +143,14 @@ class _Run:
         """
         drafts: list[int] = []
         while not self.is_complete():
-            start = int(self.is_masked_T.nonzero()[0])
-            x_T = self.x_T.clone()
-            x_T[start : start + len(drafts)] = torch.tensor(drafts, dtype=torch.int64)
-            logits_TV = self.ar_logits(x_T)
+            start = self.is_masked.index(True)
+            ids = list(self.ids)
+            ids[start : start + len(drafts)] = drafts
+            logits_TV = self.ar_logits(ids)
             for place in range(start, start + len(drafts) + 1):
                 self.step((place, place + 1), logits_TV)
                 draft = dict(enumerate(drafts, start)).get(place)
-                if self.is_complete() or int(self.x_T[place]) != draft:
+                if self.is_complete() or self.ids[place] != draft:
                     break
             self.num_forwards += 1
             is_ready = is_tree or place == start + len(drafts)
@@ -161,40 +160,42 @@ class _Run:
         """Drafts behind `place`, whose token is masked like the ones that it drafts."""
         is_shifted = self.contract.right_shift_logits
         stop = min(place + num_drafts + (not is_shifted), len(self.canvas) - is_shifted)
-        x_T = self.x_T.clone()
-        x_T[place] = self.contract.mask_token_id
-        mask_TT = torch.ones(len(x_T), len(x_T), dtype=torch.bool).tril()
+        ids = list(self.ids)
+        ids[place] = self.contract.mask_token_id
+        mask_TT = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
         mask_TT[place:stop, :stop] = True
-        logits_TV = self.forward(x_T, mask_TT)
-        row_K = torch.arange(place + (not is_shifted), stop)
-        if not len(row_K):
+        logits_TV = self.forward(torch.tensor(ids), mask_TT)
+        rows = range(place + (not is_shifted), stop)
+        if not rows:
             return []
-        position_K = row_K + is_shifted
-        active = Active.masked(position_K, self.contract.mask_token_id)
-        return propose(logits_TV[row_K], active, self.decoder, self.state)[0].tolist()
+        positions = [row + is_shifted for row in rows]
+        active = Active.masked(positions, [self.contract.mask_token_id] * len(positions))
+        free = replace(self.decoder, grammar=None)
+        return list(denoise(logits_TV[rows.start : rows.stop], active, free, self.state).ids)
 
-    def ar_logits(self, x_T: Tensor) -> Tensor:
+    def ar_logits(self, ids: list[int]) -> Tensor:
         """Logits of the AR mode that predict each position, [T, V]; position 0 by itself."""
-        logits_TV = self.forward(x_T, torch.ones(len(x_T), len(x_T), dtype=torch.bool).tril())
-        return _shifted(logits_TV)
+        mask_TT = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+        return _shifted(self.forward(torch.tensor(ids), mask_TT))
 
     def step(self, window: tuple[int, int], logits_TV: Tensor | None = None) -> None:
         """One denoise step of a window, by logits that are there already or by a forward."""
-        active = self.decoder.active(self.x_T, self.is_masked_T, window)
+        active = self.decoder.active(self.ids, self.is_masked, window)
         if logits_TV is None:
             logits_TV = self.logits(self.sight(window))
             self.num_forwards += 1
-        logits_NV = logits_TV[active.position_N]
-        commitment, self.state = denoise(logits_NV, active, self.decoder, self.state)
-        committed_M = active.position_N[commitment.is_committed_N]
-        self.x_T[committed_M] = commitment.ids_N[commitment.is_committed_N]
-        for place, logprob in zip(committed_M.tolist(), commitment.token_logprobs(), strict=True):
-            self.logprobs[place] = logprob
-        self.is_masked_T[committed_M] = False
-        remasked_M = active.position_N[commitment.is_remasked_N]
-        self.x_T[remasked_M] = self.contract.mask_token_id
-        self.is_masked_T[remasked_M] = True
-        self.history.append(self.x_T[self.canvas.start :].tolist())
+        logits_NV = logits_TV[list(active.positions)]
+        commitment = denoise(logits_NV, active, self.decoder, self.state)
+        self.state = commitment.state
+        for index, place in enumerate(active.positions):
+            if commitment.is_committed[index]:
+                self.ids[place] = commitment.ids[index]
+                self.logprobs[place] = commitment.logprobs[index]
+                self.is_masked[place] = False
+            if commitment.is_remasked[index]:
+                self.ids[place] = self.contract.mask_token_id
+                self.is_masked[place] = True
+        self.history.append(self.ids[self.canvas.start :])
 
     def sight(self, window: tuple[int, int]) -> Tensor:
         """Who sees whom while a window is denoised, bool [T, T]: its own and earlier blocks.
@@ -211,42 +212,47 @@ class _Run:
     def logits(self, mask_TT: Tensor) -> Tensor:
         """Logits that predict each canvas position, [T, V]."""
         params = self.decoder.params
-        logits_TV = self.forward(self.x_T, mask_TT)
+        logits_TV = self.forward(torch.tensor(self.ids), mask_TT)
         if params.cfg_scale > 0:
-            is_given_T = ~torch.tensor(self.canvas.is_open, dtype=torch.bool)
-            is_given_T &= ~torch.isin(self.x_T, torch.tensor(params.cfg_keep_tokens).long())
-            un_T = self.x_T.masked_fill(is_given_T, self.contract.mask_token_id)
-            logits_TV = guide(logits_TV, self.forward(un_T, mask_TT), params.cfg_scale)
+            mask_id = self.contract.mask_token_id
+            pairs = zip(self.ids, self.canvas.is_open, strict=True)
+            hidden = [
+                i if is_open or i in params.cfg_keep_tokens else mask_id for i, is_open in pairs
+            ]
+            factor_11 = torch.tensor([[1 + params.cfg_scale]])
+            logits_TV = guide(logits_TV, self.forward(torch.tensor(hidden), mask_TT), factor_11)
         if self.contract.right_shift_logits or params.rule in AR_RULES:
             logits_TV = _shifted(logits_TV)
         return logits_TV
 
+    @property
+    def _stop(self) -> int:
+        return self.canvas.start + self.canvas.num_answer
+
     def is_complete(self) -> bool:
         """Whether the answer has ended or is full; what lies behind it stays masked."""
-        start = self.canvas.start
-        stop = self.canvas.start + self.canvas.num_answer
-        return self.end() is not None or not bool(self.is_masked_T[start:stop].any())
+        return self.end() is not None or not any(self.is_masked[self.canvas.start : self._stop])
 
     def end(self) -> int | None:
         """Where the first stop token lies within what is final; infill does not stop."""
         if self.canvas.is_infill:
             return None
-        start = self.canvas.start
-        stop = self.canvas.start + self.canvas.num_answer
-        masked = self.is_masked_T[start:stop].nonzero()
-        final = self.x_T[start : start + int(masked[0]) if len(masked) else stop].tolist()
-        ends = [start + i for i, token in enumerate(final) if token in self.decoder.stop_ids]
-        return ends[0] if ends else None
+        for place in range(self.canvas.start, self._stop):
+            if self.is_masked[place]:
+                return None
+            if self.ids[place] in self.decoder.stop_ids:
+                return place
+        return None
 
     def result(self) -> Sample:
         """What the request came to."""
         start = self.canvas.start
         end = self.end()
-        stop = start + self.canvas.num_answer if end is None else end
+        stop = self._stop if end is None else end
         return Sample(
-            token_ids=self.x_T[start:stop].tolist(),
+            token_ids=self.ids[start:stop],
             logprobs=self.logprobs[start:stop],
-            canvas=self.x_T[start:].tolist(),
+            canvas=self.ids[start:],
             finish_reason="length" if end is None else "stop",
             num_forwards=self.num_forwards,
             history=self.history,

@@ -9,24 +9,35 @@ from hypothesis import strategies as st
 
 from a2d_ray.config import AR_RULES
 from a2d_ray.diffusion import decoding as d
+from a2d_ray.diffusion import rules as r
 from tests.closeness import assert_close
 
-CONFIDENCE = torch.tensor([0.5, 0.95, 0.9, 0.99, 0.2])
+
+def row(*values):
+    """One request's values, one column more than it has places."""
+    return torch.tensor([[*values, -torch.inf]])
+
+
+def bound(value):
+    return torch.tensor([[value]])
+
+
+CONFIDENCE = row(0.5, 0.95, 0.9, 0.99, 0.2)
 # Entropies as (p, 1 - p) of a coin would not be round; these are chosen.
-ENTROPY = torch.tensor([0.3, 0.02, 0.05, 0.0, 1.5])
+ENTROPY = torch.tensor([[0.3, 0.02, 0.05, 0.0, 1.5, torch.inf]])
 
 
 def picked(is_selected):
-    return is_selected.nonzero()[:, 0].tolist()
+    return is_selected.flatten().nonzero()[:, 0].tolist()
 
 
 def test_steps_takes_the_most_confident():
-    assert picked(d.select_top(CONFIDENCE, 2)) == [1, 3]
+    assert picked(r.select_top(CONFIDENCE, bound(2))) == [1, 3]
 
 
 def test_threshold_takes_what_exceeds_it_else_the_best():
-    assert picked(d.select_threshold(CONFIDENCE, 0.9)) == [1, 3]  # 0.9 does not exceed 0.9
-    assert picked(d.select_threshold(CONFIDENCE, 0.995)) == [3]
+    assert picked(r.select_threshold(CONFIDENCE, bound(0.9))) == [1, 3]  # 0.9 does not exceed 0.9
+    assert picked(r.select_threshold(CONFIDENCE, bound(0.995))) == [3]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +46,7 @@ def test_threshold_takes_what_exceeds_it_else_the_best():
     [(0.01, [3]), (0.1, [3]), (0.2, [1, 3]), (1.0, [1, 2, 3]), (2.6, [0, 1, 2, 3])],
 )
 def test_factor(factor, expected):
-    assert picked(d.select_factor(CONFIDENCE, factor)) == expected
+    assert picked(r.select_factor(CONFIDENCE, bound(factor))) == expected
 
 
 @pytest.mark.parametrize(
@@ -44,7 +55,7 @@ def test_factor(factor, expected):
     [(0.99, [3]), (0.9, [3]), (0.8, [1, 3]), (0.25, [1, 2, 3]), (-0.2, [0, 1, 2, 3])],
 )
 def test_frechet(delta, expected):
-    assert picked(d.select_frechet(CONFIDENCE, delta)) == expected
+    assert picked(r.select_frechet(CONFIDENCE, bound(delta))) == expected
 
 
 @pytest.mark.parametrize(
@@ -53,14 +64,15 @@ def test_frechet(delta, expected):
     [(0.0, [1, 3]), (0.02, [1, 2, 3]), (0.1, [0, 1, 2, 3]), (0.4, [0, 1, 2, 3, 4])],
 )
 def test_entropy_bound(gamma, expected):
-    assert picked(d.select_entropy_bound(ENTROPY, gamma)) == expected
+    assert picked(r.select_entropy_bound(ENTROPY, bound(gamma))) == expected
 
 
 def test_entropy_asks_more_of_what_is_far_away():
-    position = torch.tensor([10, 11, 12, 20, 21])
+    position = torch.tensor([[10, 11, 12, 20, 21, 0]])
 
     def chosen(threshold, slope):
-        return picked(d.select_entropy(ENTROPY, position, threshold=threshold, slope=slope))
+        bounds = {"threshold_R1": bound(threshold), "slope_R1": bound(slope)}
+        return picked(r.select_entropy(ENTROPY, position, **bounds))
 
     assert chosen(0.4, 0.0) == [0, 1, 2, 3]
     assert chosen(0.4, 0.05) == [0, 1, 2]  # position 20: 0 + 10 x 0.05
@@ -68,54 +80,73 @@ def test_entropy_asks_more_of_what_is_far_away():
 
 
 def test_klass_waits_until_a_distribution_has_settled():
-    stable = torch.tensor([5, 1, 2, 0, 9])
-    assert picked(d.select_klass(CONFIDENCE, stable, threshold=0.4)) == [0, 2]
-    assert picked(d.select_klass(CONFIDENCE, stable, threshold=0.9)) == [3]
+    stable = torch.tensor([[5, 1, 2, 0, 9, 9]])
+    assert picked(r.select_klass(CONFIDENCE, stable, threshold_R1=bound(0.4))) == [0, 2]
+    assert picked(r.select_klass(CONFIDENCE, stable, threshold_R1=bound(0.9))) == [3]
+
+
+def prefix(confidence, threshold):
+    return r.select_prefix(confidence, confidence > -torch.inf, threshold) & (confidence > 0)
 
 
 def test_prefix_is_a_run_from_the_left():
-    confidence = torch.tensor([0.95, 0.9, 0.5, 0.99])
-    assert picked(d.select_prefix(confidence, 0.9)) == [0, 1]  # 0.9 is enough
-    assert picked(d.select_prefix(confidence, 0.97)) == [0]
+    confidence = row(0.95, 0.9, 0.5, 0.99)
+    assert picked(prefix(confidence, bound(0.9))) == [0, 1]  # 0.9 is enough
+    assert picked(prefix(confidence, bound(0.97))) == [0]
+
+
+def test_kept_drafts_and_one_token_more():
+    is_kept = torch.tensor([[True, True, False, True], [False] * 4, [True] * 4])
+    assert r.select_kept(is_kept).sum(1).tolist() == [3, 1, 4]
 
 
 def test_remask_takes_what_fell_and_may_still_come_back():
-    confidence, times = torch.tensor([0.1, 0.1, 0.6]), torch.tensor([0, 3, 0])
-    assert picked(d.select_remask(confidence, times, threshold=0.3)) == [0]
+    confidence, may_fall = torch.tensor([0.1, 0.1, 0.6]), torch.tensor([True, False, True])
+    assert picked(r.select_remask(confidence, may_fall, threshold_N=torch.tensor(0.3))) == [0]
 
 
-CASES = {  # name: (function of confidence and parameter, parameters from strict to generous)
-    "steps": (lambda c, p: d.select_top(c, p), [1, 2, 4]),
-    "threshold": (d.select_threshold, [0.99, 0.7, 0.3]),
-    "factor": (d.select_factor, [0.1, 1.0, 3.0]),
-    "frechet": (d.select_frechet, [0.9, 0.25, 0.0]),
-    "entropy_bound": (lambda c, p: d.select_entropy_bound(-c.log(), p), [0.0, 0.1, 1.0]),
+def entropies(confidence):
+    return torch.where(confidence > 0, -confidence.clamp(min=1e-9).log(), torch.inf)
+
+
+def columns(confidence):
+    return torch.arange(confidence.shape[1]).expand_as(confidence)
+
+
+CASES = {  # name: (function of confidence and bounds, parameters from strict to generous)
+    "steps": (r.select_top, [1, 2, 4]),
+    "threshold": (r.select_threshold, [0.99, 0.7, 0.3]),
+    "factor": (r.select_factor, [0.1, 1.0, 3.0]),
+    "frechet": (r.select_frechet, [0.9, 0.25, 0.0]),
+    "entropy_bound": (lambda c, p: r.select_entropy_bound(entropies(c), p), [0.0, 0.1, 1.0]),
     "entropy": (
-        lambda c, p: d.select_entropy(-c.log(), torch.arange(len(c)), threshold=p, slope=0.02),
+        lambda c, p: r.select_entropy(
+            entropies(c), columns(c), threshold_R1=p, slope_R1=torch.full_like(p, 0.02)
+        ),
         [0.0, 0.4, 2.0],
     ),
     "klass": (
-        lambda c, p: d.select_klass(c, torch.full((len(c),), 2), threshold=p),
+        lambda c, p: r.select_klass(c, torch.full(c.shape, 2), threshold_R1=p),
         [0.99, 0.7, 0.3],
     ),
-    "prefix": (d.select_prefix, [0.99, 0.7, 0.3]),
+    "prefix": (prefix, [0.99, 0.7, 0.3]),
 }
 
 
 def test_every_rule_has_a_case():
-    assert CASES.keys() == d.SELECTORS.keys() - {*AR_RULES}  # which have one position each
+    assert CASES.keys() == r.SELECTORS.keys() - {*AR_RULES}  # which have `select_kept`
 
 
-confidences = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=12).map(torch.tensor)
+confidences = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=12).map(lambda c: row(*c))
 
 
 @pytest.mark.parametrize("name", CASES)
 @given(confidence=confidences)
 def test_every_rule_commits_something_and_more_when_it_is_generous(name, confidence):
     select, parameters = CASES[name]
-    before = torch.zeros(len(confidence), dtype=torch.bool)
+    before = torch.zeros(confidence.shape, dtype=torch.bool)
     for parameter in parameters:
-        chosen = select(confidence, parameter)
+        chosen = select(confidence, bound(parameter)) & (confidence > -torch.inf)
         assert chosen.dtype == torch.bool and chosen.any()
         is_fallback = int(before.sum()) == 1  # the single best may give way to what qualifies
         assert is_fallback or bool(chosen[before].all())
@@ -127,10 +158,28 @@ def test_every_rule_commits_something_and_more_when_it_is_generous(name, confide
 def test_ties_go_to_the_lowest_position(name, value, num):
     select, parameters = CASES[name]
     for parameter in parameters:
-        chosen = picked(select(torch.full((num,), value), parameter))
+        chosen = picked(select(row(*[value] * num), bound(parameter))[:, :num])
         if name == "klass" and len(chosen) > 1:
             continue  # there the steps of stability differ
         assert chosen == list(range(len(chosen)))
+
+
+@pytest.mark.parametrize("name", CASES)
+@given(several=st.lists(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=9), max_size=6))
+def test_a_rule_selects_for_each_request_by_itself(name, several):
+    """Together, on a grid as wide as the widest needs, each with a bound of its own."""
+    select, parameters = CASES[name]
+    width = max(map(len, several), default=0)
+    bounds = [parameters[i % 3] for i in range(len(several))]
+    together = torch.full((len(several), width), -torch.inf)
+    for index, confidence in enumerate(several):
+        together[index, : len(confidence)] = torch.tensor(confidence)
+    if not several:
+        return
+    chosen = select(together, torch.tensor(bounds)[:, None])
+    for index, confidence in enumerate(several):
+        alone = select(torch.tensor([confidence]), bound(bounds[index]))
+        assert torch.equal(chosen[index, : len(confidence)], alone[0])
 
 
 @given(
@@ -184,15 +233,17 @@ def test_divergence():
 
 
 def test_guidance():
-    assert d.guide(torch.tensor([3.0]), torch.tensor([1.0]), 0.5).tolist() == [4.0]
-    assert d.guide(torch.tensor([3.0]), torch.tensor([1.0]), 0.0).tolist() == [3.0]
+    cond, un, factor = torch.full((2, 1), 3.0), torch.full((2, 1), 1.0), torch.tensor([[1.5], [1]])
+    assert d.guide(cond, un, factor).tolist() == [[4.0], [3.0]]
 
 
 def test_only_likely_tokens_stay():
     logits = torch.tensor([[0.4, 0.1, 0.3, 0.2]]).log()
 
-    def stay(**options):
-        return picked((d.keep_likely(logits, **options) > -torch.inf)[0])
+    def stay(*, top_k=0, top_p=1.0, min_p=0.0):
+        kept = d.keep_top_k(logits, torch.tensor([top_k]).clamp(max=4), max(min(top_k, 4), 1))
+        kept, _ = d.keep_top_p(kept, torch.tensor([top_p]))
+        return picked(d.keep_min_p(kept, torch.tensor([min_p]).log()) > -torch.inf)
 
     assert stay() == stay(top_k=9) == [0, 1, 2, 3]
     assert stay(top_k=2) == [0, 2]
@@ -205,7 +256,8 @@ def test_only_likely_tokens_stay():
 def test_a_nucleus_is_the_least_set_that_reaches_its_mass(seed, top_p, scale):
     """Small nuclei, and ones beyond the tokens that are looked at first."""
     logits = scale * torch.randn(3, 700, generator=torch.Generator().manual_seed(seed))
-    p, is_kept = torch.softmax(logits, -1), d.keep_likely(logits, top_p=top_p) > -torch.inf
+    p, is_kept = torch.softmax(logits, -1), d.keep_top_p(logits, torch.full((3,), top_p))[0]
+    is_kept = is_kept > -torch.inf
     for row, kept in zip(p, is_kept, strict=True):
         mass, least = float(row[kept].sum()), float(row[kept].min())
         assert mass > top_p - 1e-5 and mass - least < top_p + 1e-5
@@ -223,11 +275,13 @@ def test_draws_follow_the_distribution_and_nothing_else():
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=5), st.floats(0, 1, exclude_max=True))
-def test_a_draw_is_a_token_whatever_the_logits(logits, u):
-    """Infinite logits and NaN make the probabilities NaN."""
+def test_a_draw_is_a_token_or_none(logits, u):
+    """Infinite logits and NaN make the probabilities NaN, and no token is drawn."""
     (drawn,) = d.draw(torch.tensor([logits]), torch.tensor([u], dtype=torch.float64)).tolist()
-    assert 0 <= drawn < len(logits)
-    if max(logits) > -math.inf and not any(map(math.isnan, logits)):
+    assert 0 <= drawn <= len(logits)
+    is_sound = -math.inf < max(logits) < math.inf and not any(map(math.isnan, logits))
+    assert (drawn < len(logits)) == is_sound
+    if is_sound:
         assert logits[drawn] > -math.inf
 
 

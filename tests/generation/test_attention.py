@@ -1,10 +1,18 @@
-"""Both attention backends equal plain softmax attention over what each token sees."""
+"""Attention, on CPUs and elsewhere, equals plain softmax over what each token sees."""
+
+import random
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from a2d_ray.generation.engine.attention import Round, Slice, _attend_cpu, _attend_sdpa, make_tiles
+from a2d_ray.generation.engine.attention import Round, Slice, _attend_slice, make_tiles
 from a2d_ray.generation.engine.cache import KVStore
+from a2d_ray.generation.engine.segments import attend, make_segments
+from a2d_ray.generation.engine.transfer import to_device
+from a2d_ray.generation.engine.work import Sight, Work
 from tests.closeness import assert_close
 
 N, S, H, K, D = 200, 260, 6, 2, 8  # more rows than a tile
@@ -27,21 +35,98 @@ def plain(query, key, value):
     return torch.einsum("hns,hsd->nhd", weights, value)
 
 
-@pytest.mark.parametrize("attend", [_attend_cpu, _attend_sdpa])
-def test_backends_equal_plain_attention(attend):
-    tiles = make_tiles(VISIBLE, torch.device("cpu"))
+def test_slices_equal_plain_attention():
+    tiles = make_tiles(VISIBLE)
     assert len(tiles) > 1 and tiles[0].num_keys < S
-    got = attend(*tensors(), tiles, 0.3)
-    assert_close(got, plain(*tensors()))
+    assert_close(_attend_slice(*tensors(), tiles, 0.3), plain(*tensors()))
+
+
+def seen_by(parts, num_rows):
+    """(row, slot) of every key that a row sees, by the parts of all calls."""
+    seen = []
+    for call in parts:
+        rows = range(num_rows) if call.row_T is None else call.row_T.tolist()
+        bounds = zip(call.first_row_P[:-1].tolist(), call.first_row_P[1:].tolist(), strict=True)
+        slots = call.first_slot_P.tolist()
+        for (first, stop), slot, length in zip(
+            bounds, slots, call.num_keys_P.tolist(), strict=False
+        ):
+            for index in range(first, stop):
+                num_seen = length - (stop - 1 - index) * call.is_causal
+                seen += [(rows[index], slot + i) for i in range(num_seen)]
+    return seen
+
+
+steps = st.sampled_from([0, 0, 0, 1, 1, 1, 2, 7])
+
+
+@given(
+    visible=st.lists(steps, min_size=1, max_size=30),
+    before=st.integers(0, 9),
+    cuts=st.sets(st.integers(1, 60), max_size=4),
+    groups=st.lists(st.integers(1, 3), max_size=3),
+    seed=st.integers(0, 99),
+)
+def test_parts_are_what_each_row_sees_once(visible, before, cuts, groups, seed):
+    """Whatever the runs of slots are; with masks that see part of the others, too."""
+    num_visible = [max(before + i, 1) for i in accumulate(visible)]
+    rng = random.Random(seed)
+    num_masks = sum(groups)
+    hidden = [
+        [rng.random() < 0.4 for _ in range(num_masks)] for size in groups for _ in range(size)
+    ]
+    for index, row in enumerate(hidden):
+        row[index] = False
+    num_keys = num_visible[-1] + num_masks
+    edges = [0, *sorted(cut for cut in cuts if cut < num_keys), num_keys]
+    runs = [(1_000 * i + a, 1_000 * i + b) for i, (a, b) in enumerate(pairwise(edges))]
+    slots = [slot for a, b in runs for slot in range(a, b)]
+    num_rows = len(visible) + num_masks
+    work = Work(
+        sequence=None, storage=None, chunk=None, ids=[0] * num_rows, positions=range(num_rows),
+        num_noised=0, new_runs=None, all_runs=runs, num_visible=num_visible,
+        sight=Sight(num_common=num_visible[-1], hidden_mS=torch.tensor(hidden)) if groups else None,
+    )  # fmt: skip
+    wanted = [(row, slots[i]) for row, n in enumerate(num_visible) for i in range(n)]
+    for index, row in enumerate(hidden):
+        own = zip(slots[num_visible[-1] :], row, strict=True)
+        seen = slots[: num_visible[-1]] + [slot for slot, is_hidden in own if not is_hidden]
+        wanted += [(len(visible) + index, slot) for slot in seen]
+    found = make_segments([work])
+    assert sorted(seen_by(found.parts, num_rows)) == sorted(wanted)
+
+
+def segments_of(runs):
+    work = Work(
+        sequence=None, storage=None, chunk=None, ids=[0] * N, positions=range(N), num_noised=0,
+        new_runs=None, all_runs=runs, num_visible=VISIBLE,
+    )  # fmt: skip
+    return make_segments([work])
+
+
+@pytest.mark.parametrize("runs", [[(0, S)], [(300, 400), (20, 180)], [(10, 11), (500, 759)]])
+def test_segments_equal_plain_attention(runs):
+    """Also where keys lie in several runs."""
+    query, key, value = tensors()
+    keys, values = torch.full((2, 800, K, D), 1e6)
+    slots = [slot for start, stop in runs for slot in range(start, stop)]
+    keys[slots], values[slots] = key.transpose(0, 1), value.transpose(0, 1)
+    assert_close(attend(segments_of(runs), query, keys, values, 0.3), plain(query, key, value))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gpu_equals_cpu(dtype):
+@pytest.mark.parametrize("runs", [[(0, S)], [(300, 400), (20, 180)]])
+def test_gpu_equals_cpu(dtype, runs):
+    """bfloat16 is FlashAttention with parts that overlap and go back."""
     device = torch.device("cuda")
-    got = _attend_sdpa(*tensors(device, dtype), make_tiles(VISIBLE, device), 0.3)
+    query, key, value = tensors(device, dtype)
+    keys, values = torch.zeros(2, 800, K, D, device=device, dtype=dtype)
+    slots = [slot for start, stop in runs for slot in range(start, stop)]
+    keys[slots], values[slots] = key.transpose(0, 1), value.transpose(0, 1)
+    got = attend(to_device(segments_of(runs), device), query, keys, values, 0.3)
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
-    assert_close(got.cpu(), plain(*tensors()), rounding=tolerance)
+    assert_close(got.cpu().float(), plain(*tensors()), rounding=tolerance)
 
 
 @pytest.mark.parametrize("runs", [[(0, S)], [(300, 400), (20, 180)], [(10, 11), (500, 759)]])
@@ -53,14 +138,11 @@ def test_keys_and_values_are_read_as_they_were_written(runs):
         head_dim=D,
         capacity=800,
         dtype=torch.float32,
-        device=torch.device("cpu"),
     )
     store.write(1, runs, key, value)
     got = store.read(1, runs)
     assert torch.equal(got[0], key) and torch.equal(got[1], value)
-    part = Slice(
-        num_tokens=N, new_runs=[], all_runs=runs, tiles=make_tiles(VISIBLE, torch.device("cpu"))
-    )
+    part = Slice(num_tokens=N, new_runs=[], all_runs=runs, tiles=make_tiles(VISIBLE))
     round_ = Round(slices=[part], store=store)
     output = round_.attend(1, query, key[:, :N].transpose(0, 1), value[:, :N].transpose(0, 1), 0.3)
     assert_close(output, plain(query, key, value))

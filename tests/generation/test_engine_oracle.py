@@ -1,6 +1,7 @@
 """Planted confidences in place of a model: exact steps, order, tokens per forward and stops."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,16 +21,12 @@ class Oracle:
         self.num_prompt, self.confidence, self.eos_at = num_prompt, confidence, eos_at
         self.asked = []
 
-    def forward(self, works):
-        return [None] * len(works)
+    def model(self, position_ids, **_):
+        """Hidden states that say where they are."""
+        return SimpleNamespace(last_hidden_state=position_ids[..., None].float())
 
-    def logits(self, works, hidden):
-        return [self._answer(work) for work in works]
-
-    def _answer(self, work):
-        for page in work.chunk.pages:
-            page.is_filled = True
-        places = [i - self.num_prompt for i in work.asked.tolist()]
+    def lm_head(self, hidden):
+        places = [int(position) - self.num_prompt for position in hidden[:, 0]]
         self.asked.append(places)
         rows = torch.zeros(len(places), VOCAB)
         for row, place in zip(rows, places, strict=True):
@@ -43,7 +40,7 @@ def run(confidence, block_size=8, eos_at=None, **options):
     """Outputs of every round, and the positions that were asked for."""
     contract = Contract(objective="bd3lm", mask_token_id=MASK, block_size=block_size)
     engine = Engine(tiny_a2d_model("llama"), contract, eos_ids={EOS}, max_length=512)
-    engine._runner = oracle = Oracle(3, confidence, eos_at)
+    engine._runner.twin = oracle = Oracle(3, confidence, eos_at)
     params = SamplingParams(**{"max_new_tokens": 16, **options})
     engine.add_request(Request(request_id="a", prompt=[[9, 10, 11]], params=params))
     outputs = []

@@ -1,6 +1,8 @@
 """Rule ``speculate`` writes what rule ``ar`` writes, and ``ar`` what the AR model writes."""
 
+import copy
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from a2d_ray.config import LoraSection
 from a2d_ray.config.errors import OptionError
+from a2d_ray.diffusion.decoding import gumbel_starts, token_gumbel
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine import runner
 from a2d_ray.generation.engine.drafting import (
@@ -58,6 +61,14 @@ class OddFirst:
             mask[:] = False
             mask[EOS] = True
         return mask
+
+    def allowed_after(self, token_ids):
+        ahead, found = copy.deepcopy(self), []
+        for token_id in token_ids:
+            if not ahead.accept(token_id):
+                break
+            found.append(ahead.allowed())
+        return found
 
     def accept(self, token_id):
         is_allowed = bool(self.allowed()[token_id])
@@ -268,19 +279,21 @@ def test_each_of_n_answers_has_its_own_draws():
 
 
 def test_the_noise_draws_as_softmax_says():
-    from a2d_ray.diffusion.decoding import token_gumbel
+
+    def noise_at(positions, vocab_size, **names):
+        return token_gumbel(gumbel_starts(positions, **names), vocab_size)
 
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -3.0])
-    drawn = (logits + token_gumbel(torch.arange(40_000), 5, seed=3)).argmax(-1)
+    drawn = (logits + noise_at(torch.arange(40_000), 5, seed=3)).argmax(-1)
     shares = drawn.bincount(minlength=5) / len(drawn)
     assert shares.tolist() == pytest.approx(logits.softmax(-1).tolist(), abs=0.01)
-    noise = token_gumbel(torch.arange(64), 1_000, seed=3)
+    noise = noise_at(torch.arange(64), 1_000, seed=3)
     assert noise.mean() == pytest.approx(0.5772, abs=0.02)
     assert noise.var() == pytest.approx(torch.pi**2 / 6, abs=0.05)
-    assert torch.equal(noise[7:9, :40], token_gumbel(torch.tensor([7, 8]), 40, seed=3))
+    assert torch.equal(noise[7:9, :40], noise_at(torch.tensor([7, 8]), 40, seed=3))
     others = {"seed": {"seed": 4}, "choice": {"seed": 3, "choice": 1}}
     for values in others.values():
-        other = token_gumbel(torch.arange(64), 1_000, **values)
+        other = noise_at(torch.arange(64), 1_000, **values)
         assert abs(torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0, 1]) < 0.02
 
 
@@ -441,22 +454,19 @@ class Planted:
     def __init__(self, p):
         self.p, self.random = p, random.Random(0)
 
-    def forward(self, works):
-        return [work.position_n for work in works]
+    def model(self, input_ids, position_ids, **_):
+        """Hidden states that say where they are, and whether they draft."""
+        hidden = torch.stack([position_ids, input_ids == MASK], dim=-1)
+        return SimpleNamespace(last_hidden_state=hidden.float())
 
-    def logits(self, works, hidden):
-        for work in works:
-            for page in work.chunk.pages:
-                page.is_filled = True
-            yield self._rows([20 + place % 200 for place in work.asked.tolist()])
-
-    def head(self, rows):
-        for positions in rows:
-            wrong = [self.random.random() > self.p for _ in positions]
-            places = zip(positions.tolist(), wrong, strict=True)
-            yield self._rows([(21 if is_wrong else 20) + i % 200 for i, is_wrong in places])
-
-    def _rows(self, tokens):
+    def lm_head(self, hidden):
+        tokens = []
+        for position, drafts in hidden.int().tolist():
+            if drafts:
+                is_wrong = self.random.random() > self.p
+                tokens.append((21 if is_wrong else 20) + position % 200)
+            else:
+                tokens.append(20 + (position + 1) % 200)
         return torch.nn.functional.one_hot(torch.tensor(tokens), 320).float() * 9
 
 
@@ -469,7 +479,7 @@ def test_tokens_per_forward_follow_from_the_acceptance(num_drafts, p):
     for shape, wanted in (("tree", tree), ("linear", linear)):
         engine = make_engine(kv_tokens=4_000)
         engine._max_length = 4_000
-        engine._runner = Planted(p)
+        engine._runner.twin = Planted(p)
         params = SamplingParams(
             rule="speculate",
             draft_tokens=num_drafts,

@@ -24,7 +24,7 @@ def staircase():
 
 def twin_logits(twin, ids):
     visible = [(i // BLOCK + 1) * BLOCK for i in range(LENGTH)]
-    tiles = make_tiles(visible, torch.device("cpu"))
+    tiles = make_tiles(visible)
     part = Slice(num_tokens=LENGTH, new_runs=None, all_runs=(), tiles=tiles)
     hidden = twin.model(
         input_ids=ids,

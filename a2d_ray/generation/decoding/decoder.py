@@ -1,17 +1,16 @@
 """What a decoding rule is given, what it remembers and what it decides, for one request.
 
-N active positions, V vocabulary, K alternatives, T canvas positions.
+M rows of a batch, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
-import torch
 from torch import Tensor
 
 from a2d_ray.config import GRAMMAR_RULES, OptionError
-from a2d_ray.diffusion import decoding
 from a2d_ray.generation.decoding.canvas import Canvas
 from a2d_ray.generation.decoding.grammar import Grammar
 from a2d_ray.generation.decoding.params import SamplingParams
@@ -22,23 +21,20 @@ class Active:
     """The positions of one step, ascending.
 
     Attributes:
-        position_N: canvas positions, int64.
-        id_N: their ids now, int64 (whatever, where masked).
-        is_masked_N: False only with `remask_threshold`: committed tokens, looked at again.
+        positions: canvas positions.
+        ids: their ids now; where masked: a draft, or the mask id.
+        is_masked: False only with `remask_threshold`, committed tokens that are looked at again,
+            and where given text is scored.
     """
 
-    position_N: Tensor
-    id_N: Tensor
-    is_masked_N: Tensor
+    positions: tuple[int, ...]
+    ids: tuple[int, ...]
+    is_masked: tuple[bool, ...]
 
     @classmethod
-    def masked(cls, position_N: Tensor, mask_id: int) -> Self:
+    def masked(cls, positions: Sequence[int], ids: Sequence[int]) -> Self:
         """Positions that are all masked."""
-        return cls(
-            position_N=position_N,
-            id_N=torch.full_like(position_N, mask_id),
-            is_masked_N=torch.ones_like(position_N, dtype=torch.bool),
-        )
+        return cls(positions=tuple(positions), ids=tuple(ids), is_masked=(True,) * len(positions))
 
 
 class TokenLogprob(NamedTuple):
@@ -63,37 +59,18 @@ class TokenLogprob(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Commitment:
-    """What one step decided.
+class Memory:
+    """Distributions of a step (rule ``klass``).
 
     Attributes:
-        ids_N: int64, the token that each active position would take, or has.
-        logprob_N: float32, its log-probability at temperature 1, after guidance, penalties and
-            suppression, before top-k, top-p and min-p.
-        is_committed_N: bool, masked positions that take their token now; at least one.
-        is_remasked_N: bool, committed positions that become masks again.
-        top_ids_NK, top_logprobs_NK: the K = `params.logprobs` most likely tokens of each position.
+        logp_MV: log-probabilities, on the device; other requests' rows are among them.
+        rows: row of each position.
+        num_stable: for how many steps each position's distribution has hardly changed.
     """
 
-    ids_N: Tensor
-    logprob_N: Tensor
-    is_committed_N: Tensor
-    is_remasked_N: Tensor
-    top_ids_NK: Tensor
-    top_logprobs_NK: Tensor
-
-    @property
-    def confidence_N(self) -> Tensor:  # noqa: N802
-        """float32, exp(logprob_N)."""
-        return self.logprob_N.exp()
-
-    def token_logprobs(self) -> list[TokenLogprob]:
-        """Log-probabilities of the committed tokens, in their order."""
-        picked = [
-            values_N[self.is_committed_N].tolist()
-            for values_N in (self.ids_N, self.logprob_N, self.top_ids_NK, self.top_logprobs_NK)
-        ]
-        return [TokenLogprob.of(*entry) for entry in zip(*picked, strict=True)]
+    logp_MV: Tensor
+    rows: dict[int, int]
+    num_stable: dict[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,23 +80,42 @@ class RuleState:
     Attributes:
         step: denoise step within the window.
         counts: tokens per step of the window (rule ``steps``).
-        answer_counts_V: how often each id was committed (penalties).
-        logp_NV: log-probabilities at `position_N` in the step before (rule ``klass``).
-        num_stable_N: for how many steps they hardly changed (rule ``klass``).
-        num_remasked_T: how often each canvas position was masked again (`remask_threshold`).
+        answer_counts: how often each id was committed (penalties).
+        memory: of the step before (rule ``klass``).
+        num_remasked: how often each position was masked again (`remask_threshold`).
     """
 
     step: int = 0
     counts: tuple[int, ...] = ()
-    answer_counts_V: Tensor | None = None
-    position_N: Tensor | None = None
-    logp_NV: Tensor | None = None
-    num_stable_N: Tensor | None = None
-    num_remasked_T: Tensor | None = None
+    answer_counts: dict[int, int] = field(default_factory=dict)
+    memory: Memory | None = None
+    num_remasked: dict[int, int] = field(default_factory=dict)
 
     def open_window(self) -> "RuleState":
         """The state at the first step of the next window."""
-        return RuleState(answer_counts_V=self.answer_counts_V)
+        return RuleState(answer_counts=self.answer_counts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commitment:
+    """What one step decided, one entry per active position.
+
+    Attributes:
+        ids: the token that it would take, or has.
+        logprobs: its log-probability at temperature 1, after guidance, penalties and suppression,
+            before top-k, top-p and min-p; with `params.logprobs` likely tokens.
+        confidences: its probability.
+        is_committed: masked positions that take their token now; at least one.
+        is_remasked: committed positions that become masks again.
+        state: what the request remembers now.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    confidences: tuple[float, ...]
+    is_committed: tuple[bool, ...]
+    is_remasked: tuple[bool, ...]
+    state: RuleState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,29 +148,43 @@ class Decoder:
         if self.grammar is not None:
             check_grammar(self.params, self.canvas.is_infill, self.stop_ids)
 
-    def active(self, x_T: Tensor, is_masked_T: Tensor, window: tuple[int, int]) -> Active:
+    def active(
+        self, ids: Sequence[int], is_masked: Sequence[bool], window: tuple[int, int]
+    ) -> Active:
         """The positions of `window` whose logits the next step needs.
 
         Args:
-            x_T: ids of the canvas, int64.
-            is_masked_T: which are masked; at least one in the window.
+            ids: of the canvas.
+            is_masked: which are masked; at least one in the window.
             window: (start, stop).
         """
-        is_active_W = is_masked_T[window[0] : window[1]]
+        positions = [i for i in range(*window) if is_masked[i]]
         if self.params.remask_threshold > 0:
             # Left of the first mask lies what is final: it may have been read already.
-            is_open_W = torch.tensor(self.canvas.is_open[window[0] : window[1]])
-            is_active_W = is_open_W.to(x_T.device) & (is_active_W.cumsum(0) > 0)
-        position_N = window[0] + is_active_W.nonzero()[:, 0]
+            positions = [i for i in range(positions[0], window[1]) if self.canvas.is_open[i]]
         return Active(
-            position_N=position_N, id_N=x_T[position_N], is_masked_N=is_masked_T[position_N]
+            positions=tuple(positions),
+            ids=tuple(ids[i] for i in positions),
+            is_masked=tuple(is_masked[i] for i in positions),
         )
 
-    def uniform(self, position_N: Tensor, step: int, kind: int = decoding.CHOICE) -> Tensor:
-        """Random numbers of this answer: one per position."""
-        return decoding.position_uniform(
-            position_N, seed=self.params.seed, step=step, choice=self.choice, kind=kind
-        )
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What one request asks in one step; see `asking.ask`.
+
+    Attributes:
+        decoder: the request.
+        active: its positions.
+        state: what it remembers.
+        allowed: bool [V] each: what its grammar allows at the first position, and in the AR mode
+            behind each draft that it allows.
+    """
+
+    decoder: Decoder
+    active: Active
+    state: RuleState
+    allowed: tuple[Tensor, ...] = ()
 
 
 def check_grammar(params: SamplingParams, is_infill: bool, stop_ids: frozenset[int]) -> None:

@@ -1,5 +1,6 @@
 """What a grammar must offer to constrain an answer (rule ``prefix``)."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -25,6 +26,12 @@ class Grammar(Protocol):
 
         Raises:
             GrammarError: the text is not complete, and nothing can come next.
+        """
+
+    def allowed_after(self, token_ids: Sequence[int]) -> list[Tensor]:
+        """bool [V] each: what may come after each of these tokens; the grammar does not change.
+
+        It ends before the first token that is not allowed. Drafts are verified by it.
         """
 
     def accept(self, token_id: int) -> bool:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from a2d_ray.generation.engine.cache import KVStore, Runs
+from a2d_ray.generation.engine.cache import KVStore, Runs, SlotStore
+from a2d_ray.generation.engine.segments import Segments, attend
 
 ENGINE_ATTENTION = "a2d_engine"
 _CONTIGUOUS = torch.contiguous_format
@@ -40,7 +40,7 @@ class RowTile:
     hidden_RS: Tensor | None
 
 
-def make_tiles(num_visible: Sequence[int], device: torch.device) -> tuple[RowTile, ...]:
+def make_tiles(num_visible: Sequence[int]) -> tuple[RowTile, ...]:
     """Tiles of a slice from the number of keys that each of its tokens sees (not decreasing)."""
     tiles = []
     for first in range(0, len(num_visible), ROWS_PER_TILE):
@@ -50,7 +50,6 @@ def make_tiles(num_visible: Sequence[int], device: torch.device) -> tuple[RowTil
         hidden = None
         if common < most:
             hidden = torch.arange(common, most) >= torch.tensor(visible)[:, None]
-            hidden = hidden.to(device)
         rows = (first, first + len(visible))
         tiles.append(RowTile(rows=rows, num_keys=most, num_common=common, hidden_RS=hidden))
     return tuple(tiles)
@@ -75,10 +74,17 @@ class Slice:
 
 @dataclass(eq=False, kw_only=True)
 class Round:
-    """What the layers need to know about one forward; `store` is None where nothing is stored."""
+    """What the layers need to know about one forward.
 
-    slices: Sequence[Slice]
-    store: KVStore | None
+    Attributes:
+        slices: on a CPU: the new tokens of every request.
+        segments: elsewhere: those of all.
+        store: None: nothing is stored.
+    """
+
+    slices: Sequence[Slice] = ()
+    segments: Segments | None = None
+    store: KVStore | SlotStore | None
     _signed_sin: Tensor | None = field(default=None, init=False)
 
     def rotate(self, x_NHd: Tensor, cos_1Nd: Tensor, sin_1Nd: Tensor) -> Tensor:
@@ -93,30 +99,40 @@ class Round:
     def attend(
         self, layer: int, query_NHd: Tensor, key_NKd: Tensor, value_NKd: Tensor, scale: float
     ) -> Tensor:
-        """Attention output [N, H, d]; stores the new keys and values of every slice first.
+        """Attention output [N, H, d]; stores the new keys and values of every request first.
 
         All are stored before any are read, so requests may share pages that this round fills.
         """
+        if self.segments is None:
+            return self._attend_slices(layer, query_NHd, key_NKd, value_NKd, scale)
+        if isinstance(self.store, SlotStore) and self.segments.slot_N is not None:
+            self.store.write(layer, self.segments.slot_N, key_NKd, value_NKd)
+            key_NKd, value_NKd = self.store.read(layer)
+        return attend(self.segments, query_NHd, key_NKd, value_NKd, scale)
+
+    def _attend_slices(
+        self, layer: int, query_NHd: Tensor, key_NKd: Tensor, value_NKd: Tensor, scale: float
+    ) -> Tensor:
+        """One request after the other: on a CPU each has its keys in the caches."""
         sizes = [part.num_tokens for part in self.slices]
         keys = key_NKd.transpose(0, 1).split(sizes, dim=1)
         values = value_NKd.transpose(0, 1).split(sizes, dim=1)
         for part, new_key, new_value in zip(self.slices, keys, values, strict=True):
             if part.new_runs is not None:
-                assert self.store is not None
+                assert isinstance(self.store, KVStore)
                 self.store.write(layer, part.new_runs, new_key, new_value)
-        attend = _attend_cpu if query_NHd.device.type == "cpu" else _attend_sdpa
         outputs = []
         for i, (part, query) in enumerate(zip(self.slices, query_NHd.split(sizes), strict=True)):
             if part.new_runs is None:
                 seen = keys[i], values[i]
             else:
-                assert self.store is not None
+                assert isinstance(self.store, KVStore)
                 seen = self.store.read(layer, part.all_runs)
-            outputs.append(attend(query, *seen, part.tiles, scale))
+            outputs.append(_attend_slice(query, *seen, part.tiles, scale))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _attend_cpu(
+def _attend_slice(
     query_nHd: Tensor, key_KSd: Tensor, value_KSd: Tensor, tiles: Sequence[RowTile], scale: float
 ) -> Tensor:
     """Two matrix products per tile; the G query heads of a key head are rows of one product."""
@@ -138,28 +154,6 @@ def _attend_cpu(
         outputs.append(torch.bmm(probabilities, value_KSd[:, : tile.num_keys]))
     output_KRd = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     return output_KRd.view(num_key_heads, n, group, dim).transpose(0, 1).reshape(n, num_heads, dim)
-
-
-def _attend_sdpa(
-    query_nHd: Tensor, key_KSd: Tensor, value_KSd: Tensor, tiles: Sequence[RowTile], scale: float
-) -> Tensor:
-    """The same by torch's fused attention, for GPUs."""
-    outputs = []
-    for tile in tiles:
-        mask = None
-        if tile.hidden_RS is not None:
-            seen = tile.hidden_RS.new_ones(len(tile.hidden_RS), tile.num_common)
-            mask = torch.cat([seen, ~tile.hidden_RS], dim=1)
-        attended = scaled_dot_product_attention(
-            query_nHd[slice(*tile.rows)].transpose(0, 1)[None],
-            key_KSd[None, :, : tile.num_keys],
-            value_KSd[None, :, : tile.num_keys],
-            attn_mask=mask,
-            scale=scale,
-            enable_gqa=query_nHd.shape[1] != key_KSd.shape[0],
-        )
-        outputs.append(attended[0].transpose(0, 1))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def engine_attention(

@@ -14,14 +14,14 @@ _PAGE_OF_MEMORY = 2048  # bfloat16 numbers in 4 KiB
 
 
 class KVStore:
-    """Preallocated keys and values of `capacity` tokens in every layer.
+    """Preallocated keys and values of `capacity` tokens in every layer, on a CPU.
 
     Args:
         num_layers: layers of the model.
         num_key_heads: key/value heads, K.
         head_dim: width of a head, d.
         capacity: tokens that fit.
-        dtype, device: of the keys and values.
+        dtype: of the keys and values.
     """
 
     def __init__(
@@ -32,21 +32,15 @@ class KVStore:
         head_dim: int,
         capacity: int,
         dtype: torch.dtype,
-        device: torch.device,
     ) -> None:
-        options = {"dtype": dtype, "device": device}
         self._values = [
-            torch.empty(num_key_heads, capacity, head_dim, **options)  # type: ignore[call-overload]
-            for _ in range(num_layers)
+            torch.empty(num_key_heads, capacity, head_dim, dtype=dtype) for _ in range(num_layers)
         ]
-        if device.type == "cpu":
-            # Keys lie as [d, S]: the score product then reads them as they are (15 % faster). Rows
-            # one page of memory apart would all fall into the same lines of the L1 cache.
-            width = -(-capacity // _PAGE_OF_MEMORY) * _PAGE_OF_MEMORY + 32
-            shape = (num_layers, num_key_heads, head_dim, width)
-            self._keys = list(torch.empty(shape, **options).transpose(2, 3))  # type: ignore[call-overload]
-        else:
-            self._keys = [torch.empty_like(values) for values in self._values]
+        # Keys lie as [d, S]: the score product then reads them as they are (15 % faster). Rows
+        # one page of memory apart would all fall into the same lines of the L1 cache.
+        width = -(-capacity // _PAGE_OF_MEMORY) * _PAGE_OF_MEMORY + 32
+        shape = (num_layers, num_key_heads, head_dim, width)
+        self._keys = list(torch.empty(shape, dtype=dtype).transpose(2, 3))
 
     def write(self, layer: int, runs: Runs, key_KnD: Tensor, value_KnD: Tensor) -> None:
         """Puts n tokens, [K, n, d], into the slots of `runs`."""
@@ -67,6 +61,40 @@ class KVStore:
         # Keys are joined along their last dimension in memory, to stay [d, S].
         joined = torch.cat([keys[:, a:b].transpose(1, 2) for a, b in runs], dim=2).transpose(1, 2)
         return joined, torch.cat([values[:, a:b] for a, b in runs], dim=1)
+
+
+class SlotStore:
+    """The same on an accelerator, a row [K, d] per slot: fused attention reads such rows.
+
+    Args:
+        num_layers, num_key_heads, head_dim, capacity, dtype: as in `KVStore`.
+        device: where it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_key_heads: int,
+        head_dim: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (capacity, num_key_heads, head_dim)
+        self._keys, self._values = (
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+            for _ in range(2)
+        )
+
+    def write(self, layer: int, slot_N: Tensor, key_NKd: Tensor, value_NKd: Tensor) -> None:
+        """Puts N tokens into their slots."""
+        self._keys[layer].index_copy_(0, slot_N, key_NKd)
+        self._values[layer].index_copy_(0, slot_N, value_NKd)
+
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of all slots, [slots, K, d]."""
+        return self._keys[layer], self._values[layer]
 
 
 def join_runs(runs: Runs) -> list[tuple[int, int]]:

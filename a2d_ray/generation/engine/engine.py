@@ -12,7 +12,6 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from a2d_ray.config import AR_RULES
 from a2d_ray.config.errors import TooLongError
@@ -24,12 +23,13 @@ from a2d_ray.generation.engine.request import Request, StepOutput
 from a2d_ray.generation.engine.runner import ModelRunner, make_drafter
 from a2d_ray.generation.engine.scheduler import AnySequence, EngineOptions, Scheduler
 from a2d_ray.generation.engine.speculation import slots_needed
-from a2d_ray.generation.engine.work import Work
+from a2d_ray.generation.engine.work import Answer, Question, Work
 from a2d_ray.models.contract import Contract
 
 __all__ = ["Engine", "EngineOptions", "Request", "StepOutput"]
 
 _KV_TOKENS = 32_768
+Brought = tuple[AnySequence, list[Work]]
 
 
 class Engine:
@@ -147,36 +147,49 @@ class Engine:
             return []
         self.num_rounds += 1
         self.num_positions += sum(work.num_tokens for work in works)
+        brought = [
+            (sequence, list(own))
+            for sequence, own in groupby(works, key=lambda work: work.sequence)
+        ]
+        questions = [_questions(sequence, own) for sequence, own in brought]
+        asked = [question for own in questions if isinstance(own, list) for question in own]
+        answers = iter(self._runner.run(works, asked))
         outputs = []
-        hidden = self._runner.forward(works)
-        brought = zip(works, self._runner.logits(works, hidden), strict=True)
-        for sequence, own in groupby(brought, key=lambda pair: pair[0].sequence):
-            logits = [logits_NV for work, logits_NV in own if len(work.asked)]
-            outputs.append(_advance(sequence, logits))
-        self._draft(works, hidden, outputs)
+        for (sequence, _), own in zip(brought, questions, strict=True):
+            if isinstance(own, Exception):
+                outputs.append(sequence.failure(own))
+            else:
+                outputs.append(_advance(sequence, [next(answers) for _ in own]))
+        self._draft(brought, outputs)
         for output in outputs:
             if output.finish_reason is not None:
                 self._scheduler.remove(output.request_id)
         return outputs
 
-    def _draft(self, works: list[Work], hidden: list[Tensor], outputs: list[StepOutput]) -> None:
+    def _draft(self, brought: list[Brought], outputs: list[StepOutput]) -> None:
         """Drafts of the requests that go on, from the masks behind what they accepted."""
-        places = {output.request_id: i for i, output in enumerate(outputs)}
         drafting = []
-        rows = []
-        for work, hidden_nH in zip(works, hidden, strict=True):
-            place = places[work.sequence.request.request_id]
-            if outputs[place].finish_reason is None and len(work.sequence.draft_rows):
-                drafting.append((work.sequence, place))
-                rows.append(hidden_nH[work.sequence.draft_rows.to(hidden_nH.device)])
-        if not rows:
+        questions = []
+        for place, (sequence, _) in enumerate(brought):
+            question = sequence.draft_question() if outputs[place].finish_reason is None else None
+            if question is not None:
+                drafting.append((place, sequence))
+                questions.append(question)
+        if not questions:
             return
-        for (sequence, place), logits_KV in zip(drafting, self._runner.head(rows), strict=True):
-            outputs[place] = sequence.draft(logits_KV, outputs[place])
+        for (place, sequence), answer in zip(drafting, self._runner.ask(questions), strict=True):
+            outputs[place] = sequence.draft(answer, outputs[place])
 
 
-def _advance(sequence: AnySequence, logits: list[Tensor]) -> StepOutput:
+def _questions(sequence: AnySequence, works: list[Work]) -> list[Question] | Exception:
     try:
-        return sequence.commit(logits) if logits else sequence.output()
+        return sequence.questions(works)
     except Exception as error:  # whatever it is, the requests beside this one go on
+        return error
+
+
+def _advance(sequence: AnySequence, answers: list[Answer]) -> StepOutput:
+    try:
+        return sequence.commit(answers) if answers else sequence.output()
+    except Exception as error:  # as above
         return sequence.failure(error)

@@ -3,7 +3,7 @@
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
@@ -11,11 +11,26 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from a2d_ray.generation.engine.attention import Round, RowTile, Slice, make_tiles
-from a2d_ray.generation.engine.cache import KVStore
+from a2d_ray.diffusion.decoding import guide
+from a2d_ray.generation.decoding.decide import decide
+from a2d_ray.generation.decoding.reading import is_wide, read
+from a2d_ray.generation.engine.attention import Round
+from a2d_ray.generation.engine.cache import KVStore, SlotStore
 from a2d_ray.generation.engine.drafting import CALIBRATED, Acceptance, Costs, Drafter
+from a2d_ray.generation.engine.plan import (
+    HeadRows,
+    HiddenRows,
+    Reading,
+    RoundPlan,
+    Tokens,
+    page_rows,
+    plan_heads,
+    plan_tokens,
+)
+from a2d_ray.generation.engine.storage import StoredBlocks
+from a2d_ray.generation.engine.transfer import to_device
 from a2d_ray.generation.engine.twins import inference_twin
-from a2d_ray.generation.engine.work import Work
+from a2d_ray.generation.engine.work import Answer, Question, Work
 from a2d_ray.models.gated_lora import gate_of
 
 # What is known of a model, by its twin.
@@ -24,6 +39,8 @@ _acceptance: "weakref.WeakKeyDictionary[Any, Acceptance]" = weakref.WeakKeyDicti
 T = TypeVar("T")
 MEASURED_TIMES = 3
 HEAD_ROWS = 512  # positions whose logits are held at a time: 300 MB for a vocabulary of 152,000
+BATCH_ROWS = 32  # decided at a time on CPUs: more would leave the caches
+DEVICE_ROWS = 2048  # both, elsewhere: one pass over 64 requests
 
 
 class ModelRunner:
@@ -36,6 +53,7 @@ class ModelRunner:
 
     Attributes:
         twin: the engine's view of the model.
+        device: where it is.
     """
 
     def __init__(self, model: Any, *, kv_tokens: int | None, is_shifted: bool) -> None:
@@ -43,114 +61,161 @@ class ModelRunner:
         self._is_shifted = is_shifted
         config = model.config
         weight = model.lm_head.weight
-        self._device = weight.device
-        self._store = None
+        self.device = weight.device
+        self._unread_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=weight.device)
+        self._rows = HiddenRows([], is_shifted=is_shifted)
+        self._hidden_NH = weight.new_empty(0, weight.shape[1])
+        self._store: KVStore | SlotStore | None = None
         if kv_tokens is not None:
-            self._store = KVStore(
-                num_layers=config.num_hidden_layers,
-                num_key_heads=config.num_key_value_heads,
-                head_dim=getattr(config, "head_dim", None)
+            shape = {
+                "num_layers": config.num_hidden_layers,
+                "num_key_heads": config.num_key_value_heads,
+                "head_dim": getattr(config, "head_dim", None)
                 or config.hidden_size // config.num_attention_heads,
-                capacity=kv_tokens,
-                dtype=weight.dtype,
-                device=weight.device,
-            )
+                "capacity": kv_tokens,
+                "dtype": weight.dtype,
+            }
+            is_cpu = weight.device.type == "cpu"
+            self._store = KVStore(**shape) if is_cpu else SlotStore(**shape, device=weight.device)
 
-    def forward(self, works: Sequence[Work]) -> list[Tensor]:
-        """Final hidden states [n, H] of each work's tokens; their finished blocks are stored."""
-        ids = torch.cat([w.ids_n for w in works])
-        positions = torch.cat([w.position_n for w in works])
-        slices = [self._slice(w) for w in works]
-        hidden_NH = self._run(
-            ids, positions, Round(slices=slices, store=self._store), _noised_tokens(works)
+    def run(self, works: Sequence[Work], questions: Sequence[Question]) -> list[Answer]:
+        """Runs a round: its finished blocks are stored, its questions are answered.
+
+        One copy to the device, and one back.
+        """
+        tokens = plan_tokens(
+            works,
+            is_cpu=self.device.type == "cpu",
+            is_gated=gate_of(self.twin) is not None,
+            keeps_last=self._is_shifted,
         )
+        self._rows = HiddenRows(works, is_shifted=self._is_shifted)
+        heads, reading = self._plan(questions)
+        plan = to_device(RoundPlan(tokens=tokens, heads=heads), self.device)
+        assert plan.tokens is not None
+        self._hidden_NH = self._run(plan.tokens, self._store)
         for work in works:
             for page in work.chunk.pages:
                 page.is_filled = True
-        return list(hidden_NH.split([w.num_tokens for w in works]))
+        if plan.tokens.page_row_P is not None:
+            last_PH = self._hidden_NH[plan.tokens.page_row_P]
+            for (page, _), last_H in zip(page_rows(works), last_PH, strict=True):
+                page.last_hidden_H = last_H
+        return self._answers(plan.heads, reading)
 
-    def _run(
-        self, id_N: Tensor, position_N: Tensor, ragged: Round, is_noised_N: Tensor | None = None
-    ) -> Tensor:
+    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        """Answers more questions about the round that was run last."""
+        heads, reading = self._plan(questions)
+        plan = to_device(RoundPlan(tokens=None, heads=heads), self.device)
+        return self._answers(plan.heads, reading)
+
+    def _plan(self, questions: Sequence[Question]) -> tuple[tuple[HeadRows, ...], Reading]:
+        if not questions:
+            return (), Reading(asked=(), order=(), earlier=())
+        is_cpu = self.device.type == "cpu"
+        return plan_heads(
+            questions,
+            self._rows,
+            head_rows=HEAD_ROWS if is_cpu else DEVICE_ROWS,
+            batch_rows=BATCH_ROWS if is_cpu else DEVICE_ROWS,
+        )
+
+    def _answers(self, heads: tuple[HeadRows, ...], reading: Reading) -> list[Answer]:
+        if not heads:
+            return []
+        hidden_NH = self._hidden_NH
+        if reading.earlier:
+            hidden_NH = torch.cat([hidden_NH, torch.stack(reading.earlier)])
+        is_exact = self.device.type == "cpu"
+        answers = self._decided(hidden_NH, heads, reading, is_exact=is_exact)
+        if answers is None:  # a nucleus was larger than what was looked at; rare
+            answers = self._decided(hidden_NH, heads, reading, is_exact=True)
+        assert answers is not None
+        places = zip(reading.order, answers, strict=True)
+        return [answer for _, answer in sorted(places, key=lambda pair: pair[0])]
+
+    def _decided(
+        self,
+        hidden_NH: Tensor,
+        heads: tuple[HeadRows, ...],
+        reading: Reading,
+        *,
+        is_exact: bool,
+    ) -> list[Answer] | None:
+        """Answers in the order in which they are asked; None: `is_exact` is needed."""
+        decisions = []
+        for head in heads:
+            logits_RV = self._head(hidden_NH[head.row_R], head)
+            first = 0
+            for batch in head.batches:
+                stop = first + len(batch.place_N)
+                decisions.append(decide(logits_RV[first:stop], batch, is_exact=is_exact))
+                first = stop
+        words = [decision.words for decision in decisions]
+        on_host = (words[0] if len(words) == 1 else torch.cat(words)).cpu().numpy()
+        batches = [batch for head in heads for batch in head.batches]
+        asked = [one for head in reading.asked for one in head]
+        first = 0
+        pieces = []
+        for decision in decisions:
+            pieces.append(on_host[first : first + len(decision.words)])
+            first += len(decision.words)
+        if not is_exact and any(map(is_wide, pieces, batches)):
+            return None
+        memories = [decision.logp_MV for decision in decisions]
+        read_each = map(read, pieces, asked, batches, memories)
+        return [answer for answers in read_each for answer in answers]
+
+    def _head(self, hidden_RH: Tensor, head: HeadRows) -> Tensor:
+        """float32 logits, guided where that is asked for."""
+        logits_RV = self.twin.lm_head(hidden_RH).float()
+        if head.guided_G is None or head.factor_G1 is None:
+            return logits_RV
+        num_asked = len(logits_RV) - len(head.guided_G)
+        guided_GV = guide(logits_RV[head.guided_G], logits_RV[num_asked:], head.factor_G1)
+        return logits_RV[:num_asked].index_copy_(0, head.guided_G, guided_GV)
+
+    def _run(self, tokens: Tokens, store: KVStore | SlotStore | None) -> Tensor:
         """Final hidden states [N, H]; gated adapters act at the noised tokens, None: at none."""
-        unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device)
-        with self._gate_opened(is_noised_N):
+        with self._gate_opened(tokens.is_noised_N):
             return self.twin.model(
-                input_ids=id_N.to(self._device)[None],
-                position_ids=position_N.to(self._device)[None],
-                attention_mask=unread,
+                input_ids=tokens.id_N[None],
+                position_ids=tokens.position_N[None],
+                attention_mask=self._unread_mask,
                 use_cache=False,
-                ragged=ragged,
+                ragged=Round(slices=tokens.slices, segments=tokens.segments, store=store),
             ).last_hidden_state[0]
 
     def _gate_opened(self, is_noised_N: Tensor | None) -> AbstractContextManager[None]:
         gate = gate_of(self.twin)
         if gate is None:
             return nullcontext()
-        return gate.opened(None if is_noised_N is None else is_noised_N.to(self._device)[None])
-
-    def logits(self, works: Sequence[Work], hidden: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yields float32 logits [asked, V] of each work, from what `forward` returned."""
-        pairs = zip(works, hidden, strict=True)
-        yield from self.head([self._asked_rows(work, part_nH) for work, part_nH in pairs])
-
-    def head(self, rows: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yields float32 logits [M, V] of each of these hidden states [M, H].
-
-        The head runs for as many of them at a time as have about `HEAD_ROWS` rows, so what a
-        round takes does not grow with the requests in it.
-        """
-        for group in _groups(rows):
-            asked_NH = group[0] if len(group) == 1 else torch.cat(group)
-            if not len(asked_NH):
-                yield from group
-            else:
-                yield from self.twin.lm_head(asked_NH).float().cpu().split([*map(len, group)])
-
-    def _slice(self, work: Work) -> Slice:
-        tiles = make_tiles(work.num_visible, self._device)
-        if work.sight is not None:
-            hidden_mS = work.sight.hidden_mS.to(self._device)
-            last = RowTile(
-                rows=(len(work.num_visible), work.num_tokens),
-                num_keys=work.sight.num_common + hidden_mS.shape[1],
-                num_common=work.sight.num_common,
-                hidden_RS=hidden_mS,
-            )
-            tiles = (*tiles, last)
-        return Slice(
-            num_tokens=work.num_tokens,
-            new_runs=work.new_runs,
-            all_runs=work.all_runs,
-            tiles=tiles,
-        )
-
-    def _asked_rows(self, work: Work, hidden_nH: Tensor) -> Tensor:
-        """Hidden states whose logits predict the asked positions."""
-        if work.rows is not None:
-            return hidden_nH[work.rows.to(self._device)]
-        if not self._is_shifted:
-            return hidden_nH[(work.asked - work.start).to(self._device)]
-        storage = work.storage
-        for page, stop in _page_stops(work):
-            page.last_hidden_H = hidden_nH[stop - work.start - 1].clone()
-        before = None if storage is None else storage.last_hidden
-        if work.start == 0 or before is None:  # nothing precedes position 0: its own logits
-            index = (work.asked - work.start - 1).clamp(min=0)
-            return hidden_nH[index.to(self._device)]
-        index = (work.asked - work.start).to(self._device)
-        return torch.cat([before[None], hidden_nH])[index]
+        return gate.opened(None if is_noised_N is None else is_noised_N[None])
 
     def idle_forward(self, num_tokens: int) -> Tensor:
         """A forward whose tokens attend to each other and are stored nowhere: for measuring."""
-        tiles = make_tiles([*range(1, num_tokens + 1)], self._device)
-        alone = Slice(num_tokens=num_tokens, new_runs=None, all_runs=(), tiles=tiles)
-        zero_N = torch.zeros(num_tokens, dtype=torch.int64)
-        return self._run(zero_N, torch.arange(num_tokens), Round(slices=[alone], store=None))
+        work = Work(
+            sequence=None,
+            storage=None,
+            chunk=StoredBlocks(start=0, stop=0, pages=()),
+            ids=[0] * num_tokens,
+            positions=range(num_tokens),
+            num_noised=0,
+            new_runs=None,
+            all_runs=(),
+            num_visible=[*range(1, num_tokens + 1)],
+        )
+        is_cpu = self.device.type == "cpu"
+        tokens = plan_tokens([work], is_cpu=is_cpu, is_gated=False, keeps_last=False)
+        return self._run(to_device(tokens, self.device), None)
+
+    def idle_head(self, hidden_RH: Tensor) -> Tensor:
+        """Logits that nobody asks for: for measuring."""
+        return self.twin.lm_head(hidden_RH).float()
 
     def timed(self, run: Callable[[], T]) -> tuple[float, T]:
         """Seconds that it takes, CPU seconds on a CPU, and what it returns."""
-        is_cpu = self._device.type == "cpu"
+        is_cpu = self.device.type == "cpu"
         clock = time.process_time if is_cpu else time.perf_counter
         started = clock()
         result = run()
@@ -183,34 +248,7 @@ def measure_costs(runner: ModelRunner, max_length: int) -> Costs:
         for size in sizes:
             seconds, hidden_nH = runner.timed(lambda n=size: runner.idle_forward(n))  # type: ignore[misc]
             layers[size] = min(layers[size], seconds)
-            seconds, _ = runner.timed(lambda rows=hidden_nH: list(runner.head([rows])))  # type: ignore[misc]
+            seconds, _ = runner.timed(lambda rows=hidden_nH: runner.idle_head(rows))  # type: ignore[misc]
             head[size] = min(head[size], seconds)
     costs = _costs[runner.twin] = Costs(layers, head)
     return costs
-
-
-def _noised_tokens(works: Sequence[Work]) -> Tensor:
-    """Which of the works' tokens [N] are noised: the last ones of each."""
-    sizes = [size for w in works for size in (w.num_tokens - w.num_noised, w.num_noised)]
-    is_noised_P = torch.tensor([False, True] * len(works))
-    return is_noised_P.repeat_interleave(torch.tensor(sizes))
-
-
-def _groups(rows: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of about `HEAD_ROWS` rows together."""
-    group: list[Tensor] = []
-    for part in rows:
-        if group and sum(map(len, group)) + len(part) > HEAD_ROWS:
-            yield group
-            group = []
-        group.append(part)
-    yield group
-
-
-def _page_stops(work: Work) -> list[tuple[Any, int]]:
-    stops = []
-    stop = work.chunk.start
-    for page in work.chunk.pages:
-        stop += page.num_tokens
-        stops.append((page, stop))
-    return stops

@@ -2,12 +2,9 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import takewhile
+from typing import TypeVar
 
-import torch
-from torch import Tensor
-
-from a2d_ray.diffusion.decoding import guide
 from a2d_ray.generation.decoding.canvas import Canvas, stop_token_ids
 from a2d_ray.generation.decoding.denoise import (
     Active,
@@ -15,14 +12,16 @@ from a2d_ray.generation.decoding.denoise import (
     Decoder,
     RuleState,
     TokenLogprob,
-    denoise,
+    ask,
 )
 from a2d_ray.generation.engine.cache import Runs
 from a2d_ray.generation.engine.pages import Page, PageTable, root_key
 from a2d_ray.generation.engine.request import Request, StepOutput
 from a2d_ray.generation.engine.storage import SequenceStorage, StoredBlocks, block_edges
-from a2d_ray.generation.engine.work import NOTHING, Work
+from a2d_ray.generation.engine.work import Answer, Question, Work
 from a2d_ray.models.contract import Contract
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,11 @@ class _Branch:
 
     Attributes:
         storage: of its keys and values; None: nothing is stored.
-        is_hidden_T: positions that it sees masked.
+        hidden: positions that it sees masked.
     """
 
     storage: SequenceStorage | None
-    is_hidden_T: Tensor | None = None
+    hidden: frozenset[int] = frozenset()
 
 
 class Sequence:
@@ -71,15 +70,16 @@ class Sequence:
             grammar=request.grammar,
         )
         self._state = RuleState()
-        self._x_T = torch.tensor(canvas.ids, dtype=torch.int64)
-        self._is_masked_T = torch.tensor(canvas.is_open, dtype=torch.bool)
-        self._confidence_T = torch.ones(len(canvas))
+        self._ids = list(canvas.ids)
+        self._is_masked = list(canvas.is_open)
+        self._confidence = [1.0] * len(canvas)
+        self._active: Active | None = None  # what the present round asks
         self._logprobs: dict[int, TokenLogprob] = {}
         self._num_visible = _visible_counts(canvas, contract)
         root = root_key(canvas.block_size, contract.block_grid, request.salt)
         self._branches = [
-            _Branch(None if table is None else self._storage(table, root, hidden_T), hidden_T)
-            for hidden_T in self._hidden_by_branch()
+            _Branch(None if table is None else self._storage(table, root, hidden), hidden)
+            for hidden in self._hidden_by_branch()
         ]
         self._num_emitted = self._num_forwards = self._num_steps = self._window_index = 0
 
@@ -114,6 +114,9 @@ class Sequence:
             chunks.append(chunk)
         self._num_forwards += 1
         is_asked = self._is_stored and (is_fused or not any(chunk.pages for chunk in chunks))
+        self._active = None
+        if is_asked:
+            self._active = self._decoder.active(self._ids, self._is_masked, self._window)
         pairs = zip(self._branches, chunks, strict=True)
         return [self._work(b, c, is_asked=is_asked) for b, c in pairs if is_asked or c.pages]
 
@@ -125,26 +128,44 @@ class Sequence:
         """The last output of a request that cannot go on."""
         return replace(self._output((), "error"), error=error)
 
-    def commit(self, logits: list[Tensor]) -> StepOutput:
-        """Takes the logits of the asked positions and commits what the rule selects.
+    def questions(self, works: Collection[Work]) -> list[Question]:
+        """What this round is to decide.
 
         Args:
-            logits: of each branch, [N, V].
+            works: of `plan`.
         """
-        active = self._active()
-        logits_NV = logits[0]
-        if len(logits) == 2:
-            logits_NV = guide(logits[0], logits[1], self.request.params.cfg_scale)
-        commitment, self._state = denoise(logits_NV, active, self._decoder, self._state)
-        self._write(commitment, active)
+        if self._active is None:
+            return []
+        asked = ask(self._decoder, self._active, self._state)
+        return [Question(asked=asked, works=tuple(works))]
+
+    def commit(self, answers: Collection[Answer]) -> StepOutput:
+        """Commits what the rule selects.
+
+        Args:
+            answers: of `questions`.
+
+        Raises:
+            Exception: the answer, where it is one.
+        """
+        (answer,) = answers
+        if isinstance(answer, Exception):
+            raise answer
+        self._state = answer.state
+        self._write(answer)
         self._num_steps += 1
         output = self._output(*self._emit())
-        is_done = not self._is_masked_T[slice(*self._window)].any()
+        is_done = not any(self._is_masked[slice(*self._window)])
         if output.finish_reason is None and is_done:
             self._open_next_window()
         return output
 
-    draft_rows = NOTHING  # such a request drafts nothing
+    def draft_question(self) -> None:
+        """Such a request drafts nothing."""
+
+    def draft(self, answer: Answer, output: StepOutput) -> StepOutput:
+        """Is never asked for."""
+        raise AssertionError(f"{self.request.request_id} drafts nothing: {answer}, {output}")
 
     def release(self) -> None:
         """Gives the slots back."""
@@ -165,33 +186,35 @@ class Sequence:
             sequence=self,
             storage=branch.storage,
             chunk=chunk,
-            ids_n=self._ids(branch.is_hidden_T)[chunk.start : stop],
-            position_n=torch.arange(chunk.start, stop),
+            ids=self._seen(branch, chunk.start, stop),
+            positions=range(chunk.start, stop),
             num_noised=num_active,
             new_runs=new_runs,
             all_runs=all_runs,
             num_visible=self._num_visible[chunk.start : chunk.stop] + [stop] * num_active,
-            asked=self._active().position_N if is_asked else NOTHING,
         )
 
-    def _hidden_by_branch(self) -> list[Tensor | None]:
+    def _hidden_by_branch(self) -> list[frozenset[int]]:
         params = self.request.params
         if params.cfg_scale == 0:
-            return [None]
-        kept = torch.tensor(params.cfg_keep_tokens, dtype=torch.int64)
-        return [None, ~self._is_masked_T & ~torch.isin(self._x_T, kept)]
+            return [frozenset()]
+        kept = params.cfg_keep_tokens
+        pairs = zip(self._ids, self._is_masked, strict=True)
+        hidden = [i for i, (token, m) in enumerate(pairs) if not m and token not in kept]
+        return [frozenset(), frozenset(hidden)]
 
-    def _storage(
-        self, table: PageTable, root: bytes, is_hidden_T: Tensor | None
-    ) -> SequenceStorage:
-        ids = self._ids(is_hidden_T).tolist()
+    def _storage(self, table: PageTable, root: bytes, hidden: frozenset[int]) -> SequenceStorage:
         edges = block_edges(self._canvas.blocks, self._canvas.block_start(0))
-        return SequenceStorage(table, root, [tuple(ids[a:b]) for a, b in edges])
+        branch = _Branch(None, hidden)
+        return SequenceStorage(table, root, [tuple(self._seen(branch, a, b)) for a, b in edges])
 
-    def _ids(self, is_hidden_T: Tensor | None) -> Tensor:
-        if is_hidden_T is None:
-            return self._x_T
-        return self._x_T.masked_fill(is_hidden_T, self._decoder.mask_id)
+    def _seen(self, branch: _Branch, start: int, stop: int) -> list[int]:
+        """Ids as a branch sees them."""
+        ids = self._ids[start:stop]
+        if branch.hidden:
+            mask_id = self._decoder.mask_id
+            ids = [mask_id if i in branch.hidden else t for i, t in enumerate(ids, start)]
+        return ids
 
     @property
     def _is_stored(self) -> bool:
@@ -201,20 +224,18 @@ class Sequence:
     def _window(self) -> tuple[int, int]:
         return self._canvas.windows[self._window_index]
 
-    def _active(self) -> Active:
-        return self._decoder.active(self._x_T, self._is_masked_T, self._window)
-
-    def _write(self, commitment: Commitment, active: Active) -> None:
-        committed_M = active.position_N[commitment.is_committed_N]
-        remasked_M = active.position_N[commitment.is_remasked_N]
-        self._x_T[committed_M] = commitment.ids_N[commitment.is_committed_N]
-        self._x_T[remasked_M] = self._decoder.mask_id
-        self._confidence_T[committed_M] = commitment.confidence_N[commitment.is_committed_N]
-        self._is_masked_T[committed_M] = False
-        self._is_masked_T[remasked_M] = True
-        if self.request.params.logprobs is not None:
-            new = zip(committed_M.tolist(), commitment.token_logprobs(), strict=True)
-            self._logprobs.update(new)
+    def _write(self, commitment: Commitment) -> None:
+        assert self._active is not None
+        for index, place in enumerate(self._active.positions):
+            if commitment.is_committed[index]:
+                self._ids[place] = commitment.ids[index]
+                self._confidence[place] = commitment.confidences[index]
+                self._is_masked[place] = False
+                if self.request.params.logprobs is not None:
+                    self._logprobs[place] = commitment.logprobs[index]
+            if commitment.is_remasked[index]:
+                self._ids[place] = self._decoder.mask_id
+                self._is_masked[place] = True
 
     def _open_next_window(self) -> None:
         self._window_index += 1
@@ -223,17 +244,16 @@ class Sequence:
         for branch in self._branches:
             if branch.storage is None:
                 continue
-            ids = self._ids(branch.is_hidden_T).tolist()
             for start, stop in finished:
                 if start >= branch.storage.num_stored:
-                    branch.storage.append_block(tuple(ids[start:stop]))
+                    branch.storage.append_block(tuple(self._seen(branch, start, stop)))
 
     def _emit(self) -> tuple[tuple[int, ...], str | None, int | None]:
         """Tokens that became final; why the answer ends, if it does, and the token that ends it."""
         first = self._canvas.start + self._num_emitted
-        masked = self._is_masked_T[first:].nonzero()
-        final = self._x_T[first : first + int(masked[0]) if len(masked) else None].tolist()
-        final = final[: self._canvas.num_answer - self._num_emitted]
+        stop = self._canvas.start + self._canvas.num_answer
+        known = takewhile(lambda place: not self._is_masked[place], range(first, stop))
+        final = [self._ids[place] for place in known]
         ends = [i for i, token in enumerate(final) if token in self._stop_ids]
         stop_id = final[ends[0]] if ends else None
         final = final[: ends[0]] if ends else final
@@ -256,8 +276,8 @@ class Sequence:
             finish_reason=finish_reason,
             num_forwards=self._num_forwards,
             num_denoise_steps=self._num_steps,
-            canvas=self._visible(self._x_T),
-            canvas_confidence=self._visible(self._confidence_T),
+            canvas=self._visible(self._ids),
+            canvas_confidence=self._visible(self._confidence),
             num_cached_tokens=storage.num_cached_tokens if storage is not None else 0,
             logprobs=self._latest_logprobs(len(token_ids)),
             stop_token_id=stop_token_id,
@@ -273,12 +293,9 @@ class Sequence:
             for i in range(stop - num_tokens, stop)
         )
 
-    def _visible(self, values_T: Tensor) -> tuple[Any, ...]:
+    def _visible(self, values: list[T]) -> tuple[T | None, ...]:
         """Values of the active window, None where it is still masked."""
-        values, is_masked = (
-            x_T[slice(*self._window)].tolist() for x_T in (values_T, self._is_masked_T)
-        )
-        return tuple(None if m else value for value, m in zip(values, is_masked, strict=True))
+        return tuple(None if self._is_masked[i] else values[i] for i in range(*self._window))
 
 
 def _visible_counts(canvas: Canvas, contract: Contract) -> list[int]:

@@ -18,24 +18,25 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from a2d_ray.generation.decoding.canvas import Canvas, stop_token_ids
 from a2d_ray.generation.decoding.denoise import (
     Active,
+    Asked,
     Decoder,
     RuleState,
     TokenLogprob,
-    denoise,
-    propose,
+    ask,
 )
+from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.drafting import Drafter, DraftPlan, max_masks
 from a2d_ray.generation.engine.pages import Page, PageTable, root_key
 from a2d_ray.generation.engine.request import Request, StepOutput
 from a2d_ray.generation.engine.storage import SequenceStorage
-from a2d_ray.generation.engine.work import NOTHING, Sight, Work
+from a2d_ray.generation.engine.work import Answer, Question, Sight, Work
 from a2d_ray.models.contract import Contract
 
+SCORED_TOGETHER = 32  # tokens of a prompt
 PAGE_TOKENS = 16  # causal states need no block grid: a page is as long as is handy
 
 
@@ -95,8 +96,10 @@ class SpeculativeSequence:
         self._num_kept = 0  # tokens in own slots, behind those in pages
         self._drafts = _Drafts()
         self._plan = DraftPlan()
-        self._draft_rows: dict[int, Tensor] = {}  # by length of the accepted run
-        self._draft_position = 0
+        self._draft_rows: dict[int, range] = {}  # by length of the accepted run
+        self._run_length = 0
+        self._work: Work | None = None
+        self._rows = range(0)  # new tokens of the present round whose logits are read
         self._acceptance = drafter.acceptance.of_a_request()
         self._num_alternatives = request.params.prompt_logprobs
         self._prompt_logprobs: list[TokenLogprob] = []
@@ -140,22 +143,45 @@ class SpeculativeSequence:
         num_masks = len(positions) - num_clean
         num_own = len(positions) - (chunk.stop - chunk.start)
         new_runs, all_runs = self._storage.runs(chunk, self._num_kept, num_own)
-        work = Work(
+        self._rows = range(num_clean - num_asked, num_clean)
+        self._draft_rows = _rows(masks, num_clean, skipped=not self._is_shifted)
+        self._work = Work(
             sequence=self,
             storage=self._storage,
             chunk=chunk,
-            ids_n=torch.tensor(ids + [self._decoder.mask_id] * num_masks),
-            position_n=torch.tensor(positions),
+            ids=ids + [self._decoder.mask_id] * num_masks,
+            positions=positions,
             num_noised=num_masks,
             new_runs=new_runs,
             all_runs=all_runs,
             num_visible=[*range(first + 1, first + num_clean + 1)],
             sight=self._sight(masks) if num_masks else None,
-            asked=torch.arange(first + num_clean + 1 - num_asked, first + num_clean + 1),
-            rows=torch.arange(num_clean - num_asked, num_clean),
         )
-        self._draft_rows = _rows(masks, num_clean, skipped=not self._is_shifted)
-        return [work]
+        return [self._work]
+
+    def questions(self, works: Collection[Work]) -> list[Question]:
+        """What this round is to decide: how likely the prompt is, and what the AR mode writes.
+
+        Args:
+            works: of `plan`.
+        """
+        (work,) = works
+        questions = []
+        # The token behind the one at each row is predicted.
+        positions = [work.positions[row] + 1 for row in self._rows]
+        if not self._ids:
+            positions = [0]
+        num_scored = sum(position < len(self._ids) for position in positions)
+        for first in range(0, num_scored, SCORED_TOGETHER):
+            part = slice(first, min(first + SCORED_TOGETHER, num_scored))
+            asked = self._scoring(positions[part])
+            questions.append(Question(asked=asked, works=(work,), rows=self._rows[part]))
+        if num_scored < len(positions):
+            ids = [*self._drafts.ids, self._decoder.mask_id]
+            active = Active.masked(positions[num_scored:], ids)
+            asked = ask(self._decoder, active, self._state)
+            questions.append(Question(asked=asked, works=(work,), rows=self._rows[num_scored:]))
+        return questions
 
     def output(self) -> StepOutput:
         """What there is to say after a round that only stored pages of the prompt."""
@@ -165,48 +191,58 @@ class SpeculativeSequence:
         """The last output of a request that cannot go on."""
         return replace(self._output((), "error"), error=error)
 
-    def commit(self, logits: list[Tensor]) -> StepOutput:
-        """Takes the AR mode's logits behind the last known token and behind each draft.
+    def commit(self, answers: Collection[Answer]) -> StepOutput:
+        """Commits drafts that are what the AR mode writes, and a token of its own behind them.
 
         Args:
-            logits: one tensor, [1 + K, V]; rows before those predict the prompt.
+            answers: of `questions`.
+
+        Raises:
+            Exception: the first answer that is one.
         """
-        (logits_NV,) = logits
-        drafts = self._drafts.ids
-        if self._num_alternatives is not None and not self._num_steps:
-            logits_NV = self._score_prompt(logits_NV)
-            if not len(logits_NV):
-                return self.output()
-        first = len(self._ids)
-        logprobs: list[TokenLogprob] = []
-        for index, row_V in enumerate(logits_NV):
-            logprob = self._choose(row_V[None], first + index)
-            token = logprob.token_id
-            logprobs.append(logprob)
-            self._ids.append(token)
-            is_last = token in self._decoder.stop_ids or index + 1 == self._num_left
-            if is_last or index == len(drafts) or token != drafts[index]:
-                break
-        num_accepted = len(logprobs) - 1
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+            if not answer.is_committed[0]:  # given text was scored
+                self._prompt_logprobs += answer.logprobs
+                continue
+            self._state = answer.state
+            return self._accept(answer.logprobs[: sum(answer.is_committed)])
+        return self.output()
+
+    def _accept(self, written: tuple[TokenLogprob, ...]) -> StepOutput:
+        """Takes what the AR mode writes."""
+        written = written[: self._num_left]
+        tokens = [logprob.token_id for logprob in written]
+        ends = [i for i, token in enumerate(tokens) if token in self._decoder.stop_ids]
+        if ends:
+            written = written[: ends[0] + 1]
+            tokens = tokens[: ends[0] + 1]
+        self._ids += tokens
         self._keep(len(self._ids) - 1)
-        self._count(drafts, [logprob.token_id for logprob in logprobs])
+        self._count(self._drafts.ids, tokens)
         self._num_steps += 1
         self._drafts = _Drafts()
-        self._draft_position = num_accepted
-        return self._emit(logprobs)
+        self._run_length = len(tokens) - 1
+        return self._emit(list(written))
 
-    @property
-    def draft_rows(self) -> Tensor:
-        """New tokens of this round whose logits are drafts for the next one, int64 [K]."""
-        return self._draft_rows.get(self._draft_position, NOTHING)
-
-    def draft(self, logits_KV: Tensor, output: StepOutput) -> StepOutput:
-        """Takes the logits of `draft_rows`; the output of this round, with the drafts."""
+    def draft_question(self) -> Question | None:
+        """The drafts for the next round, behind what this one accepted; None: there are none."""
+        rows = self._draft_rows.get(self._run_length)
+        if not rows or self._work is None:
+            return None
         start = len(self._ids)
-        positions = torch.arange(start, start + len(logits_KV))
-        active = Active.masked(positions, self._decoder.mask_id)
-        ids_K, confidence_K = propose(logits_KV, active, self._decoder, self._state)
-        self._drafts = _Drafts(tuple(ids_K.tolist()), tuple(confidence_K.tolist()))
+        positions = range(start, start + len(rows))
+        active = Active.masked(positions, [self._decoder.mask_id] * len(rows))
+        free = replace(self._decoder, grammar=None)  # it will bind what is verified
+        asked = ask(free, active, self._state)
+        return Question(asked=asked, works=(self._work,), rows=rows)
+
+    def draft(self, answer: Answer, output: StepOutput) -> StepOutput:
+        """Takes the answer to `draft_question`; the output of this round, with the drafts."""
+        if isinstance(answer, Exception):  # drafts are worth no failure
+            return output
+        self._drafts = _Drafts(answer.ids, answer.confidences)
         return replace(output, canvas=self._drafts.ids, canvas_confidence=self._drafts.confidence)
 
     def release(self) -> None:
@@ -243,11 +279,15 @@ class SpeculativeSequence:
         seen_mS = torch.cat([is_draft_seen, is_mask_seen], dim=1)
         return Sight(num_common=len(self._ids), hidden_mS=~seen_mS)
 
-    def _choose(self, logits_1V: Tensor, position: int) -> TokenLogprob:
-        """The AR mode's token at a position."""
-        active = Active.masked(torch.tensor([position]), self._decoder.mask_id)
-        commitment, self._state = denoise(logits_1V, active, self._decoder, self._state)
-        return commitment.token_logprobs()[0]
+    def _scoring(self, positions: list[int]) -> Asked:
+        """How likely tokens of the prompt are, by the model's own distribution."""
+        ids = tuple(self._ids[position] for position in positions)
+        plain = SamplingParams(rule="ar", logprobs=self._num_alternatives)
+        return ask(
+            replace(self._decoder, params=plain, grammar=None),
+            Active(positions=tuple(positions), ids=ids, is_masked=(False,) * len(ids)),
+            RuleState(),
+        )
 
     def _keep(self, num_tokens: int) -> None:
         """The first tokens are stored now; whole pages of them can be found by others."""
@@ -265,18 +305,6 @@ class SpeculativeSequence:
         self._num_accepted += num_accepted
         for acceptance in (self._acceptance, self._drafter.acceptance):
             acceptance.count(num_accepted, len(pairs) - num_accepted)
-
-    def _score_prompt(self, logits_NV: Tensor) -> Tensor:
-        """Notes how likely tokens of the prompt are; the rows that predict what is not known."""
-        first = 1 + len(self._prompt_logprobs)
-        ids = self._canvas.prompt_ids[first : first + len(logits_NV)]
-        logits_NV[:, self._decoder.mask_id] = -torch.inf
-        logp_NV = logits_NV[: len(ids)].log_softmax(-1)
-        top = logp_NV.topk(self._num_alternatives or 0, -1)
-        own = logp_NV.gather(-1, torch.tensor(ids, dtype=torch.int64)[:, None])[:, 0].tolist()
-        columns = (ids, own, top.indices.tolist(), top.values.tolist())
-        self._prompt_logprobs += [TokenLogprob.of(*entry) for entry in zip(*columns, strict=True)]
-        return logits_NV[len(ids) :]
 
     def _emit(self, logprobs: list[TokenLogprob]) -> StepOutput:
         tokens = tuple(logprob.token_id for logprob in logprobs)
@@ -324,10 +352,10 @@ def slots_needed(canvas: Canvas, request: Request) -> int:
     return len(canvas) + max_masks(request.params) + (not canvas.prompt_ids)
 
 
-def _rows(masks: list[tuple[int, range]], first: int, *, skipped: bool) -> dict[int, Tensor]:
+def _rows(masks: list[tuple[int, range]], first: int, *, skipped: bool) -> dict[int, range]:
     """Rows of each group that draft: all but the one that stands where the AR mode chooses."""
     rows = {}
     for end, positions in masks:
-        rows[end] = torch.arange(first + skipped, first + len(positions))
+        rows[end] = range(first + skipped, first + len(positions))
         first += len(positions)
     return rows

@@ -4,8 +4,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 
-from torch import Tensor
-
 from a2d_ray.generation.engine.cache import join_runs, split_runs
 from a2d_ray.generation.engine.pages import Page, PageTable, page_key
 
@@ -95,9 +93,9 @@ class SequenceStorage:
         return self._num_stored_pages == len(self._pages)
 
     @property
-    def last_hidden(self) -> Tensor | None:
-        """Final hidden state [H] of the last stored token, where pages keep it."""
-        return self._pages[-1].last_hidden_H if self._pages else None
+    def last_page(self) -> Page | None:
+        """The last finished block; it may be that this round stores it."""
+        return self._pages[-1] if self._pages else None
 
     def fill_page(self, ids: tuple[int, ...]) -> None:
         """The first of the own slots hold these tokens: they become a page that can be found."""

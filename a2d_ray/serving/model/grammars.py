@@ -1,7 +1,7 @@
 """llguidance behind the decoder's `Grammar`: which tokens an answer may go on with."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -94,6 +94,19 @@ class TokenGrammar:
         if not allowed_V.any():
             raise GrammarError("nothing can come next")
         return torch.from_numpy(allowed_V)
+
+    def allowed_after(self, token_ids: Sequence[int]) -> list[Tensor]:
+        """bool [V] each: what may come after each of these tokens, up to the first refused one."""
+        ahead = TokenGrammar(self._matcher.deep_copy(), self._vocab_size)
+        allowed = []
+        try:
+            for token_id in token_ids:
+                if not ahead.accept(token_id):
+                    break
+                allowed.append(ahead.allowed())
+        except GrammarError:  # it is raised again where the answer gets there
+            pass
+        return allowed
 
     def accept(self, token_id: int) -> bool:
         """Takes the next token; False, and no change, if it is not allowed."""
