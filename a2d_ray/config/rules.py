@@ -2,7 +2,7 @@
 
 A rule is a row of `RULES`, an option a field of `RuleOptions`. YAML, ``--help``, Python, HTTP,
 lm-eval and the web page read them here. What a rule does stands under its name in
-`a2d_ray.diffusion.decoding.SELECTORS`.
+`a2d_ray.diffusion.rules.SELECTORS`.
 """
 
 from collections.abc import Collection, Mapping

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from a2d_ray.generation.engine.attention import Round, Slice, _attend_slice, make_tiles
 from a2d_ray.generation.engine.cache import KVStore
-from a2d_ray.generation.engine.segments import attend, make_segments
+from a2d_ray.generation.engine.spans import attend, plan_spans
 from a2d_ray.generation.engine.transfer import to_device
 from a2d_ray.generation.engine.work import Sight, Work
 from tests.closeness import assert_close
@@ -41,10 +41,10 @@ def test_slices_equal_plain_attention():
     assert_close(_attend_slice(*tensors(), tiles, 0.3), plain(*tensors()))
 
 
-def seen_by(parts, num_rows):
-    """(row, slot) of every key that a row sees, by the parts of all calls."""
+def seen_by(calls, num_rows):
+    """(row, slot) of every key that a row sees, by the spans of all calls."""
     seen = []
-    for call in parts:
+    for call in calls:
         rows = range(num_rows) if call.row_T is None else call.row_T.tolist()
         bounds = zip(call.first_row_P[:-1].tolist(), call.first_row_P[1:].tolist(), strict=True)
         slots = call.first_slot_P.tolist()
@@ -67,7 +67,7 @@ steps = st.sampled_from([0, 0, 0, 1, 1, 1, 2, 7])
     groups=st.lists(st.integers(1, 3), max_size=3),
     seed=st.integers(0, 99),
 )
-def test_parts_are_what_each_row_sees_once(visible, before, cuts, groups, seed):
+def test_spans_are_what_each_row_sees_once(visible, before, cuts, groups, seed):
     """Whatever the runs of slots are; with masks that see part of the others, too."""
     num_visible = [max(before + i, 1) for i in accumulate(visible)]
     rng = random.Random(seed)
@@ -92,39 +92,39 @@ def test_parts_are_what_each_row_sees_once(visible, before, cuts, groups, seed):
         own = zip(slots[num_visible[-1] :], row, strict=True)
         seen = slots[: num_visible[-1]] + [slot for slot, is_hidden in own if not is_hidden]
         wanted += [(len(visible) + index, slot) for slot in seen]
-    found = make_segments([work])
-    assert sorted(seen_by(found.parts, num_rows)) == sorted(wanted)
+    found = plan_spans([work])
+    assert sorted(seen_by(found.calls, num_rows)) == sorted(wanted)
 
 
-def segments_of(runs):
+def spans_of(runs):
     work = Work(
         sequence=None, storage=None, chunk=None, ids=[0] * N, positions=range(N), num_noised=0,
         new_runs=None, all_runs=runs, num_visible=VISIBLE,
     )  # fmt: skip
-    return make_segments([work])
+    return plan_spans([work])
 
 
 @pytest.mark.parametrize("runs", [[(0, S)], [(300, 400), (20, 180)], [(10, 11), (500, 759)]])
-def test_segments_equal_plain_attention(runs):
+def test_spans_equal_plain_attention(runs):
     """Also where keys lie in several runs."""
     query, key, value = tensors()
     keys, values = torch.full((2, 800, K, D), 1e6)
     slots = [slot for start, stop in runs for slot in range(start, stop)]
     keys[slots], values[slots] = key.transpose(0, 1), value.transpose(0, 1)
-    assert_close(attend(segments_of(runs), query, keys, values, 0.3), plain(query, key, value))
+    assert_close(attend(spans_of(runs), query, keys, values, 0.3), plain(query, key, value))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("runs", [[(0, S)], [(300, 400), (20, 180)]])
 def test_gpu_equals_cpu(dtype, runs):
-    """bfloat16 is FlashAttention with parts that overlap and go back."""
+    """bfloat16 is FlashAttention with spans that overlap and go back."""
     device = torch.device("cuda")
     query, key, value = tensors(device, dtype)
     keys, values = torch.zeros(2, 800, K, D, device=device, dtype=dtype)
     slots = [slot for start, stop in runs for slot in range(start, stop)]
     keys[slots], values[slots] = key.transpose(0, 1), value.transpose(0, 1)
-    got = attend(to_device(segments_of(runs), device), query, keys, values, 0.3)
+    got = attend(to_device(spans_of(runs), device), query, keys, values, 0.3)
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     assert_close(got.cpu().float(), plain(*tensors()), rounding=tolerance)
 

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 
 from a2d_ray.generation.decoding.params import SamplingParams
-from a2d_ray.generation.engine import segments
+from a2d_ray.generation.engine import spans
 from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
 from tests.generation.test_engine import EOS, PARAMS, PROMPTS, contract
 from tests.generation.test_speculation import CAUSAL, SHIFTED, OddFirst
@@ -41,20 +41,20 @@ MIXED = [PARAMS[1], *PARAMS[3:5], *PARAMS[9:14], SamplingParams(max_new_tokens=6
 @pytest.fixture
 def device(monkeypatch):
     """The stand-in device, with its fused attention."""
-    monkeypatch.setattr(segments, "kernel_of", lambda query: fused)
+    monkeypatch.setattr(spans, "kernel_of", lambda query: fused)
     with DEVICE.present() as device:
         yield device
 
 
-def fused(parts, query, key, value, scale):
-    """`segments.flash` as the device would run it: it reads rows whose numbers lie together."""
+def fused(call, query, key, value, scale):
+    """`spans.flash` as the device would run it: it reads rows whose numbers lie together."""
     assert {x.stride(-1) for x in (query, key, value)} == {1}
-    names = [field.name for field in fields(parts)]
-    given = {name: getattr(parts, name) for name in names}
+    names = [field.name for field in fields(call)]
+    given = {name: getattr(call, name) for name in names}
     on_host = {n: x.inner if isinstance(x, StandIn) else x for n, x in given.items()}
 
     def run(*tensors):
-        return segments.plain(replace(parts, **on_host), *tensors, scale)
+        return spans.plain(replace(call, **on_host), *tensors, scale)
 
     return kernel(run)(query, key, value)
 

@@ -268,8 +268,8 @@ def _groups(rows: _Rows) -> tuple[Group, ...]:
         own = list(members)
         first = own[0][0]
         stop = own[-1][0] + 1
-        span = rows.of_request[first].start, rows.of_request[stop - 1].stop
-        groups.append(_group(rule, [one for _, one in own], (first, stop), span, rows))
+        own_rows = rows.of_request[first].start, rows.of_request[stop - 1].stop
+        groups.append(_group(rule, [one for _, one in own], (first, stop), own_rows, rows))
     return tuple(groups)
 
 
@@ -277,7 +277,7 @@ def _group(
     rule: str,
     own: Sequence[Asked],
     requests: tuple[int, int],
-    span: tuple[int, int],
+    own_rows: tuple[int, int],
     rows: _Rows,
 ) -> Group:
     params = [one.decoder.params for one in own]
@@ -289,7 +289,7 @@ def _group(
     if REMASKINGS.index("random") in kinds:
         each = [one for one in own for _ in one.active.positions]
         u_N = decoding.position_uniform(
-            rows.position_N[slice(*span)],
+            rows.position_N[slice(*own_rows)],
             seed=_int([one.decoder.params.seed for one in each]),
             step=_int([one.state.step for one in each]),
             choice=_int([one.decoder.choice for one in each]),
@@ -298,7 +298,7 @@ def _group(
     return Group(
         rule=rule,
         requests=requests,
-        rows=span,
+        rows=own_rows,
         select=select,
         options=_options(rule, params),
         # No counts are left when masks came back.

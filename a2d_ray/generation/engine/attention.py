@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from a2d_ray.generation.engine.cache import KVStore, Runs, SlotStore
-from a2d_ray.generation.engine.segments import Segments, attend
+from a2d_ray.generation.engine.spans import SpanPlan, attend
 
 ENGINE_ATTENTION = "a2d_engine"
 _CONTIGUOUS = torch.contiguous_format
@@ -78,12 +78,12 @@ class Round:
 
     Attributes:
         slices: on a CPU: the new tokens of every request.
-        segments: elsewhere: those of all.
+        spans: elsewhere: those of all.
         store: None: nothing is stored.
     """
 
     slices: Sequence[Slice] = ()
-    segments: Segments | None = None
+    spans: SpanPlan | None = None
     store: KVStore | SlotStore | None
     _signed_sin: Tensor | None = field(default=None, init=False)
 
@@ -103,12 +103,12 @@ class Round:
 
         All are stored before any are read, so requests may share pages that this round fills.
         """
-        if self.segments is None:
+        if self.spans is None:
             return self._attend_slices(layer, query_NHd, key_NKd, value_NKd, scale)
-        if isinstance(self.store, SlotStore) and self.segments.slot_N is not None:
-            self.store.write(layer, self.segments.slot_N, key_NKd, value_NKd)
+        if isinstance(self.store, SlotStore) and self.spans.slot_N is not None:
+            self.store.write(layer, self.spans.slot_N, key_NKd, value_NKd)
             key_NKd, value_NKd = self.store.read(layer)
-        return attend(self.segments, query_NHd, key_NKd, value_NKd, scale)
+        return attend(self.spans, query_NHd, key_NKd, value_NKd, scale)
 
     def _attend_slices(
         self, layer: int, query_NHd: Tensor, key_NKd: Tensor, value_NKd: Tensor, scale: float

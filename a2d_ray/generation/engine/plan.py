@@ -14,7 +14,7 @@ from a2d_ray.generation.decoding.asking import by_rule, make_batch
 from a2d_ray.generation.decoding.batch import Batch
 from a2d_ray.generation.decoding.denoise import Asked
 from a2d_ray.generation.engine.attention import RowTile, Slice, make_tiles
-from a2d_ray.generation.engine.segments import Segments, make_segments
+from a2d_ray.generation.engine.spans import SpanPlan, plan_spans
 from a2d_ray.generation.engine.work import Question, Work
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ class Tokens:
         id_N, position_N: int64.
         is_noised_N: bool; None: nobody asks.
         slices: of each work, for a CPU.
-        segments: of all works, for other devices; None: on a CPU.
+        spans: of all works, for other devices; None: on a CPU.
         page_row_P: last tokens of the pages that the round fills, where their hidden states are
             kept; None: they are not.
     """
@@ -37,7 +37,7 @@ class Tokens:
     position_N: Tensor
     is_noised_N: Tensor | None
     slices: tuple[Slice, ...]
-    segments: Segments | None
+    spans: SpanPlan | None
     page_row_P: Tensor | None
 
 
@@ -107,7 +107,7 @@ def plan_tokens(works: Sequence[Work], *, is_cpu: bool, is_gated: bool, keeps_la
         position_N=torch.tensor([p for w in works for p in w.positions], dtype=torch.int64),
         is_noised_N=is_noised_N,
         slices=tuple(map(_slice, works)) if is_cpu else (),
-        segments=None if is_cpu else make_segments(works),
+        spans=None if is_cpu else plan_spans(works),
         page_row_P=torch.tensor(stops) if stops else None,
     )
 

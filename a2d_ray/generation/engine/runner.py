@@ -183,7 +183,7 @@ class ModelRunner:
                 position_ids=tokens.position_N[None],
                 attention_mask=self._unread_mask,
                 use_cache=False,
-                ragged=Round(slices=tokens.slices, segments=tokens.segments, store=store),
+                ragged=Round(slices=tokens.slices, spans=tokens.spans, store=store),
             ).last_hidden_state[0]
 
     def _gate_opened(self, is_noised_N: Tensor | None) -> AbstractContextManager[None]:

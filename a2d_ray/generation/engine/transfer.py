@@ -61,13 +61,13 @@ def _sent(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
         starts.append(starts[-1] + -(-num_bytes // _ALIGNMENT) * _ALIGNMENT)
     packed = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
     for tensor, start in zip(tensors, starts, strict=False):
-        _span(packed, start, tensor).copy_(tensor)
+        _piece(packed, start, tensor).copy_(tensor)
     on_device = packed.to(device, non_blocking=True)
     pairs = zip(tensors, starts, strict=False)
-    return [_span(on_device, start, tensor) for tensor, start in pairs]
+    return [_piece(on_device, start, tensor) for tensor, start in pairs]
 
 
-def _span(packed: Tensor, start: int, like: Tensor) -> Tensor:
+def _piece(packed: Tensor, start: int, like: Tensor) -> Tensor:
     """The part of a buffer that holds a tensor, as that tensor."""
     num_bytes = like.numel() * like.element_size()
     return packed[start : start + num_bytes].view(like.dtype).view(like.shape)

@@ -1,13 +1,13 @@
 """Attention of a round on an accelerator: one call per layer, whatever the number of requests.
 
-A *part* is rows of a request that see the same keys, once for every run of slots that those keys
-lie in. Rows with several parts get the results of all, weighted by their log-sum-exps. There are no
-pages and no masks: a part is (its rows, first slot, number of keys).
+A *span* is rows of a request that see the same keys, once for every run of slots that those keys
+lie in. Rows with several spans get the results of all, weighted by their log-sum-exps. There are no
+pages and no masks: a span is (its rows, first slot, number of keys).
 
-A part may be causal: its last row sees all its keys, each row before it one less. These need a
+A span may be causal: its last row sees all its keys, each row before it one less. These need a
 second call.
 
-N tokens of a round, T rows of all parts (a row counts once per part), P parts, H query heads, K
+N tokens of a round, T rows of all spans (a row counts once per span), P spans, H query heads, K
 key/value heads, d head width.
 """
 
@@ -22,20 +22,20 @@ from torch.nn.attention.varlen import AuxRequest, varlen_attn
 from a2d_ray.generation.engine.cache import Runs, split_runs
 from a2d_ray.generation.engine.work import Work
 
-Kernel = Callable[["Parts", Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
-"""(parts, query [T, H, d], keys, values [slots, K, d], scale) -> [T, H, d], log-sum-exps [T, H]."""
+Kernel = Callable[["Spans", Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+"""(spans, query [T, H, d], keys, values [slots, K, d], scale) -> [T, H, d], log-sum-exps [T, H]."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    """Parts of one call.
+class Spans:
+    """Spans of one call.
 
     Attributes:
         row_T: which of the N each row is, int64; None: they are the N in their order.
-        first_row_P: where each part's rows begin, and the end; int32 [P + 1].
+        first_row_P: where each span's rows begin, and the end; int32 [P + 1].
         first_slot_P: where its keys begin; int32 [P + 1], the last one does not count.
         num_keys_P: int32.
-        most_rows, most_keys: of a part.
+        most_rows, most_keys: of a span.
         is_causal: see the module.
     """
 
@@ -49,54 +49,54 @@ class Parts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segments:
+class SpanPlan:
     """What the layers of a round need.
 
     Attributes:
         slot_N: where the new keys and values go, int64; None: they are stored nowhere.
-        parts: of each call.
-        row_T: rows of all parts, int64; None: each of the N has one part, in the N's order.
+        calls: spans of each call.
+        row_T: rows of all spans, int64; None: each of the N has one span, in the N's order.
     """
 
     slot_N: Tensor | None
-    parts: tuple[Parts, ...]
+    calls: tuple[Spans, ...]
     row_T: Tensor | None
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Span:
     first_row: int
     num_rows: int
     first_slot: int
     num_keys: int
 
 
-def make_segments(works: Sequence[Work]) -> Segments:
-    """Parts of a round, on the CPU."""
-    plain: list[_Part] = []
-    causal: list[_Part] = []
+def plan_spans(works: Sequence[Work]) -> SpanPlan:
+    """Spans of a round, on the CPU."""
+    plain: list[_Span] = []
+    causal: list[_Span] = []
     slots: list[int] = []
     first = 0
     for work in works:
         runs = work.all_runs or [(first, first + work.num_tokens)]  # the new tokens themselves
         slots += [slot for start, stop in work.new_runs or () for slot in range(start, stop)]
-        for part, is_causal in _parts_of(work, runs, first):
-            (causal if is_causal else plain).append(part)
+        for span, is_causal in _spans_of(work, runs, first):
+            (causal if is_causal else plain).append(span)
         first += work.num_tokens
-    calls = [_parts(own, is_causal=own is causal) for own in (plain, causal) if own]
-    rows = [row for own in (plain, causal) for part in own for row in _rows(part)]
+    calls = [_spans(own, is_causal=own is causal) for own in (plain, causal) if own]
+    rows = [row for own in (plain, causal) for span in own for row in _rows(span)]
     is_plain = rows == list(range(first))
     if is_plain and len(calls) == 1:
-        calls = [_parts(plain or causal, is_causal=not plain, is_whole=True)]
-    return Segments(
+        calls = [_spans(plain or causal, is_causal=not plain, is_whole=True)]
+    return SpanPlan(
         slot_N=torch.tensor(slots) if slots else None,
-        parts=tuple(calls),
+        calls=tuple(calls),
         row_T=None if is_plain else torch.tensor(rows),
     )
 
 
-def _parts_of(work: Work, runs: Runs, first: int) -> Iterator[tuple[_Part, bool]]:
-    """Parts of a work, and whether they are causal."""
+def _spans_of(work: Work, runs: Runs, first: int) -> Iterator[tuple[_Span, bool]]:
+    """Spans of a work, and whether they are causal."""
     row = 0
     for num_keys, is_causal, num_rows in _stretches(work.num_visible):
         shared = num_keys - num_rows if is_causal else num_keys
@@ -110,7 +110,7 @@ def _parts_of(work: Work, runs: Runs, first: int) -> Iterator[tuple[_Part, bool]
             num_rows = len(list(same))
             yield from _prefix(runs, work.sight.num_common, first + row, num_rows)
             for start, stop in _seen(own, hidden):
-                yield _Part(first + row, num_rows, start, stop - start), False
+                yield _Span(first + row, num_rows, start, stop - start), False
             row += num_rows
 
 
@@ -136,24 +136,24 @@ def _goes_on(num_visible: Sequence[int], index: int) -> bool:
 
 def _prefix(
     runs: Runs, num_keys: int, first_row: int, num_rows: int
-) -> Iterator[tuple[_Part, bool]]:
+) -> Iterator[tuple[_Span, bool]]:
     """Rows that see the first keys."""
     for start, stop in split_runs(runs, num_keys)[0] if num_keys else ():
-        yield _Part(first_row, num_rows, start, stop - start), False
+        yield _Span(first_row, num_rows, start, stop - start), False
 
 
 def _diagonal(
     runs: Runs, num_shared: int, first_row: int, num_rows: int
-) -> Iterator[tuple[_Part, bool]]:
-    """Rows that see each other up to themselves; a run of their keys ends a causal part."""
+) -> Iterator[tuple[_Span, bool]]:
+    """Rows that see each other up to themselves; a run of their keys ends a causal span."""
     _, rest = split_runs(runs, num_shared)
     done = 0
     for start, stop in split_runs(rest, num_rows)[0]:
         length = stop - start
-        yield _Part(first_row + done, length, start, length), True
+        yield _Span(first_row + done, length, start, length), True
         done += length
         if done < num_rows:  # the rows behind see all of this run
-            yield _Part(first_row + done, num_rows - done, start, length), False
+            yield _Span(first_row + done, num_rows - done, start, length), False
 
 
 def _seen(runs: Runs, hidden: Sequence[bool]) -> Iterator[tuple[int, int]]:
@@ -165,51 +165,51 @@ def _seen(runs: Runs, hidden: Sequence[bool]) -> Iterator[tuple[int, int]]:
         yield run[0], run[-1] + 1
 
 
-def _rows(part: _Part) -> range:
-    return range(part.first_row, part.first_row + part.num_rows)
+def _rows(span: _Span) -> range:
+    return range(span.first_row, span.first_row + span.num_rows)
 
 
-def _parts(own: Sequence[_Part], *, is_causal: bool, is_whole: bool = False) -> Parts:
+def _spans(own: Sequence[_Span], *, is_causal: bool, is_whole: bool = False) -> Spans:
     first_row = [0]
-    for part in own:
-        first_row.append(first_row[-1] + part.num_rows)
-    rows = [row for part in own for row in _rows(part)]
+    for span in own:
+        first_row.append(first_row[-1] + span.num_rows)
+    rows = [row for span in own for row in _rows(span)]
 
     def numbers(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32)
 
-    return Parts(
+    return Spans(
         row_T=None if is_whole else torch.tensor(rows),
         first_row_P=numbers(first_row),
-        first_slot_P=numbers([*(part.first_slot for part in own), own[-1].first_slot]),
-        num_keys_P=numbers([part.num_keys for part in own]),
-        most_rows=max(part.num_rows for part in own),
-        most_keys=max(part.num_keys for part in own),
+        first_slot_P=numbers([*(span.first_slot for span in own), own[-1].first_slot]),
+        num_keys_P=numbers([span.num_keys for span in own]),
+        most_rows=max(span.num_rows for span in own),
+        most_keys=max(span.num_keys for span in own),
         is_causal=is_causal,
     )
 
 
 def attend(
-    segments: Segments, query_NHd: Tensor, key_SKd: Tensor, value_SKd: Tensor, scale: float
+    plan: SpanPlan, query_NHd: Tensor, key_SKd: Tensor, value_SKd: Tensor, scale: float
 ) -> Tensor:
     """Attention output [N, H, d] over keys and values of all slots."""
     kernel = kernel_of(query_NHd)
     outputs = []
     weights = []
-    for parts in segments.parts:
-        query_THd = query_NHd if parts.row_T is None else query_NHd[parts.row_T]
-        output_THd, lse_TH = kernel(parts, query_THd, key_SKd, value_SKd, scale)
+    for spans in plan.calls:
+        query_THd = query_NHd if spans.row_T is None else query_NHd[spans.row_T]
+        output_THd, lse_TH = kernel(spans, query_THd, key_SKd, value_SKd, scale)
         outputs.append(output_THd)
         weights.append(lse_TH)
-    if segments.row_T is None:
+    if plan.row_T is None:
         return outputs[0]
     output_THd = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     lse_TH = weights[0] if len(weights) == 1 else torch.cat(weights)
-    return _merged(output_THd, lse_TH, segments.row_T, len(query_NHd))
+    return _merged(output_THd, lse_TH, plan.row_T, len(query_NHd))
 
 
 def _merged(output_THd: Tensor, lse_TH: Tensor, row_T: Tensor, num_rows: int) -> Tensor:
-    """The parts of each row as one: softmax over all its keys."""
+    """The spans of each row as one: softmax over all its keys."""
     shape = (num_rows, lse_TH.shape[1])
     most_NH = torch.full(shape, -torch.inf, device=lse_TH.device)
     index_TH = row_T[:, None].expand_as(lse_TH)
@@ -235,56 +235,56 @@ def _is_ampere(index: int | None) -> bool:
 
 
 def flash(
-    parts: Parts, query_THd: Tensor, key_SKd: Tensor, value_SKd: Tensor, scale: float
+    spans: Spans, query_THd: Tensor, key_SKd: Tensor, value_SKd: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """A `Kernel`: FlashAttention for sequences of any length.
 
-    Parts may overlap, repeat and go back: each has its first slot and its length. No GPU has seen
+    Spans may overlap, repeat and go back: each has its first slot and its length. No GPU has seen
     this yet; `make gpu-check` has to compare it with `plain`.
     """
     output_THd, lse_HT = varlen_attn(
         query_THd,
         key_SKd,
         value_SKd,
-        parts.first_row_P,
-        parts.first_slot_P,
-        parts.most_rows,
-        parts.most_keys,
+        spans.first_row_P,
+        spans.first_slot_P,
+        spans.most_rows,
+        spans.most_keys,
         return_aux=AuxRequest(lse=True),
         scale=scale,
-        window_size=(-1, 0) if parts.is_causal else (-1, -1),
+        window_size=(-1, 0) if spans.is_causal else (-1, -1),
         enable_gqa=query_THd.shape[1] != key_SKd.shape[1],
-        seqused_k=parts.num_keys_P,
+        seqused_k=spans.num_keys_P,
     )
     return output_THd, lse_HT.T
 
 
 def plain(
-    parts: Parts, query_THd: Tensor, key_SKd: Tensor, value_SKd: Tensor, scale: float
+    spans: Spans, query_THd: Tensor, key_SKd: Tensor, value_SKd: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """A `Kernel` for any device and dtype: right, not fast. Every part is as wide as the widest."""
+    """A `Kernel` for any device and dtype: right, not fast. Every span is as wide as the widest."""
     device = query_THd.device
-    row_Q = torch.arange(parts.most_rows, device=device)
-    key_L = torch.arange(parts.most_keys, device=device)
-    first_P1 = parts.first_row_P[:-1, None]
-    num_rows_P1 = parts.first_row_P[1:, None] - first_P1
+    row_Q = torch.arange(spans.most_rows, device=device)
+    key_L = torch.arange(spans.most_keys, device=device)
+    first_P1 = spans.first_row_P[:-1, None]
+    num_rows_P1 = spans.first_row_P[1:, None] - first_P1
     row_PQ = (first_P1 + row_Q).clamp(max=len(query_THd) - 1)
-    slot_PL = (parts.first_slot_P[:-1, None] + key_L).clamp(max=len(key_SKd) - 1)
+    slot_PL = (spans.first_slot_P[:-1, None] + key_L).clamp(max=len(key_SKd) - 1)
     num_heads, num_key_heads = query_THd.shape[1], key_SKd.shape[1]
     query_PQKGd = query_THd[row_PQ].unflatten(2, (num_key_heads, num_heads // num_key_heads))
     score_PKGQL = torch.einsum("pqkgd,plkd->pkgql", query_PQKGd, key_SKd[slot_PL]).float() * scale
-    num_seen_PQ = parts.num_keys_P[:, None].expand(-1, parts.most_rows)
-    if parts.is_causal:
+    num_seen_PQ = spans.num_keys_P[:, None].expand(-1, spans.most_rows)
+    if spans.is_causal:
         num_seen_PQ = num_seen_PQ - (num_rows_P1 - 1 - row_Q)
     is_hidden_PQL = key_L >= num_seen_PQ[..., None]
     score_PKGQL = score_PKGQL.masked_fill(is_hidden_PQL[:, None, None], -torch.inf)
     lse_PKGQ = score_PKGQL.logsumexp(-1)
     weight_PKGQL = (score_PKGQL - lse_PKGQ[..., None]).exp().to(value_SKd.dtype)
     output_PQKGd = torch.einsum("pkgql,plkd->pqkgd", weight_PKGQL, value_SKd[slot_PL])
-    # Places behind a part's rows are written nowhere: each of the T has one place.
-    part_T = torch.searchsorted(
-        parts.first_row_P[1:], torch.arange(len(query_THd), device=device), right=True
+    # Places behind a span's rows are written nowhere: each of the T has one place.
+    span_T = torch.searchsorted(
+        spans.first_row_P[1:], torch.arange(len(query_THd), device=device), right=True
     )
-    place_T = torch.arange(len(query_THd), device=device) - parts.first_row_P[part_T]
-    output_THd = output_PQKGd[part_T, place_T].flatten(1, 2)
-    return output_THd, lse_PKGQ.permute(0, 3, 1, 2)[part_T, place_T].flatten(1)
+    place_T = torch.arange(len(query_THd), device=device) - spans.first_row_P[span_T]
+    output_THd = output_PQKGd[span_T, place_T].flatten(1, 2)
+    return output_THd, lse_PKGQ.permute(0, 3, 1, 2)[span_T, place_T].flatten(1)
