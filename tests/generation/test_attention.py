@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from a2d_ray.generation.engine.attention import Round, Slice, _attend_slice, make_tiles
 from a2d_ray.generation.engine.cache import KVStore
 from a2d_ray.generation.engine.spans import attend, plan_spans
-from a2d_ray.generation.engine.transfer import to_device
+from a2d_ray.generation.engine.transfer import send
 from a2d_ray.generation.engine.work import Sight, Work
 from tests.closeness import assert_close
 
@@ -124,7 +124,7 @@ def test_gpu_equals_cpu(dtype, runs):
     keys, values = torch.zeros(2, 800, K, D, device=device, dtype=dtype)
     slots = [slot for start, stop in runs for slot in range(start, stop)]
     keys[slots], values[slots] = key.transpose(0, 1), value.transpose(0, 1)
-    got = attend(to_device(spans_of(runs), device), query, keys, values, 0.3)
+    got = attend(send(spans_of(runs), device), query, keys, values, 0.3)
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     assert_close(got.cpu().float(), plain(*tensors()), rounding=tolerance)
 

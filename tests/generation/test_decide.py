@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from a2d_ray.config import AR_RULES, RULES
-from a2d_ray.generation.decoding.asking import ask, by_rule, make_batch
+from a2d_ray.generation.decoding.asking import by_rule, inquire, make_batch
 from a2d_ray.generation.decoding.canvas import make_canvas
 from a2d_ray.generation.decoding.decide import decide
 from a2d_ray.generation.decoding.denoise import Active, Decoder, RuleState, denoise
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.decoding.reading import is_wide, num_words, read
-from a2d_ray.generation.engine.transfer import to_device
+from a2d_ray.generation.engine.transfer import send
 from a2d_ray.models.contract import Contract
 from tests.generation import scalar_rules
 from tests.generation.test_speculation import OddFirst
@@ -149,7 +149,7 @@ def play(seed, num_requests, decide_all, num_rounds=30):
             rows = base[i, list(active.positions)]
             noise = torch.randn(rows.shape, generator=generator)
             logits.append(rows + 0.3 * round_index * noise)
-            asked.append(ask(playing[i].batched, active, playing[i].state))
+            asked.append(inquire(playing[i].batched, active, playing[i].state))
         order = by_rule(asked)
         done = decide_all([asked[i] for i in order], torch.cat([logits[i] for i in order]))
         for i, commitment in zip(order, done, strict=True):
@@ -191,7 +191,7 @@ def wide_request(top_p=0.9999):
         stop_ids=frozenset(),
     )
     active = decoder.active(decoder.canvas.ids, decoder.canvas.is_open, decoder.canvas.windows[0])
-    return ask(decoder, active, RuleState())
+    return inquire(decoder, active, RuleState())
 
 
 def test_a_large_nucleus_is_flagged_where_it_is_not_looked_for():
@@ -216,7 +216,7 @@ def test_a_large_nucleus_is_flagged_where_it_is_not_looked_for():
 def on_the_device(device, found):
     def decide_all(asked, logits):
         on_host = make_batch(asked)
-        batch = to_device(on_host, device)
+        batch = send(on_host, device)
         sent = logits.to(device)
         with DEVICE.counting() as counts:
             decision = decide(sent.clone(), batch, is_exact=False)

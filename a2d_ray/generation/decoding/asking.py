@@ -26,14 +26,14 @@ from a2d_ray.generation.decoding.batch import (
     Pairs,
     Penalties,
 )
-from a2d_ray.generation.decoding.decoder import Active, Asked, Decoder, RuleState
+from a2d_ray.generation.decoding.decoder import Active, Decoder, Inquiry, RuleState
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.decoding.schedule import with_schedule
 
 MOST_REMASKED = 3  # how often a position may be masked again, so that every window ends
 
 
-def ask(decoder: Decoder, active: Active, state: RuleState) -> Asked:
+def inquire(decoder: Decoder, active: Active, state: RuleState) -> Inquiry:
     """What a request asks, with its schedule, and what its grammar allows.
 
     Raises:
@@ -44,16 +44,16 @@ def ask(decoder: Decoder, active: Active, state: RuleState) -> Asked:
         allowed = [decoder.grammar.allowed()]
         if len(active.ids) > 1 and decoder.params.rule in AR_RULES:
             allowed += decoder.grammar.allowed_after(active.ids[:-1])
-    asked = Asked(decoder=decoder, active=active, state=state, allowed=tuple(allowed))
+    asked = Inquiry(decoder=decoder, active=active, state=state, allowed=tuple(allowed))
     return with_schedule(asked)
 
 
-def by_rule(asked: Sequence[Asked]) -> list[int]:
+def by_rule(asked: Sequence[Inquiry]) -> list[int]:
     """An order of requests in which those of one rule lie side by side."""
     return sorted(range(len(asked)), key=lambda i: asked[i].decoder.params.rule)
 
 
-def make_batch(asked: Sequence[Asked]) -> Batch:
+def make_batch(asked: Sequence[Inquiry]) -> Batch:
     """The tensors of a step, on the CPU.
 
     Args:
@@ -93,7 +93,7 @@ def make_batch(asked: Sequence[Asked]) -> Batch:
 class _Rows:
     """Which rows belong to whom."""
 
-    asked: Sequence[Asked]
+    asked: Sequence[Inquiry]
     of_request: list[range] = field(init=False)
     request: list[int] = field(init=False)
     position_N: Tensor = field(init=False)
@@ -116,7 +116,7 @@ class _Rows:
         """Rows of some requests."""
         return _int([row for row, r in enumerate(self.request) if is_asked[r]])
 
-    def pairs(self, ids_of: Callable[[Asked], Collection[int]]) -> Pairs | None:
+    def pairs(self, ids_of: Callable[[Inquiry], Collection[int]]) -> Pairs | None:
         """All pairs of a request's rows with its ids; None: there are none."""
         found = [
             (row, token, 0.0)
@@ -208,9 +208,9 @@ def _penalties(rows: _Rows) -> Penalties | None:
 
 def _allowed(rows: _Rows) -> Allowed | None:
     """The first row of a request obeys its grammar; in the AR mode those behind drafts do, too."""
-    bound = []
-    allowed = []
-    ends = []
+    bound: list[int] = []
+    allowed: list[Tensor] = []
+    ends: list[tuple[int, int, float]] = []
     for one, own in zip(rows.asked, rows.of_request, strict=True):
         for row, mask_V in zip(own, one.allowed, strict=False):
             ends += [(len(bound), token, 0.0) for token in one.decoder.stop_ids]
@@ -275,7 +275,7 @@ def _groups(rows: _Rows) -> tuple[Group, ...]:
 
 def _group(
     rule: str,
-    own: Sequence[Asked],
+    own: Sequence[Inquiry],
     requests: tuple[int, int],
     own_rows: tuple[int, int],
     rows: _Rows,
@@ -319,7 +319,7 @@ def _options(rule: str, params: Sequence[SamplingParams]) -> dict[str, Tensor]:
     return options
 
 
-def _before(own: Sequence[Asked]) -> Before:
+def _before(own: Sequence[Inquiry]) -> Before:
     tensors: list[Tensor] = []
     firsts: dict[int, int] = {}
     row: list[int] = []
@@ -347,7 +347,7 @@ def _before(own: Sequence[Asked]) -> Before:
     )
 
 
-def _may_fall(asked: Sequence[Asked]) -> Tensor:
+def _may_fall(asked: Sequence[Inquiry]) -> Tensor:
     return torch.tensor(
         [
             not is_masked and a.state.num_remasked.get(position, 0) < MOST_REMASKED

@@ -76,9 +76,9 @@ def edit(logits_NV: Tensor, batch: Batch) -> None:
         logits_NV.index_put_((pairs.row_U, pairs.id_U), pairs.value_U, accumulate=True)
     if batch.mask_id is not None:
         logits_NV[:, batch.mask_id] = -torch.inf
-    for pairs in (batch.suppressed, batch.early):
-        if pairs is not None:
-            _forbid(logits_NV, pairs)
+    for forbidden in (batch.suppressed, batch.early):
+        if forbidden is not None:
+            _forbid(logits_NV, forbidden)
     if batch.allowed is not None:
         _bind(logits_NV, batch.allowed)
 

@@ -59,7 +59,7 @@ class TokenLogprob(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class KlassMemory:
     """Distributions of a step (rule ``klass``).
 
     Attributes:
@@ -88,7 +88,7 @@ class RuleState:
     step: int = 0
     counts: tuple[int, ...] = ()
     answer_counts: dict[int, int] = field(default_factory=dict)
-    memory: Memory | None = None
+    memory: KlassMemory | None = None
     num_remasked: dict[int, int] = field(default_factory=dict)
 
     def open_window(self) -> "RuleState":
@@ -170,8 +170,8 @@ class Decoder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What one request asks in one step; see `asking.ask`.
+class Inquiry:
+    """What one request asks in one step; see `asking.inquire`.
 
     Attributes:
         decoder: the request.

@@ -3,7 +3,7 @@
 The seam between the decoding rules and whatever runs the model. A request has one `Decoder`, which
 never changes, and a `RuleState`, of which every step returns the next. The caller
 
-1. asks `Decoder.active` which positions of the window need logits, and asks (`asking.ask`);
+1. asks `Decoder.active` which positions of the window need logits, and asks (`asking.inquire`);
 2. puts what all requests ask into batches (`asking.make_batch`), runs the model, and hands the
    rows of a batch to `decide.decide`, on any device;
 3. reads what comes back (`reading.read`): writes `Commitment.ids` where `is_committed`, and masks
@@ -15,13 +15,13 @@ never changes, and a `RuleState`, of which every step returns the next. The call
 
 from torch import Tensor
 
-from a2d_ray.generation.decoding.asking import ask, make_batch
+from a2d_ray.generation.decoding.asking import inquire, make_batch
 from a2d_ray.generation.decoding.decide import decide
 from a2d_ray.generation.decoding.decoder import (
     Active,
-    Asked,
     Commitment,
     Decoder,
+    Inquiry,
     RuleState,
     TokenLogprob,
     check_grammar,
@@ -30,14 +30,14 @@ from a2d_ray.generation.decoding.reading import read
 
 __all__ = [
     "Active",
-    "Asked",
     "Commitment",
     "Decoder",
+    "Inquiry",
     "RuleState",
     "TokenLogprob",
-    "ask",
     "check_grammar",
     "denoise",
+    "inquire",
 ]
 
 
@@ -56,7 +56,7 @@ def denoise(logits_NV: Tensor, active: Active, decoder: Decoder, state: RuleStat
     Raises:
         FloatingPointError: logits that are NaN or infinite.
     """
-    asked = ask(decoder, active, state)
+    asked = inquire(decoder, active, state)
     batch = make_batch([asked])
     decision = decide(logits_NV, batch, is_exact=True)
     (commitment,) = read(decision.words.numpy(), [asked], batch, decision.logp_MV)

@@ -12,9 +12,9 @@ from a2d_ray.generation.decoding.asking import has_penalties
 from a2d_ray.generation.decoding.batch import Batch
 from a2d_ray.generation.decoding.decide import COMMITTED, REMASKED, SOUND, STABLE_SHIFT, WIDE
 from a2d_ray.generation.decoding.decoder import (
-    Asked,
     Commitment,
-    Memory,
+    Inquiry,
+    KlassMemory,
     RuleState,
     TokenLogprob,
 )
@@ -33,7 +33,7 @@ def is_wide(words: np.ndarray, batch: Batch) -> bool:
 
 
 def read(
-    words: np.ndarray, asked: Sequence[Asked], batch: Batch, logp_MV: Tensor | None
+    words: np.ndarray, asked: Sequence[Inquiry], batch: Batch, logp_MV: Tensor | None
 ) -> list[Commitment | Exception]:
     """What each request commits, or why it cannot go on.
 
@@ -68,11 +68,11 @@ def read(
     return read
 
 
-def _has_top(asked: Asked) -> bool:
+def _has_top(asked: Inquiry) -> bool:
     return bool(asked.decoder.params.logprobs)
 
 
-def _top(words: np.ndarray, asked: Sequence[Asked]):  # type: ignore[no-untyped-def]
+def _top(words: np.ndarray, asked: Sequence[Inquiry]):  # type: ignore[no-untyped-def]
     """(ids, log-probabilities) of the most likely tokens, row by row."""
     num_rows = sum(len(one.active.positions) for one in asked if _has_top(one))
     if not num_rows:
@@ -82,13 +82,13 @@ def _top(words: np.ndarray, asked: Sequence[Asked]):  # type: ignore[no-untyped-
 
 
 def _commitment(
-    asked: Asked,
+    asked: Inquiry,
     ids: list[int],
     flags: list[int],
     logprobs: list[float],
     confidences: list[float],
     alternatives: list[tuple[list[int], list[float]]] | None,
-    memory: Memory | None,
+    memory: KlassMemory | None,
 ) -> Commitment:
     decoder = asked.decoder
     is_masked = asked.active.is_masked
@@ -115,7 +115,7 @@ def _commitment(
     )
 
 
-def _accepted(asked: Asked, ids: list[int], is_committed: list[bool]) -> list[bool]:
+def _accepted(asked: Inquiry, ids: list[int], is_committed: list[bool]) -> list[bool]:
     """The run of committed tokens that the grammar accepts, up to an end-of-turn token.
 
     The first is one of `Grammar.allowed`, or ends the answer.
@@ -134,9 +134,9 @@ def _accepted(asked: Asked, ids: list[int], is_committed: list[bool]) -> list[bo
     return is_accepted
 
 
-def _memory(asked: Asked, flags: list[int], logp_MV: Tensor, first: int) -> Memory:
+def _memory(asked: Inquiry, flags: list[int], logp_MV: Tensor, first: int) -> KlassMemory:
     positions = asked.active.positions
-    return Memory(
+    return KlassMemory(
         logp_MV=logp_MV,
         rows={position: first + i for i, position in enumerate(positions)},
         num_stable={p: flag >> STABLE_SHIFT for p, flag in zip(positions, flags, strict=True)},
@@ -144,11 +144,11 @@ def _memory(asked: Asked, flags: list[int], logp_MV: Tensor, first: int) -> Memo
 
 
 def _next_state(
-    asked: Asked,
+    asked: Inquiry,
     ids: list[int],
     is_committed: list[bool],
     is_remasked: list[bool],
-    memory: Memory | None,
+    memory: KlassMemory | None,
 ) -> RuleState:
     state = asked.state
     counts = state.answer_counts

@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 
 from a2d_ray.diffusion import decoding
-from a2d_ray.generation.decoding.decoder import Asked, Decoder
+from a2d_ray.generation.decoding.decoder import Decoder, Inquiry
 
 
-def with_schedule(asked: Asked) -> Asked:
+def with_schedule(asked: Inquiry) -> Inquiry:
     """With the tokens of each step of the window, from its first step on (rule ``steps``)."""
     if asked.decoder.params.rule != "steps" or asked.state.step > 0:
         return asked
@@ -18,7 +18,7 @@ def with_schedule(asked: Asked) -> Asked:
 
 
 def window_counts(positions: Sequence[int], decoder: Decoder) -> tuple[int, ...]:
-    """Tokens that each step of a window commits under rule ``steps``.
+    """RoundTokens that each step of a window commits under rule ``steps``.
 
     Args:
         positions: the window's masked positions.

@@ -23,7 +23,7 @@ from a2d_ray.generation.engine.request import Request, StepOutput
 from a2d_ray.generation.engine.runner import ModelRunner, make_drafter
 from a2d_ray.generation.engine.scheduler import AnySequence, EngineOptions, Scheduler
 from a2d_ray.generation.engine.speculation import slots_needed
-from a2d_ray.generation.engine.work import Answer, Question, Work
+from a2d_ray.generation.engine.work import Question, Verdict, Work
 from a2d_ray.models.contract import Contract
 
 __all__ = ["Engine", "EngineOptions", "Request", "StepOutput"]
@@ -188,7 +188,7 @@ def _questions(sequence: AnySequence, works: list[Work]) -> list[Question] | Exc
         return error
 
 
-def _advance(sequence: AnySequence, answers: list[Answer]) -> StepOutput:
+def _advance(sequence: AnySequence, answers: list[Verdict]) -> StepOutput:
     try:
         return sequence.commit(answers) if answers else sequence.output()
     except Exception as error:  # as above

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from a2d_ray.generation.decoding.asking import by_rule, make_batch
 from a2d_ray.generation.decoding.batch import Batch
-from a2d_ray.generation.decoding.denoise import Asked
+from a2d_ray.generation.decoding.denoise import Inquiry
 from a2d_ray.generation.engine.attention import RowTile, Slice, make_tiles
 from a2d_ray.generation.engine.spans import SpanPlan, plan_spans
 from a2d_ray.generation.engine.work import Question, Work
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
+class RoundTokens:
     """What the layers run on.
 
     Attributes:
@@ -68,7 +68,7 @@ class RoundPlan:
         heads: what is decided.
     """
 
-    tokens: Tokens | None
+    tokens: RoundTokens | None
     heads: tuple[HeadRows, ...]
 
 
@@ -82,13 +82,15 @@ class Reading:
         earlier: hidden states of earlier rounds that rows name.
     """
 
-    asked: tuple[tuple[tuple[Asked, ...], ...], ...]
+    asked: tuple[tuple[tuple[Inquiry, ...], ...], ...]
     order: tuple[int, ...]
     earlier: tuple[Tensor, ...]
 
 
-def plan_tokens(works: Sequence[Work], *, is_cpu: bool, is_gated: bool, keeps_last: bool) -> Tokens:
-    """Tokens of a round.
+def plan_tokens(
+    works: Sequence[Work], *, is_cpu: bool, is_gated: bool, keeps_last: bool
+) -> RoundTokens:
+    """RoundTokens of a round.
 
     Args:
         works: what the sequences bring.
@@ -102,7 +104,7 @@ def plan_tokens(works: Sequence[Work], *, is_cpu: bool, is_gated: bool, keeps_la
         is_noised_P = torch.tensor([False, True] * len(works))
         is_noised_N = is_noised_P.repeat_interleave(torch.tensor(sizes))
     stops = [row for _, row in page_rows(works)] if keeps_last else []
-    return Tokens(
+    return RoundTokens(
         id_N=torch.tensor([i for w in works for i in w.ids], dtype=torch.int64),
         position_N=torch.tensor([p for w in works for p in w.positions], dtype=torch.int64),
         is_noised_N=is_noised_N,
@@ -208,7 +210,7 @@ def plan_heads(
     return tuple(heads), reading
 
 
-def _head(group: list[tuple[Asked, list[list[int]]]], batches: tuple[Batch, ...]) -> HeadRows:
+def _head(group: list[tuple[Inquiry, list[list[int]]]], batches: tuple[Batch, ...]) -> HeadRows:
     row = [i for _, own in group for i in own[0]]
     unconditional: list[int] = []
     guided: list[int] = []
@@ -228,13 +230,13 @@ def _head(group: list[tuple[Asked, list[list[int]]]], batches: tuple[Batch, ...]
     )
 
 
-def _num_rows(asked: Asked) -> int:
+def _num_rows(asked: Inquiry) -> int:
     return len(asked.active.positions)
 
 
-def together(items: Sequence[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
+def together(items: Sequence[_T], size: Callable[[_T], int], most: int) -> Iterator[list[_T]]:
     """Neighbours of about `most` rows together."""
-    group: list[T] = []
+    group: list[_T] = []
     total = 0
     for item in items:
         if group and total + size(item) > most:

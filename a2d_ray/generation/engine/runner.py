@@ -22,15 +22,15 @@ from a2d_ray.generation.engine.plan import (
     HiddenRows,
     Reading,
     RoundPlan,
-    Tokens,
+    RoundTokens,
     page_rows,
     plan_heads,
     plan_tokens,
 )
 from a2d_ray.generation.engine.storage import StoredBlocks
-from a2d_ray.generation.engine.transfer import to_device
+from a2d_ray.generation.engine.transfer import send
 from a2d_ray.generation.engine.twins import inference_twin
-from a2d_ray.generation.engine.work import Answer, Question, Work
+from a2d_ray.generation.engine.work import Question, Verdict, Work
 from a2d_ray.models.gated_lora import gate_of
 
 # What is known of a model, by its twin.
@@ -78,7 +78,7 @@ class ModelRunner:
             is_cpu = weight.device.type == "cpu"
             self._store = KVStore(**shape) if is_cpu else SlotStore(**shape, device=weight.device)
 
-    def run(self, works: Sequence[Work], questions: Sequence[Question]) -> list[Answer]:
+    def run(self, works: Sequence[Work], questions: Sequence[Question]) -> list[Verdict]:
         """Runs a round: its finished blocks are stored, its questions are answered.
 
         One copy to the device, and one back.
@@ -91,7 +91,7 @@ class ModelRunner:
         )
         self._rows = HiddenRows(works, is_shifted=self._is_shifted)
         heads, reading = self._plan(questions)
-        plan = to_device(RoundPlan(tokens=tokens, heads=heads), self.device)
+        plan = send(RoundPlan(tokens=tokens, heads=heads), self.device)
         assert plan.tokens is not None
         self._hidden_NH = self._run(plan.tokens, self._store)
         for work in works:
@@ -103,10 +103,10 @@ class ModelRunner:
                 page.last_hidden_H = last_H
         return self._answers(plan.heads, reading)
 
-    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+    def ask(self, questions: Sequence[Question]) -> list[Verdict]:
         """Answers more questions about the round that was run last."""
         heads, reading = self._plan(questions)
-        plan = to_device(RoundPlan(tokens=None, heads=heads), self.device)
+        plan = send(RoundPlan(tokens=None, heads=heads), self.device)
         return self._answers(plan.heads, reading)
 
     def _plan(self, questions: Sequence[Question]) -> tuple[tuple[HeadRows, ...], Reading]:
@@ -120,7 +120,7 @@ class ModelRunner:
             batch_rows=BATCH_ROWS if is_cpu else DEVICE_ROWS,
         )
 
-    def _answers(self, heads: tuple[HeadRows, ...], reading: Reading) -> list[Answer]:
+    def _answers(self, heads: tuple[HeadRows, ...], reading: Reading) -> list[Verdict]:
         if not heads:
             return []
         hidden_NH = self._hidden_NH
@@ -141,7 +141,7 @@ class ModelRunner:
         reading: Reading,
         *,
         is_exact: bool,
-    ) -> list[Answer] | None:
+    ) -> list[Verdict] | None:
         """Answers in the order in which they are asked; None: `is_exact` is needed."""
         decisions = []
         for head in heads:
@@ -175,7 +175,7 @@ class ModelRunner:
         guided_GV = guide(logits_RV[head.guided_G], logits_RV[num_asked:], head.factor_G1)
         return logits_RV[:num_asked].index_copy_(0, head.guided_G, guided_GV)
 
-    def _run(self, tokens: Tokens, store: KVStore | SlotStore | None) -> Tensor:
+    def _run(self, tokens: RoundTokens, store: KVStore | SlotStore | None) -> Tensor:
         """Final hidden states [N, H]; gated adapters act at the noised tokens, None: at none."""
         with self._gate_opened(tokens.is_noised_N):
             return self.twin.model(
@@ -207,7 +207,7 @@ class ModelRunner:
         )
         is_cpu = self.device.type == "cpu"
         tokens = plan_tokens([work], is_cpu=is_cpu, is_gated=False, keeps_last=False)
-        return self._run(to_device(tokens, self.device), None)
+        return self._run(send(tokens, self.device), None)
 
     def idle_head(self, hidden_RH: Tensor) -> Tensor:
         """Logits that nobody asks for: for measuring."""

@@ -12,16 +12,16 @@ from a2d_ray.generation.decoding.denoise import (
     Decoder,
     RuleState,
     TokenLogprob,
-    ask,
+    inquire,
 )
 from a2d_ray.generation.engine.cache import Runs
 from a2d_ray.generation.engine.pages import Page, PageTable, root_key
 from a2d_ray.generation.engine.request import Request, StepOutput
 from a2d_ray.generation.engine.storage import SequenceStorage, StoredBlocks, block_edges
-from a2d_ray.generation.engine.work import Answer, Question, Work
+from a2d_ray.generation.engine.work import Question, Verdict, Work
 from a2d_ray.models.contract import Contract
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,10 @@ class Sequence:
         """
         if self._active is None:
             return []
-        asked = ask(self._decoder, self._active, self._state)
+        asked = inquire(self._decoder, self._active, self._state)
         return [Question(asked=asked, works=tuple(works))]
 
-    def commit(self, answers: Collection[Answer]) -> StepOutput:
+    def commit(self, answers: Collection[Verdict]) -> StepOutput:
         """Commits what the rule selects.
 
         Args:
@@ -163,7 +163,7 @@ class Sequence:
     def draft_question(self) -> None:
         """Such a request drafts nothing."""
 
-    def draft(self, answer: Answer, output: StepOutput) -> StepOutput:
+    def draft(self, answer: Verdict, output: StepOutput) -> StepOutput:
         """Is never asked for."""
         raise AssertionError(f"{self.request.request_id} drafts nothing: {answer}, {output}")
 
@@ -249,7 +249,7 @@ class Sequence:
                     branch.storage.append_block(tuple(self._seen(branch, start, stop)))
 
     def _emit(self) -> tuple[tuple[int, ...], str | None, int | None]:
-        """Tokens that became final; why the answer ends, if it does, and the token that ends it."""
+        """RoundTokens that became final; why the answer ends, if it does, and the token that ends it."""
         first = self._canvas.start + self._num_emitted
         stop = self._canvas.start + self._canvas.num_answer
         known = takewhile(lambda place: not self._is_masked[place], range(first, stop))
@@ -293,7 +293,7 @@ class Sequence:
             for i in range(stop - num_tokens, stop)
         )
 
-    def _visible(self, values: list[T]) -> tuple[T | None, ...]:
+    def _visible(self, values: list[_T]) -> tuple[_T | None, ...]:
         """Values of the active window, None where it is still masked."""
         return tuple(None if self._is_masked[i] else values[i] for i in range(*self._window))
 

@@ -22,18 +22,18 @@ import torch
 from a2d_ray.generation.decoding.canvas import Canvas, stop_token_ids
 from a2d_ray.generation.decoding.denoise import (
     Active,
-    Asked,
     Decoder,
+    Inquiry,
     RuleState,
     TokenLogprob,
-    ask,
+    inquire,
 )
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.drafting import Drafter, DraftPlan, max_masks
 from a2d_ray.generation.engine.pages import Page, PageTable, root_key
 from a2d_ray.generation.engine.request import Request, StepOutput
 from a2d_ray.generation.engine.storage import SequenceStorage
-from a2d_ray.generation.engine.work import Answer, Question, Sight, Work
+from a2d_ray.generation.engine.work import Question, Sight, Verdict, Work
 from a2d_ray.models.contract import Contract
 
 SCORED_TOGETHER = 32  # tokens of a prompt
@@ -42,7 +42,7 @@ PAGE_TOKENS = 16  # causal states need no block grid: a page is as long as is ha
 
 @dataclass(frozen=True)
 class _Drafts:
-    """Tokens that the next round verifies.
+    """RoundTokens that the next round verifies.
 
     Attributes:
         ids: drafted tokens.
@@ -179,7 +179,7 @@ class SpeculativeSequence:
         if num_scored < len(positions):
             ids = [*self._drafts.ids, self._decoder.mask_id]
             active = Active.masked(positions[num_scored:], ids)
-            asked = ask(self._decoder, active, self._state)
+            asked = inquire(self._decoder, active, self._state)
             questions.append(Question(asked=asked, works=(work,), rows=self._rows[num_scored:]))
         return questions
 
@@ -191,7 +191,7 @@ class SpeculativeSequence:
         """The last output of a request that cannot go on."""
         return replace(self._output((), "error"), error=error)
 
-    def commit(self, answers: Collection[Answer]) -> StepOutput:
+    def commit(self, answers: Collection[Verdict]) -> StepOutput:
         """Commits drafts that are what the AR mode writes, and a token of its own behind them.
 
         Args:
@@ -235,10 +235,10 @@ class SpeculativeSequence:
         positions = range(start, start + len(rows))
         active = Active.masked(positions, [self._decoder.mask_id] * len(rows))
         free = replace(self._decoder, grammar=None)  # it will bind what is verified
-        asked = ask(free, active, self._state)
+        asked = inquire(free, active, self._state)
         return Question(asked=asked, works=(self._work,), rows=rows)
 
-    def draft(self, answer: Answer, output: StepOutput) -> StepOutput:
+    def draft(self, answer: Verdict, output: StepOutput) -> StepOutput:
         """Takes the answer to `draft_question`; the output of this round, with the drafts."""
         if isinstance(answer, Exception):  # drafts are worth no failure
             return output
@@ -251,7 +251,7 @@ class SpeculativeSequence:
 
     @property
     def _num_left(self) -> int:
-        """Tokens that the answer may still get."""
+        """RoundTokens that the answer may still get."""
         return self._canvas.num_answer - self._num_emitted
 
     def _masks(self) -> list[tuple[int, range]]:
@@ -279,11 +279,11 @@ class SpeculativeSequence:
         seen_mS = torch.cat([is_draft_seen, is_mask_seen], dim=1)
         return Sight(num_common=len(self._ids), hidden_mS=~seen_mS)
 
-    def _scoring(self, positions: list[int]) -> Asked:
+    def _scoring(self, positions: list[int]) -> Inquiry:
         """How likely tokens of the prompt are, by the model's own distribution."""
         ids = tuple(self._ids[position] for position in positions)
         plain = SamplingParams(rule="ar", logprobs=self._num_alternatives)
-        return ask(
+        return inquire(
             replace(self._decoder, params=plain, grammar=None),
             Active(positions=tuple(positions), ids=ids, is_masked=(False,) * len(ids)),
             RuleState(),

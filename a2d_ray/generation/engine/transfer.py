@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _ALIGNMENT = 8
 
 
-def to_device(value: T, device: torch.device) -> T:
+def send(value: _T, device: torch.device) -> _T:
     """The same with its tensors on a device: those of the host travel in one copy.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from a2d_ray.generation.decoding.denoise import Asked, Commitment
+from a2d_ray.generation.decoding.denoise import Commitment, Inquiry
 from a2d_ray.generation.engine.cache import Runs
 from a2d_ray.generation.engine.storage import SequenceStorage, StoredBlocks
 
@@ -74,10 +74,10 @@ class Question:
             at the positions, or before them where the model's logits are shifted.
     """
 
-    asked: Asked
+    asked: Inquiry
     works: tuple[Work, ...]
     rows: Sequence[int] | None = None
 
 
-Answer = Commitment | Exception
+Verdict = Commitment | Exception
 """Of a question: what is committed, or why the request cannot go on."""
