@@ -172,7 +172,7 @@ MEMORIES = {"steps": _schedule, "klass": _changes}
 
 
 def window_counts(position_N, decoder):
-    """RoundTokens that each step of a window commits under rule ``steps``."""
+    """Tokens that each step of a window commits under rule ``steps``."""
     params = decoder.params
     canvas = decoder.canvas
     num_steps = decoding.steps_per_block(params.steps, canvas.num_blocks, canvas.block_size)

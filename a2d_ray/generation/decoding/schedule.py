@@ -18,7 +18,7 @@ def with_schedule(asked: Inquiry) -> Inquiry:
 
 
 def window_counts(positions: Sequence[int], decoder: Decoder) -> tuple[int, ...]:
-    """RoundTokens that each step of a window commits under rule ``steps``.
+    """Tokens that each step of a window commits under rule ``steps``.
 
     Args:
         positions: the window's masked positions.

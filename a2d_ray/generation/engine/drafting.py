@@ -195,7 +195,7 @@ def _numbers_of_ends(num_drafts: int, shape: str) -> list[int]:
 
 
 def _rate(costs: Costs, num_running: int, p: float, num_drafts: int, num_ends: int) -> float:
-    """RoundTokens per second of one request in the long run."""
+    """Tokens per second of one request in the long run."""
     num_masks = num_drafts + 1
 
     def seconds(num_tokens: int, num_verified: int, num_drafted: int) -> float:

@@ -90,7 +90,7 @@ class Reading:
 def plan_tokens(
     works: Sequence[Work], *, is_cpu: bool, is_gated: bool, keeps_last: bool
 ) -> RoundTokens:
-    """RoundTokens of a round.
+    """Tokens of a round.
 
     Args:
         works: what the sequences bring.

@@ -249,7 +249,7 @@ class Sequence:
                     branch.storage.append_block(tuple(self._seen(branch, start, stop)))
 
     def _emit(self) -> tuple[tuple[int, ...], str | None, int | None]:
-        """RoundTokens that became final; why the answer ends, if it does, and the token that ends it."""
+        """Tokens that became final; why the answer ends, if it does, and the token that ends it."""
         first = self._canvas.start + self._num_emitted
         stop = self._canvas.start + self._canvas.num_answer
         known = takewhile(lambda place: not self._is_masked[place], range(first, stop))

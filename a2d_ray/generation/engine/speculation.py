@@ -42,7 +42,7 @@ PAGE_TOKENS = 16  # causal states need no block grid: a page is as long as is ha
 
 @dataclass(frozen=True)
 class _Drafts:
-    """RoundTokens that the next round verifies.
+    """Tokens that the next round verifies.
 
     Attributes:
         ids: drafted tokens.
@@ -251,7 +251,7 @@ class SpeculativeSequence:
 
     @property
     def _num_left(self) -> int:
-        """RoundTokens that the answer may still get."""
+        """Tokens that the answer may still get."""
         return self._canvas.num_answer - self._num_emitted
 
     def _masks(self) -> list[tuple[int, range]]:

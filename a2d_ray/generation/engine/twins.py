@@ -124,7 +124,7 @@ class PackedLinear(nn.Module):
 
     @property
     def _adapted_rows(self) -> Tensor | None:
-        """RoundTokens at which adapters act now."""
+        """Tokens at which adapters act now."""
         return None if self._adapters is None or self._gate is None else self._gate.rows
 
     def silu(self, x: Tensor) -> Tensor:
