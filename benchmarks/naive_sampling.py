@@ -12,12 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from a2d_ray.diffusion.decoding import (
-    commit_counts,
-    select_top,
-    steps_per_block,
-    token_logprobs,
-)
+from a2d_ray.diffusion.decoding import commit_counts, steps_per_block, token_logprobs
 from a2d_ray.generation.decoding.params import SamplingParams
 
 
@@ -82,9 +77,10 @@ class NaiveSampler:
             scores = logits[position].float()
             scores[:, self._mask_id] = -torch.inf
             ids = scores.argmax(-1)
-            is_committed = select_top(token_logprobs(scores, ids), count)
-            block[position[is_committed]] = ids[is_committed]
-            is_masked[position[is_committed]] = False
+            confidence = token_logprobs(scores, ids)
+            best = confidence.argsort(descending=True, stable=True)[:count]
+            block[position[best]] = ids[best]
+            is_masked[position[best]] = False
         return block
 
     def _forward(self, ids: Tensor, cache: DynamicCache, start: int, mask: Tensor | None) -> Tensor:

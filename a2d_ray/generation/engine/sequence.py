@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import TypeVar
+from typing import Any
 
 from a2d_ray.generation.decoding.canvas import Canvas, stop_token_ids
 from a2d_ray.generation.decoding.denoise import (
@@ -20,8 +20,6 @@ from a2d_ray.generation.engine.request import Request, StepOutput
 from a2d_ray.generation.engine.storage import SequenceStorage, StoredBlocks, block_edges
 from a2d_ray.generation.engine.work import Question, Verdict, Work
 from a2d_ray.models.contract import Contract
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -293,7 +291,7 @@ class Sequence:
             for i in range(stop - num_tokens, stop)
         )
 
-    def _visible(self, values: list[_T]) -> tuple[_T | None, ...]:
+    def _visible(self, values: list[Any]) -> tuple[Any, ...]:
         """Values of the active window, None where it is still masked."""
         return tuple(None if self._is_masked[i] else values[i] for i in range(*self._window))
 
