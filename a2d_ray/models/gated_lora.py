@@ -54,12 +54,15 @@ class NoiseGate:
         return torch.where(self.is_noised[..., None], output, 0)
 
     @contextmanager
-    def opened(self, is_noised: Tensor | None) -> Iterator[None]:
+    def opened(self, is_noised: Tensor | None, rows: Tensor | None = None) -> Iterator[None]:
         """Within it, the adapters act at these tokens; None: at none.
 
+        `rows` are their indices, where the caller knows them: to look for them waits for a device.
         With gradients they go on doing so: checkpointed layers run again in the backward pass.
         """
         self.is_noised = is_noised
+        if is_noised is not None and rows is not None:
+            self._rows = (is_noised, rows)
         try:
             yield
         finally:

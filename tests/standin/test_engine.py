@@ -4,11 +4,14 @@ import itertools
 from dataclasses import fields, replace
 
 import pytest
+import torch
 
+from a2d_ray.config import LoraSection
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine import spans
 from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
-from tests.generation.test_engine import EOS, PARAMS, PROMPTS, contract
+from a2d_ray.models.gated_lora import add_gated_adapters, gated_linears, settle_mask_row
+from tests.generation.test_engine import EOS, MASK, PARAMS, PROMPTS, contract
 from tests.generation.test_speculation import CAUSAL, SHIFTED, OddFirst
 from tests.standin.device import DEVICE, StandIn, kernel
 from tests.tiny import tiny_a2d_model
@@ -145,6 +148,36 @@ def test_launches_and_bytes_do_not_grow_with_requests(rule, device):
         assert all(counts.bytes_to_host <= 24 * num_rows + 1_024 for counts in rounds)
     assert found[1] == found[64]
     assert max(found[1]) < 400
+
+
+def test_gated_adapters_cost_no_wait(device):
+    """Which tokens are noised is known on the host."""
+    params = SPECULATING[1].model_copy(update={"temperature": 2.0, "presence_penalty": 0.0})
+    request = Request(request_id="a", prompt=PROMPTS[0], params=params)
+    found = []
+    for place in ("cpu", device):
+        model = tiny_a2d_model("qwen3")
+        add_gated_adapters(model, LoraSection(r=2, noised_only=True), mask_id=MASK, base="base")
+        settle_mask_row(model)
+        generator = torch.Generator().manual_seed(1)
+        for parts in gated_linears(model).values():
+            parts.b_Or.data.copy_(torch.randn(parts.b_Or.shape, generator=generator))
+        found.append(run(model.to(place), CAUSAL, [request]))
+    assert found[0][0] == found[1][0] and len(found[0][1]) == len(found[1][1])
+    assert all(counts.waits.total() <= 2 for counts in found[1][1])
+
+
+def test_a_warm_up_answers_once_and_leaves_nothing(device):
+    engines = [
+        Engine(model, contract(), eos_ids={EOS}, max_length=256)
+        for model in (MODEL, tiny_a2d_model("qwen3").to(device))
+    ]
+    for engine, is_run in zip(engines, (False, True), strict=True):
+        with DEVICE.counting() as counts:
+            engine.warm_up()
+        assert bool(counts.launches) == is_run
+        assert not engine.has_unfinished()
+        assert engine.num_rounds == engine.num_used_kv_tokens == 0
 
 
 def test_a_large_nucleus_is_decided_again(device):

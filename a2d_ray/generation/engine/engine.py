@@ -18,6 +18,7 @@ from a2d_ray.config.errors import TooLongError
 from a2d_ray.generation.decoding.ar_mode import default_rule, with_own_rule
 from a2d_ray.generation.decoding.canvas import check_prompt, make_canvas, stop_token_ids
 from a2d_ray.generation.decoding.denoise import check_grammar
+from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.pages import PageTable
 from a2d_ray.generation.engine.request import Request, StepOutput
 from a2d_ray.generation.engine.runner import ModelRunner, make_drafter
@@ -70,7 +71,19 @@ class Engine:
         self._scheduler = Scheduler(contract, self._eos_ids, self._table, options, self._drafter)
 
     def warm_up(self) -> None:
-        """Does ahead what the first request would wait for: measures forwards, to plan drafts."""
+        """Does ahead what the first request would wait for.
+
+        An accelerator answers a request once: its libraries choose kernels and take memory. Then
+        forwards are measured, to plan drafts.
+        """
+        if self._runner.device.type != "cpu" and self._contract.objective is not None:
+            params = SamplingParams(max_new_tokens=1, ignore_eos=True)
+            self.add_request(
+                Request(request_id="warm-up", prompt=[[0]], params=params, salt="warm-up")
+            )
+            while self.has_unfinished():
+                self.step()
+            self.num_rounds = self.num_positions = 0
         if default_rule(self._contract) == "speculate":
             self._drafter.measure()
 

@@ -27,6 +27,7 @@ class RoundTokens:
     Attributes:
         id_N, position_N: int64.
         is_noised_N: bool; None: nobody asks.
+        noised_row_M: where that is, int64.
         slices: of each work, for a CPU.
         spans: of all works, for other devices; None: on a CPU.
         page_row_P: last tokens of the pages that the round fills, where their hidden states are
@@ -36,6 +37,7 @@ class RoundTokens:
     id_N: Tensor
     position_N: Tensor
     is_noised_N: Tensor | None
+    noised_row_M: Tensor | None
     slices: tuple[Slice, ...]
     spans: SpanPlan | None
     page_row_P: Tensor | None
@@ -99,15 +101,18 @@ def plan_tokens(
         keeps_last: whether the hidden states of pages' last tokens are kept.
     """
     is_noised_N = None
+    noised_row_M = None
     if is_gated:
         sizes = [size for w in works for size in (w.num_tokens - w.num_noised, w.num_noised)]
         is_noised_P = torch.tensor([False, True] * len(works))
         is_noised_N = is_noised_P.repeat_interleave(torch.tensor(sizes))
+        noised_row_M = is_noised_N.nonzero()[:, 0]
     stops = [row for _, row in page_rows(works)] if keeps_last else []
     return RoundTokens(
         id_N=torch.tensor([i for w in works for i in w.ids], dtype=torch.int64),
         position_N=torch.tensor([p for w in works for p in w.positions], dtype=torch.int64),
         is_noised_N=is_noised_N,
+        noised_row_M=noised_row_M,
         slices=tuple(map(_slice, works)) if is_cpu else (),
         spans=None if is_cpu else plan_spans(works),
         page_row_P=torch.tensor(stops) if stops else None,

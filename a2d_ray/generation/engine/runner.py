@@ -177,7 +177,7 @@ class ModelRunner:
 
     def _run(self, tokens: RoundTokens, store: KVStore | SlotStore | None) -> Tensor:
         """Final hidden states [N, H]; gated adapters act at the noised tokens, None: at none."""
-        with self._gate_opened(tokens.is_noised_N):
+        with self._gate_opened(tokens):
             return self.twin.model(
                 input_ids=tokens.id_N[None],
                 position_ids=tokens.position_N[None],
@@ -186,11 +186,12 @@ class ModelRunner:
                 ragged=Round(slices=tokens.slices, spans=tokens.spans, store=store),
             ).last_hidden_state[0]
 
-    def _gate_opened(self, is_noised_N: Tensor | None) -> AbstractContextManager[None]:
+    def _gate_opened(self, tokens: RoundTokens) -> AbstractContextManager[None]:
         gate = gate_of(self.twin)
         if gate is None:
             return nullcontext()
-        return gate.opened(None if is_noised_N is None else is_noised_N[None])
+        is_noised_N = tokens.is_noised_N
+        return gate.opened(None if is_noised_N is None else is_noised_N[None], tokens.noised_row_M)
 
     def idle_forward(self, num_tokens: int) -> Tensor:
         """A forward whose tokens attend to each other and are stored nowhere: for measuring."""
