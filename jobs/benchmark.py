@@ -1,32 +1,6 @@
 """Measure a suite: python jobs/benchmark.py SUITE [--quick] [key=value ...]"""
 
-import sys
-from pathlib import Path
-
-from a2d_ray.cli import ConfigError, load_config, run
-from a2d_ray.config import BenchmarkConfig
-
-
-def main() -> None:
-    config = load_config(BenchmarkConfig, "benchmark", [_argument(arg) for arg in sys.argv[1:]])
-    sys.path.insert(
-        0, str(Path(__file__).resolve().parents[1])
-    )  # benchmarks/ is not in the package
-    from benchmarks.harness import SUITES, run_suite
-
-    if config.suite not in SUITES:
-        raise ConfigError(f"suite={config.suite} is not there yet: choose from {sorted(SUITES)}")
-    for line in run_suite(config):
-        print(line, flush=True)
-
-
-def _argument(arg: str) -> str:
-    """`SUITE` and `--quick` are short for `suite=SUITE` and `quick=true`."""
-    if arg == "--quick":
-        return "quick=true"
-    is_suite = "=" not in arg and not arg.startswith("-") and not arg.endswith((".yaml", ".yml"))
-    return f"suite={arg}" if is_suite else arg
-
+from a2d_ray.jobs.run import run_job
 
 if __name__ == "__main__":
-    run(main)
+    run_job("benchmark")

@@ -1,17 +1,6 @@
 """Talks to a checkpoint in the terminal: python jobs/chat.py model.path=..."""
 
-from a2d_ray.cli import load_config, run
-from a2d_ray.config import ChatConfig
-
-
-def main() -> None:
-    config = load_config(ChatConfig, "chat")
-
-    from a2d_ray import load
-    from a2d_ray.text.chat import run_chat
-
-    run_chat(load(**config.model.model_dump(exclude_none=True)), config)
-
+from a2d_ray.jobs.run import run_job
 
 if __name__ == "__main__":
-    run(main)
+    run_job("chat")

@@ -4,40 +4,7 @@ python jobs/evaluate.py frontier [CONFIG.yaml] [key=value ...]   speed against q
 python jobs/evaluate.py compare A.json B.json                    two reports, paired
 """
 
-import sys
-from pathlib import Path
-
-from a2d_ray.cli import ConfigError, load_config, run
-from a2d_ray.config import EvaluateConfig, FrontierConfig
-
-
-def main() -> None:
-    command = (sys.argv[1:2] or [""])[0]
-    args = sys.argv[2:]
-    if command == "compare":
-        if len(args) != 2:
-            raise ConfigError("the form is python jobs/evaluate.py compare A.json B.json")
-        from a2d_ray.evaluation.report import report
-
-        pair = [report.read_report(path) for path in args]
-        found = report.compare_reports(*pair)
-        print(report.comparison_markdown(args, found, report.differing_conditions(*pair, found)))
-    elif command == "frontier":
-        config = load_config(FrontierConfig, "frontier", args)
-        from a2d_ray.evaluation.harness.frontier import run_frontier, write_frontier
-
-        curves = run_frontier(config)
-        print(write_frontier(curves, config.tasks[0].task, Path(config.output) / config.name))
-    else:
-        suite = load_config(EvaluateConfig, "evaluate", sys.argv[1:])
-        from a2d_ray.evaluation.harness.suite import run_suite
-        from a2d_ray.evaluation.report.report import log_to_wandb, markdown, write_report
-
-        measured = run_suite(suite)
-        path = write_report(measured, Path(suite.output) / suite.name)
-        log_to_wandb(measured, suite, path.parent)
-        print(f"{markdown(measured)}\n\n{path}")
-
+from a2d_ray.jobs.run import run_job
 
 if __name__ == "__main__":
-    run(main)
+    run_job("evaluate")

@@ -1,17 +1,6 @@
 """Convert, train, measure, serve and ask a small diffusion language model on this machine."""
 
-from a2d_ray.cli import load_config, run
-from a2d_ray.config import QuickstartConfig
-
-
-def main() -> None:
-    config = load_config(QuickstartConfig, "quickstart")
-
-    # Late, so that a wrong value fails at once; it sets the environment before Ray is imported.
-    from a2d_ray.quickstart.flow import run_quickstart
-
-    run_quickstart(config)
-
+from a2d_ray.jobs.run import run_job
 
 if __name__ == "__main__":
-    run(main)
+    run_job("quickstart")

@@ -1,19 +1,6 @@
 """Search hyper-parameters with Ray Tune: python jobs/sweep.py sweep.name=... [key=value ...]"""
 
-from a2d_ray.cli import load_config, run
-from a2d_ray.config import SweepConfig
-
-
-def main() -> None:
-    config = load_config(SweepConfig, "sweep")
-    from a2d_ray.sweeps.space import read_space
-
-    read_space(config)
-    from a2d_ray.sweeps.results import format_results
-    from a2d_ray.sweeps.sweep import run_sweep
-
-    print(format_results(run_sweep(config), config.sweep.metric))
-
+from a2d_ray.jobs.run import run_job
 
 if __name__ == "__main__":
-    run(main)
+    run_job("sweep")

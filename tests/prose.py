@@ -55,7 +55,9 @@ def lengths(texts: Iterable[str]) -> Lengths:
 
 def links(text: str) -> list[str]:
     """Targets of links and pictures, outside code."""
-    return [match[2] for match in LINK.finditer(_CODE.sub("", FENCE.sub("", text)))]
+    plain = _CODE.sub("", FENCE.sub("", text))
+    pictures = re.findall(r'\b(?:src|srcset)="([^"]+)"', plain)
+    return [match[2] for match in LINK.finditer(plain)] + pictures
 
 
 def anchors(text: str) -> set[str]:

@@ -151,6 +151,7 @@ nor does code count here
     assert lengths([text]) == lengths([text, ""])
     assert (lengths([text]).median, lengths([text]).p90) == (5.5, 8.1)
     assert links(text) == ["docs/very/long.md"]
+    assert links('[a](b) <source srcset="c.svg"> `src="d"`') == ["b", "c.svg"]
     assert anchors("# A `b` & c!\n## Same\n### Same\n") == {"a-b--c", "same", "same-1"}
 
 

@@ -1,9 +1,7 @@
-"""A job's arguments -> its configuration; how a job starts, prints and ends."""
+"""A job's arguments -> its configuration."""
 
-import os
-import select
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from types import UnionType
@@ -14,11 +12,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_settings import CliSettingsSource, SettingsError
 
-from a2d_ray.cli.help_text import help_text
+from a2d_ray.cli.help_text import help_text, usage
 from a2d_ray.config.errors import ConfigError, OptionError, unknown_key
 from a2d_ray.config.keys import find_field, section_of
 from a2d_ray.config.layers import Config, Values, lay_over, set_value, to_earlier, validate
 from a2d_ray.config.texts import is_text, parse_yaml, yaml_problem
+from a2d_ray.terminal.streams import output
+
+CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"  # a file per job, and what lies over it
 
 
 def load_config(
@@ -28,7 +29,7 @@ def load_config(
 
     Args:
         config_class: the pydantic model to fill.
-        job_name: name of the job; ``jobs/configs/<job_name>.yaml`` lies under the user's file.
+        job_name: name of the job; its own file in ``jobs/configs/`` lies under the user's file.
         argv: arguments; None: the process's own.
 
     Returns:
@@ -39,12 +40,12 @@ def load_config(
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if "--help" in args or "-h" in args:
-        sys.stdout.write(help_text(config_class, job_name, shipped_values(job_name)))
+        output().write(help_text(config_class, job_name, shipped_values(job_name)))
         raise SystemExit(0)
     is_dry_run = "--dry-run" in args
     config = parse_config(config_class, job_name, [arg for arg in args if arg != "--dry-run"])
     if is_dry_run:
-        sys.stdout.write(to_yaml(config))
+        output().write(to_yaml(config))
         raise SystemExit(0)
     return config
 
@@ -58,10 +59,10 @@ def parse_config(config_class: type[Config], job_name: str, args: Sequence[str])
     if len(files) > 1 or any(f.startswith("-") for f in files):
         raise ConfigError(
             f"cannot read the arguments {files}: the form is "
-            f"python jobs/{job_name}.py [CONFIG.yaml] [key.sub=value ...]"
+            f"{usage(job_name)} [CONFIG.yaml] [key.sub=value ...]"
         )
     shipped = shipped_values(job_name)
-    own = _read_yaml(Path(files[0])) if files else {}
+    own = _read_yaml(find_file(files[0])) if files else {}
     values = deepcopy(lay_over(config_class, shipped, own))
     overrides: Values = {}
     for path, value in _overrides(config_class, [arg for arg in args if "=" in arg]):
@@ -75,47 +76,24 @@ def to_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a job; a user's mistake becomes one clear message and exit code 2."""
-    try:
-        _run_with_reader(main)
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        is_clear = isinstance(error, ConfigError | OptionError)
-        raise SystemExit(2) from (None if is_clear else error)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        raise SystemExit(130) from None
-
-
-def _run_with_reader(main: Callable[[], None]) -> None:
-    """Ends quietly where the reader of the output goes away, as `head` does."""
-    try:
-        try:
-            main()
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        if _has_reader():
-            raise  # another pipe broke
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
-        raise SystemExit(0) from None
-
-
-def _has_reader() -> bool:
-    """Whether somebody still reads what is printed."""
-    poller = select.poll()
-    poller.register(sys.stdout, select.POLLOUT)
-    return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poller.poll(0))
-
-
 def shipped_values(job_name: str) -> Values:
-    """What the job's own file sets; nothing where the package is installed without the jobs."""
-    main_file = getattr(sys.modules["__main__"], "__file__", None) or "jobs/x.py"
-    beside_job = Path(main_file).resolve().parent / "configs" / f"{job_name}.yaml"
-    in_tree = Path(__file__).resolve().parents[2] / "jobs" / "configs" / f"{job_name}.yaml"
-    file = beside_job if beside_job.exists() else in_tree
+    """What the job's own file sets; nothing where it has none."""
+    file = CONFIGS / f"{job_name}.yaml"
     return _read_yaml(file) if file.exists() else {}
+
+
+def find_file(name: str) -> Path:
+    """A configuration file: the user's own, or one of the package's by its name.
+
+    Args:
+        name: path of a file; where there is none, ``jobs/configs/serve_gpu.yaml``,
+            ``serve_gpu.yaml`` and ``evaluate/bbh.yaml`` are the package's.
+    """
+    path = Path(name)
+    if path.exists() or path.is_absolute():
+        return path
+    shipped = CONFIGS / name.removeprefix("jobs/configs/")
+    return shipped if shipped.exists() and ".." not in path.parts else path
 
 
 def _read_yaml(path: Path) -> Values:

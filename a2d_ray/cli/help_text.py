@@ -1,5 +1,6 @@
 """``--help``: every key with its type, the job's own default, and what it needs beside it."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,14 +21,21 @@ def help_text(config_class: type[BaseModel], job_name: str, shipped: dict[str, A
         shipped: what its own file sets.
     """
     head = [
-        f"usage: python jobs/{job_name}.py [CONFIG.yaml] [key.sub=value ...] [--dry-run] [--help]",
+        f"usage: {usage(job_name)} [CONFIG.yaml] [key.sub=value ...] "
+        "[--dry-run] [--verbose] [--help]",
         "",
         (config_class.__doc__ or "").strip(),
         f"CONFIG.yaml lies over jobs/configs/{job_name}.yaml, whose values are the defaults below. "
-        "--dry-run prints the whole configuration.",
+        "--dry-run prints the whole configuration. --verbose shows what libraries print, too.",
         "",
     ]
     return "\n".join([*head, *_lines(config_class, shipped), ""])
+
+
+def usage(job_name: str) -> str:
+    """How the job was called: ``a2d NAME``, or as a file of the repository."""
+    command = f"a2d {job_name}"
+    return command if sys.argv[0] == command else f"python jobs/{job_name}.py"
 
 
 def _lines(

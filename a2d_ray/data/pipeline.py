@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,7 @@ from a2d_ray.data.sources.shards import Shape, Source, resolve_source
 from a2d_ray.models.tokenizers import load_tokenizer, template_options
 from a2d_ray.runs.cluster import start_ray
 from a2d_ray.runs.storage import absolute_if_local, absolute_path
+from a2d_ray.terminal.progress import Progress, following
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,6 +102,7 @@ def prepare(data: DataSection, objective: ObjectiveSection, model_path: str) -> 
         _log.info("the new set %s", change)
     started = time.perf_counter()
     start_ray()
+    DataContext.get_current().enable_progress_bars = False  # ours count documents and parts
     with built_beside(target) as directory, _task_errors(target.parent):
         job = _Job(sources, data, recipe, absolute_if_local(model_path), directory)
         manifest = {"fingerprint": fingerprint, "options": options, **job.run()}
@@ -147,7 +149,7 @@ def training_dataset(
             batch_format="pyarrow",
         )
         rows = rows.repartition(target_num_rows_per_block=rows_per_block, strict=True)
-    rows.context.enable_progress_bars = False  # the run has a bar of its own
+    rows.context.enable_progress_bars = False  # the run has one of its own
     return rows
 
 
@@ -223,7 +225,7 @@ class _Job:
                 batch_size=None,
                 batch_format="pyarrow",
             )
-        return [table for table in _batches(index) if table.num_rows]
+        return list(_counted(table for table in _batches(index) if table.num_rows))
 
     def _write(self, plans: Mapping[Split, SplitPacks]) -> None:
         """Writes the parts of both splits."""
@@ -243,8 +245,17 @@ class _Job:
                 batch_size=None,
                 batch_format="pyarrow",
             )
-        rows = sum(sum(batch["rows"].to_pylist()) for batch in _batches(written))
+        batches = following(_batches(written), "write", len(parts), "part")
+        rows = sum(sum(batch["rows"].to_pylist()) for batch in batches)
         assert rows == sum(plan.num_packs for plan in plans.values()), rows
+
+
+def _counted(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The tables of an index, while a progress bar counts their documents."""
+    with Progress("tokenize", None, "document") as progress:
+        for table in tables:
+            yield table
+            progress.move_to(progress.num_done + table["report"].null_count)
 
 
 def _read(batch: pa.Table, units: Sequence[Unit]) -> Iterator[pa.Table]:

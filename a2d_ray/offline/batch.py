@@ -11,7 +11,6 @@ from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
-from tqdm import tqdm
 
 from a2d_ray.config import GenerateConfig
 from a2d_ray.offline.answers import PartAnswerer, conversations
@@ -25,6 +24,8 @@ from a2d_ray.runs.cluster import start_ray
 from a2d_ray.runs.environment import worker_env
 from a2d_ray.runs.resources import Share, available_resources, check_room
 from a2d_ray.runs.storage import RunDirectory
+from a2d_ray.terminal.notices import mark_warnings
+from a2d_ray.terminal.progress import Progress
 
 
 def answer_parts(config: GenerateConfig, plan: BatchPlan) -> Iterator[dict[str, int]]:
@@ -67,12 +68,12 @@ def report_progress(config: GenerateConfig, plan: BatchPlan) -> str:
     started = time.perf_counter()
     total = Counter[str]()
     num_missing = len(plan.missing) * config.rows_per_part
-    with tqdm(total=plan.num_rows, unit="prompt", desc="generate") as bar:
-        bar.update(max(0, plan.num_rows - num_missing))
+    num_before = max(0, plan.num_rows - num_missing)
+    with Progress("generate", plan.num_rows, "prompt", start=num_before) as progress:
         for counts in answer_parts(config, plan):
             total.update(counts)
-            bar.set_postfix({"tokens/s": f"{total['num_tokens'] / _since(started):.0f}"})
-            bar.update(counts["num_rows"])
+            speed = f"{total['num_tokens'] / _since(started):.0f}"
+            progress.move_to(num_before + total["num_rows"], {"tokens/s": speed})
     seconds = _since(started)
     return (
         f"{total['num_rows']:,} prompts, {total['num_errors']:,} of them with errors, "
@@ -110,6 +111,7 @@ class BatchReplica:
 
         from a2d_ray.text.language_model import load
 
+        mark_warnings()
         self._config = GenerateConfig.model_validate(config)
         self._folder = folder
         torch.set_num_threads(self._config.cpus_per_replica)

@@ -2,13 +2,10 @@
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 import a2d_ray
 from a2d_ray.config import QuickstartConfig, TrainConfig
@@ -23,6 +20,7 @@ from a2d_ray.runs.cluster import running_ray
 from a2d_ray.runs.environment import set_environment
 from a2d_ray.runs.settings import check_same_settings
 from a2d_ray.runs.storage import absolute_path, write_whole
+from a2d_ray.terminal.streams import console
 
 NUM_STAGES = 8
 MIN_CPUS = 4  # logical: the workers, Ray Data's tasks beside them, and Serve
@@ -52,7 +50,7 @@ class _Quickstart:
         self.root = Path(absolute_path(config.root))
         self.model = self.root / "model"
         self.checkpoint = self.root / "train" / "checkpoint-final"
-        self.console = Console(highlight=False)
+        self.console = console(highlight=False)
         self.stages = Stages(self.root, self.console, NUM_STAGES)
         self.records: dict[str, Record] = {}
         self.started = started
@@ -220,15 +218,10 @@ class _Quickstart:
     def start_ray(self) -> None:
         """Ray, from the first stage that needs it to the end."""
         if not self.has_ray:
-            self.console.print("  starting Ray")
             num_cpus = max(MIN_CPUS, self.config.num_workers + 2, os.cpu_count() or 1)
-            ray = running_ray(num_cpus, object_store_bytes=OBJECT_STORE_BYTES, is_quiet=True)
+            ray = running_ray(num_cpus, object_store_bytes=OBJECT_STORE_BYTES)
             self.started.enter_context(ray)
             self.has_ray = True
-            from ray.data import DataContext
-
-            # Without a terminal, Ray Data would log its bars.
-            DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
 
     def files(self) -> dict[str, Path]:
         run = self.root / "train"

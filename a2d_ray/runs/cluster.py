@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from a2d_ray.runs.environment import set_environment
 
+_log = logging.getLogger(__name__)
 _API_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 
@@ -38,8 +39,10 @@ def start_ray(
 
     if ray.is_initialized():
         return False
+    address = os.environ.get("RAY_ADDRESS")
+    _log.info("joining Ray at %s" if address else "starting Ray%s", address or "")
     level = logging.WARNING if is_quiet else logging.INFO
-    if os.environ.get("RAY_ADDRESS"):
+    if address:
         ray.init(logging_level=level, log_to_driver=shows_workers)
         return True
     port = _free_port()

@@ -58,6 +58,7 @@ def run_sweep(config: SweepConfig) -> SweepResults:
     start_ray(_cpus_of_own_ray(base))
     if base.rl is None:
         _prepare_data(base, dimensions)
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # what is on the disk is enough to resume
     results = _tuner(config, base, dimensions, directory).fit()
     return write_results(results, config.model_copy(update={"train": base}), directory)
 
@@ -94,9 +95,33 @@ def _tuner(
         run_config=tune.RunConfig(
             name=TUNE_DIRECTORY,
             storage_path=str(directory),
+            callbacks=[_TrialLines()],
             failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
         ),
     )
+
+
+class _TrialLines(tune.Callback):
+    """A line for each trial that ends."""
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune."""
+        found = trial.last_result or {}
+        figures = ", ".join(
+            f"{key} {found[key]:.4g}"
+            for key in ("nelbo", "accepted_length", "exact_match", "reward")
+            if found.get(key) is not None
+        )
+        self._tell(trials, trial, figures or "no figures")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune."""
+        self._tell(trials, trial, "failed")
+
+    def _tell(self, trials: list[Any], trial: Any, what: str) -> None:
+        point = ", ".join(f"{key}={value}" for key, value in trial.evaluated_params.items())
+        num_done = sum(each.is_finished() for each in trials)
+        _log.info("trial %s (%d done): %s; %s", trial.trial_id, num_done, point, what)
 
 
 def _worker_cpus(base: TrainConfig) -> int:

@@ -15,6 +15,8 @@ from rich.text import Text
 from a2d_ray.config import ChatConfig, SampleConfig, override
 from a2d_ray.config.texts import is_text, parse_yaml
 from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.terminal.streams import console as terminal_console
+from a2d_ray.terminal.streams import output
 from a2d_ray.text.language_model import LanguageModel, Prompt
 from a2d_ray.text.live_view import AnswerCost, show_answer, visible
 
@@ -59,9 +61,10 @@ def read_lines(console: Console, history: str | None = None) -> Iterator[str]:
         return
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.output import create_output
 
     kept = None if history is None else FileHistory(str(Path(history).expanduser()))
-    session: PromptSession[str] = PromptSession(history=kept)
+    session: PromptSession[str] = PromptSession(history=kept, output=create_output(output()))
     while True:
         try:
             yield session.prompt("> ")
@@ -181,7 +184,7 @@ def run_chat(
     Raises:
         ValueError: see `TerminalChat`.
     """
-    console = console or Console(highlight=False)
+    console = console or terminal_console(highlight=False)
     TerminalChat(lm, config, console).run(read(console, config.history))
 
 

@@ -17,6 +17,7 @@ from a2d_ray.data.packing.packed import PackedSet
 from a2d_ray.models.checkpoint import Checkpoint
 from a2d_ray.models.tokenizers import with_template_options
 from a2d_ray.runs.storage import WORKERS_FILE, RunDirectory
+from a2d_ray.terminal.notices import mark_warnings
 from a2d_ray.training.assembly import build_module, load_model
 from a2d_ray.training.batches import StepBuilder, to_device
 from a2d_ray.training.checkpoints import CheckpointWriter
@@ -46,6 +47,7 @@ def run_train_worker(plan: dict[str, Any]) -> None:
 
 def run_worker(worker_class: type["Worker"], plan: dict[str, Any]) -> None:
     """Runs one rank of a plan, from the latest registered checkpoint."""
+    mark_warnings()
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         worker_class(TrainingPlan.from_dict(plan), None).run()

@@ -1,15 +1,13 @@
 """The driver's progress bar: follows the metrics that rank 0 writes."""
 
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from a2d_ray.runs.storage import METRICS_FILE, RunDirectory
+from a2d_ray.terminal.progress import Progress
 
 PROGRESS_POLL_S = 0.5
 
@@ -24,26 +22,18 @@ def progress_bar(directory: RunDirectory, num_steps: int, name: str) -> Iterator
         name: what the bar is called.
     """
     done = threading.Event()
-    is_terminal = sys.stderr.isatty()
-    bar = tqdm(
-        total=num_steps,
-        desc=name,
-        unit="step",
-        mininterval=0.5 if is_terminal else 15,
-        maxinterval=1 if is_terminal else 30,
-    )
     path = (directory.local_path or Path("/nowhere")) / METRICS_FILE
-    follower = threading.Thread(target=_follow, args=(path, bar, done), daemon=True)
-    follower.start()
-    try:
-        yield
-    finally:
-        done.set()
-        follower.join(timeout=5)
-        bar.close()
+    with Progress(name, num_steps, "step") as progress:
+        follower = threading.Thread(target=_follow, args=(path, progress, done), daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            done.set()
+            follower.join(timeout=5)
 
 
-def _follow(path: Path, bar: tqdm, done: threading.Event) -> None:
+def _follow(path: Path, progress: Progress, done: threading.Event) -> None:
     shown: dict[str, str] = {}
     while True:
         is_last = done.is_set()
@@ -59,11 +49,9 @@ def _follow(path: Path, bar: tqdm, done: threading.Event) -> None:
                 shown["loss"] = f"{line['loss']:.3f}"
                 shown["tokens/s"] = f"{line['tokens_per_s']:.0f}"
             step = int(line["step"])
-            if step > bar.n:
-                bar.set_postfix(shown, refresh=False)
-                if bar.n == 0 and step > 1:  # a resumed run: earlier steps took no time now
-                    bar.initial = step
-                bar.update(step - bar.n)
+            if progress.num_done == 0 and step > 1:  # a resumed run
+                progress.begin_at(step)
+            progress.move_to(max(step, progress.num_done), shown)
         if is_last:
             return
         done.wait(PROGRESS_POLL_S)

@@ -7,18 +7,35 @@ else may (``touch runs/NAME/stop``), rank 0 looks for it, and all ranks agree on
 
 import signal
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 from a2d_ray.runs.storage import RunDirectory
-from a2d_ray.signals import handling
+from a2d_ray.signals import Interrupt, handling
+from a2d_ray.terminal.streams import tell
 
 STOP_FILE = "stop"
 STOP_POLL_S = 1.0
 
 
-def stop_on_sigterm(directory: RunDirectory) -> AbstractContextManager[None]:
-    """Within it, SIGTERM asks the run to save and stop, instead of ending this process."""
-    return handling(signal.SIGTERM, lambda: request_stop(directory))
+@contextmanager
+def stop_on_signals(directory: RunDirectory) -> Iterator[None]:
+    """Within it, SIGTERM and the first Ctrl-C ask the run to save and stop, instead of ending this
+    process. A second Ctrl-C raises KeyboardInterrupt.
+    """
+    interrupt = Interrupt()
+
+    def stop() -> None:
+        interrupt.set()
+        request_stop(directory)
+        tell("saving and stopping after this step; Ctrl-C again ends at once")
+
+    is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    with (
+        handling(signal.SIGTERM, lambda: request_stop(directory)),
+        nullcontext() if is_ignored else handling(signal.SIGINT, stop),
+    ):
+        yield
 
 
 def request_stop(directory: RunDirectory) -> None:

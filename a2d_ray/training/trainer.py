@@ -41,7 +41,7 @@ from a2d_ray.training.controller import remaining_rows, train_loop
 from a2d_ray.training.plan import TrainingPlan
 from a2d_ray.training.preflight import check_run
 from a2d_ray.training.progress import progress_bar
-from a2d_ray.training.stopping import STOP_FILE, stop_on_sigterm
+from a2d_ray.training.stopping import STOP_FILE, stop_on_signals
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class RunOutcome:
 
 
 class DiffusionTrainer(TorchTrainer):
-    """A TorchTrainer whose `fit` shows a progress bar, and saves and stops on SIGTERM."""
+    """A TorchTrainer whose `fit` shows a progress bar, and saves and stops on SIGTERM or Ctrl-C."""
 
     plan: TrainingPlan
     run_directory: RunDirectory
@@ -74,10 +74,13 @@ class DiffusionTrainer(TorchTrainer):
         """Trains, or continues a run that was interrupted; see TorchTrainer.fit."""
         name = self.plan.config.run.name
         with (
-            stop_on_sigterm(self.run_directory),
+            stop_on_signals(self.run_directory),
             progress_bar(self.run_directory, self.plan.num_steps, name),
         ):
             return super().fit()
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ray's own would end the run without a checkpoint; `fit` has one."""
 
     def outcome(self, result: Result) -> RunOutcome:
         """What a run has come to: finished, or stopped early and to be resumed."""
@@ -85,7 +88,11 @@ class DiffusionTrainer(TorchTrainer):
         step = int(metrics.get("step", 0))
         where = f"checkpoint: {result.checkpoint.path}" if result.checkpoint else "no checkpoint"
         if step == self.plan.num_steps:
-            return RunOutcome(f"{metrics}\n{where}", 0)
+            names = {"nelbo": "held-out NELBO", "accepted_length": "accepted draft length"}
+            figures = [
+                f"{text} {metrics[key]:.3f}" for key, text in names.items() if key in metrics
+            ]
+            return RunOutcome(f"{', '.join([f'{step} steps', *figures])}\n{where}", 0)
         return RunOutcome(
             f"stopped at step {step} of {self.plan.num_steps}; {where}\n"
             "go on with the same command and run.resume=true",
@@ -156,7 +163,9 @@ def make_trainer(
     """
     config = plan.config
     directory.delete(STOP_FILE)
-    _log.info("%s: %d steps of %d rows", config.run.name, plan.num_steps, config.batch.rows)
+    workers = config.scaling.world_sizes[-1]
+    size = (config.run.name, plan.num_steps, config.batch.rows, workers)
+    _log.info("%s: %d steps of %d rows; workers: %d", *size)
     trainer = DiffusionTrainer(
         loop,
         train_loop_config=plan.to_dict(),

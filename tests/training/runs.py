@@ -1,8 +1,6 @@
 """Fits tiny runs and reads what they leave."""
 
 import json
-import re
-from collections import Counter
 
 import pytest
 
@@ -24,12 +22,3 @@ def assert_same_losses(a, b, *, rel):
     assert [x["step"] for x in a] == [x["step"] for x in b]
     for key in ("loss", "grad_norm"):
         assert [x[key] for x in a] == pytest.approx([x[key] for x in b], rel=rel), key
-
-
-def repeated_lines(output, *, more_than=3):
-    """Lines that a command printed too often, with how often; colours, times and pids aside."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", output)
-    text = re.sub(r"\(\w+ pid=\d+[^)]*\)|\d{4}-\d\d-\d\d[ T][\d:,.]+", "", text)
-    lines = (line.strip() for line in re.split(r"[\r\n]+", text))
-    counts = Counter(line for line in lines if any(char.isalpha() for char in line))
-    return {line: times for line, times in counts.items() if times > more_than}

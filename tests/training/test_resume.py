@@ -15,7 +15,8 @@ import pytest
 from a2d_ray.cli import to_yaml
 from a2d_ray.runs.storage import RunDirectory
 from a2d_ray.training.stopping import request_stop
-from tests.training.runs import assert_same_losses, fit, metrics, repeated_lines
+from tests.terminal.ours import not_ours
+from tests.training.runs import assert_same_losses, fit, metrics
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parent.parent.parent
@@ -92,7 +93,7 @@ def test_sigterm_saves_and_the_run_goes_on_with_two_workers_and_then_one(
     assert process.returncode == 75 and "run.resume=true" in text
     first = num_steps_of(run)
     assert f"stopped at step {first} of 40" in text
-    assert repeated_lines(text + (tmp_path / "run.err").read_text()) == {}
+    assert not_ours(text + (tmp_path / "run.err").read_text()) == []
     assert (run / f"checkpoint_{first:08d}" / "model.safetensors").exists()
 
     def stop_later():

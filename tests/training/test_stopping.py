@@ -10,7 +10,7 @@ import pytest
 from a2d_ray.runs.storage import RunDirectory
 from a2d_ray.training import stopping
 from a2d_ray.training.checkpoints import BEST_FILE, BEST_NAME, keep_best
-from a2d_ray.training.stopping import StopWatch, stop_on_sigterm
+from a2d_ray.training.stopping import StopWatch, stop_on_signals
 
 
 @pytest.fixture(params=["disk", "store"])
@@ -26,12 +26,21 @@ def test_sigterm_asks_the_run_to_stop(run_directory, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     watch = StopWatch(run_directory, None)
     assert not watch.is_over(0.1)
-    with stop_on_sigterm(run_directory):
+    with stop_on_signals(run_directory):
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
     assert not watch.is_over(0.1)  # looked less than STOP_POLL_S ago
     watch = StopWatch(run_directory, None)
     assert watch.is_over(0.1) and watch.is_over(0.1)
+
+
+def test_the_first_ctrl_c_asks_and_the_second_one_ends(run_directory, interruptible, capsys):
+    with pytest.raises(KeyboardInterrupt), stop_on_signals(run_directory):
+        signal.raise_signal(signal.SIGINT)
+        assert StopWatch(run_directory, None).is_over(0.1)
+        assert "Ctrl-C again ends at once" in capsys.readouterr().err
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is interruptible
 
 
 def test_a_deadline_leaves_time_for_a_step_and_a_checkpoint(run_directory):

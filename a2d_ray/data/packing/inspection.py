@@ -14,6 +14,7 @@ from a2d_ray.data.packing.packed import PackedSet
 from a2d_ray.data.sources.mixture import Split
 from a2d_ray.diffusion.layout import LayoutSpec, PackedRow, build_layout
 from a2d_ray.diffusion.noise import eos_tail_lengths
+from a2d_ray.terminal.streams import console as terminal_console
 
 STYLES = {"prompt": "cyan", "target": "bold green", "fill": "yellow"}
 BORDER = ("│", "red")
@@ -96,7 +97,7 @@ def print_examples(
     console: Console | None = None,
 ) -> None:
     """Prints documents of a split in colour."""
-    console = console or Console()
+    console = console or terminal_console()
     legend = Text("\n").join(Text(f"{kind} token", style=style) for kind, style in STYLES.items())
     console.print(legend, Text("between blocks ") + Text(*BORDER), sep="\n")
     for document in documents_of(packed, split, count):
@@ -109,7 +110,7 @@ def print_examples(
 
 def print_lengths(counts: dict[str, Any], console: Console | None = None) -> None:
     """Prints the histogram of documents' lengths of a split of a manifest."""
-    console = console or Console()
+    console = console or terminal_console()
     edges = counts["lengths"]["edges"]
     found = counts["lengths"]["counts"]
     most = max([*found, 1])

@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from a2d_ray.terminal.streams import console as terminal_console
+
 
 def unread_lines(manifest: dict[str, Any]) -> list[str]:
     """A line for everything that held text and was not read."""
@@ -19,7 +21,7 @@ def unread_lines(manifest: dict[str, Any]) -> list[str]:
 
 def print_summary(manifest: dict[str, Any], path: Path, console: Console | None = None) -> None:
     """Prints counts by split and source, what was dropped and why, and where the set lies."""
-    console = console or Console()
+    console = console or terminal_console()
     table = Table(title="Packed rows")
     table.add_column("split / source")
     for name in ("rows", "documents", "tokens", "targets", "utilisation"):

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from a2d_ray.evaluation.backends.local import Backend
 from a2d_ray.evaluation.backends.requests import (
     Answer,
@@ -24,6 +22,7 @@ from a2d_ray.evaluation.backends.requests import (
 )
 from a2d_ray.evaluation.backends.score_batches import plan_batches
 from a2d_ray.models.contract import Contract
+from a2d_ray.terminal.progress import Progress
 
 _log = logging.getLogger(__name__)
 
@@ -123,14 +122,14 @@ class Responder:
         known = {i: found for i, r in enumerate(requests) if (found := self._cached(r))}
         missing = [i for i in range(len(requests)) if i not in known]
         started = time.perf_counter()
-        with self._bar("generate", len(requests), len(known)) as bar:
+        with self._progress("generate", len(requests), len(known)) as progress:
             self.observe(len(known), len(requests))
             asked = [requests[i] for i in missing]
             for place, answer in self._backend.generate(asked) if asked else ():
                 known[missing[place]] = answer
                 self._keep(asked[place], answer)
                 self._count(answer)
-                bar.update()
+                progress.move_to(len(known))
                 self.observe(len(known), len(requests))
         self.speed.seconds += time.perf_counter() - started
         self._count_cut(sum(answer.is_cut for answer in known.values()), len(requests))
@@ -146,7 +145,7 @@ class Responder:
         planned = plan_batches(requests, self._contract)
         batches = [batch for batch in planned if not all(i in known for i in batch)]
         num_done = len(requests) - sum(map(len, batches))
-        with self._bar("score", len(requests), num_done) as bar:
+        with self._progress("score", len(requests), num_done) as progress:
             self.observe(num_done, len(requests))
             asked = [[requests[i] for i in batch] for batch in batches]
             for place, scores in self._backend.score(asked) if asked else ():
@@ -154,7 +153,7 @@ class Responder:
                     known[i] = score
                     self._keep(requests[i], score)
                 num_done += len(scores)
-                bar.update(len(scores))
+                progress.move_to(num_done)
                 self.observe(num_done, len(requests))
         return [known[i] for i in range(len(requests))]
 
@@ -181,5 +180,5 @@ class Responder:
         self.speed.num_tokens += answer.num_tokens
         self.speed.num_forwards += answer.num_forwards or 0
 
-    def _bar(self, name: str, total: int, initial: int) -> tqdm:
-        return tqdm(total=total, initial=initial, desc=name, disable=self._is_quiet)
+    def _progress(self, name: str, total: int, start: int) -> Progress:
+        return Progress(name, total, "request", start=start, is_quiet=self._is_quiet)

@@ -1,0 +1,119 @@
+"""The pictures of the docs, drawn from the tables of docs/benchmarks: python -m benchmarks.pictures
+
+Each is written twice, for light and for dark pages.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+DOCS = Path(__file__).parents[1] / "docs"
+PALETTES = {
+    "": {"ink": "#1f2328", "soft": "#8c959f", "main": "#0969da", "other": "#bc4c00"},
+    "-dark": {"ink": "#e6edf3", "soft": "#6e7681", "main": "#58a6ff", "other": "#f0883e"},
+}
+Colours = dict[str, str]
+Row = dict[str, str]
+
+
+def table(page: str, first: str) -> list[Row]:
+    """Rows of the table of a page whose head begins with `first`, by the names of columns."""
+    lines = (DOCS / "benchmarks" / f"{page}.md").read_text().splitlines()
+    start = next(
+        n for n, line in enumerate(lines) if line.startswith("|") and _cells(line)[0] == first
+    )
+    names = _cells(lines[start])
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append(dict(zip(names, _cells(line), strict=True)))
+    return rows
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip(" *") for cell in line.strip("|").split("|")]
+
+
+def number(cell: str) -> float:
+    """The first number of a cell; per cent as a share."""
+    found = float(re.search(r"[\d.]+", cell.replace(",", ""))[0])  # type: ignore[index]
+    return found / 100 if "%" in cell else found
+
+
+def frontier(axes: Axes, colours: Colours) -> None:
+    """Exact match over tokens per second, a point per rule."""
+    rows = table("sampling", "rule")
+    for row in rows:
+        is_ar = row["rule"].startswith("AR")
+        colour = colours["other"] if is_ar else colours["main"]
+        place = (number(row["tokens/s, 32 at a time"]), number(row["exact match"]))
+        low, high = (int(part) / 100 for part in re.findall(r"\d+", row["95 % interval"]))
+        axes.plot([place[0]] * 2, [low, high], color=colours["soft"], linewidth=0.8, zorder=1)
+        axes.plot(*place, "D" if is_ar else "o", color=colour, markersize=9, zorder=2)
+        if is_ar or row["rule"].split()[0] in ("threshold", "steps", "prefix"):
+            axes.annotate(row["rule"], place, xytext=(9, 5), textcoords="offset points",
+                          fontsize=11, color=colours["ink"])  # fmt: skip
+    axes.set(xlabel="tokens per second, 32 at a time", ylabel="exact match", ylim=(0.35, 1))
+    axes.set_title("Sorting tasks: diffusion rules against plain AR fine-tuning, one CPU core")
+
+
+def speculation(axes: Axes, colours: Colours) -> None:
+    """Speed of rule `speculate` in multiples of rule `ar`, by clients."""
+    tokens = [row for row in table("speculation", "") if "CPU second" in next(iter(row.values()))]
+    bars = [
+        (f"1 client,\n{next(iter(row.values())).split(',')[0]}",
+         number(row["speculate"]) / number(row["ar"]))
+        for row in tokens
+    ]  # fmt: skip
+    for row in table("speculation", "clients"):
+        bars.append((f"{row['clients']} clients", number(row["times"])))
+    names, values = zip(*bars, strict=True)
+    drawn = axes.bar(names, values, color=colours["main"], width=0.6)
+    axes.bar_label(drawn, fmt="%.2f ×", padding=4, fontsize=13, color=colours["ink"])
+    axes.axhline(1, color=colours["other"], linewidth=2)
+    axes.set(ylabel="times as fast as rule ar", ylim=(0, 2.7))
+    axes.set_title(
+        "Self-speculation against the AR mode of the same weights, on a CPU: equal answers"
+    )
+
+
+PICTURES = {"frontier": frontier, "speculation": speculation}
+
+
+def draw(name: str, colours: Colours, path: Path) -> None:
+    """Writes a picture; equal tables give equal files."""
+    ink = colours["ink"]
+    style: Any = {
+        "svg.hashsalt": name, "svg.fonttype": "none",
+        "font.size": 13, "axes.titlesize": 14, "text.color": ink,
+        "axes.labelcolor": ink, "axes.edgecolor": colours["soft"], "xtick.color": ink,
+        "ytick.color": ink, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.titlelocation": "left",
+    }  # fmt: skip
+    with rc_context(style):
+        figure = Figure(figsize=(9, 4.8), layout="constrained")
+        axes = figure.subplots()
+        PICTURES[name](axes, colours)
+        axes.grid(axis="y", alpha=0.25)
+        axes.set_axisbelow(True)
+        figure.savefig(path, transparent=True, metadata={"Date": None})
+
+
+def written() -> Iterator[Path]:
+    """Draws all; yields their paths."""
+    for name in PICTURES:
+        for suffix, colours in PALETTES.items():
+            path = DOCS / "images" / f"{name}{suffix}.svg"
+            draw(name, colours, path)
+            yield path
+
+
+if __name__ == "__main__":
+    for drawn in written():
+        print(drawn)  # noqa: T201
