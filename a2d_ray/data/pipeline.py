@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -58,7 +58,7 @@ from a2d_ray.data.sources.shards import Shape, Source, resolve_source
 from a2d_ray.models.tokenizers import load_tokenizer, template_options
 from a2d_ray.runs.cluster import start_ray
 from a2d_ray.runs.storage import absolute_if_local, absolute_path
-from a2d_ray.terminal.progress import Progress, following
+from a2d_ray.terminal.progress import following
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -225,7 +225,8 @@ class _Job:
                 batch_size=None,
                 batch_format="pyarrow",
             )
-        return list(_counted(table for table in _batches(index) if table.num_rows))
+        tables = following(_batches(index), "tokenize", None, "document", _num_documents)
+        return [table for table in tables if table.num_rows]
 
     def _write(self, plans: Mapping[Split, SplitPacks]) -> None:
         """Writes the parts of both splits."""
@@ -250,12 +251,8 @@ class _Job:
         assert rows == sum(plan.num_packs for plan in plans.values()), rows
 
 
-def _counted(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The tables of an index, while a progress bar counts their documents."""
-    with Progress("tokenize", None, "document") as progress:
-        for table in tables:
-            yield table
-            progress.move_to(progress.num_done + table["report"].null_count)
+def _num_documents(table: pa.Table) -> int:
+    return int(table["report"].null_count) if table.num_rows else 0
 
 
 def _read(batch: pa.Table, units: Sequence[Unit]) -> Iterator[pa.Table]:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -108,12 +108,18 @@ class Progress:
         return f", {_clock(per_unit * (self._total - self.num_done))} left"
 
 
-def following(items: Iterable[Any], name: str, total: int, unit: str) -> Iterator[Any]:
-    """The items, while a progress bar counts them."""
+def following(
+    items: Iterable[Any],
+    name: str,
+    total: int | None,
+    unit: str,
+    units_of: Callable[[Any], int] = lambda item: 1,
+) -> Iterator[Any]:
+    """The items, while a progress bar counts them, or the units of each; see `Progress`."""
     with Progress(name, total, unit) as progress:
-        for number, item in enumerate(items, start=1):
+        for item in items:
             yield item
-            progress.move_to(number)
+            progress.move_to(progress.num_done + units_of(item))
 
 
 def _has_width() -> bool:
