@@ -225,8 +225,10 @@ class _Job:
                 batch_size=None,
                 batch_format="pyarrow",
             )
-        tables = following(_batches(index), "tokenize", None, "document", _num_documents)
-        return [table for table in tables if table.num_rows]
+        tables = (table for table in _batches(index) if table.num_rows)
+        return list(
+            following(tables, "tokenize", None, "document", lambda t: t["report"].null_count)
+        )
 
     def _write(self, plans: Mapping[Split, SplitPacks]) -> None:
         """Writes the parts of both splits."""
@@ -249,10 +251,6 @@ class _Job:
         batches = following(_batches(written), "write", len(parts), "part")
         rows = sum(sum(batch["rows"].to_pylist()) for batch in batches)
         assert rows == sum(plan.num_packs for plan in plans.values()), rows
-
-
-def _num_documents(table: pa.Table) -> int:
-    return int(table["report"].null_count) if table.num_rows else 0
 
 
 def _read(batch: pa.Table, units: Sequence[Unit]) -> Iterator[pa.Table]:
