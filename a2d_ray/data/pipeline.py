@@ -48,7 +48,7 @@ from a2d_ray.data.packing.planning import (
 )
 from a2d_ray.data.packing.statistics import Report
 from a2d_ray.data.packing.summary import unread_lines
-from a2d_ray.data.packing.tokenizing import Recipe, tokenize_table
+from a2d_ray.data.packing.tokenizing import Recipe, num_documents, tokenize_table
 from a2d_ray.data.packing.writing import write_part
 from a2d_ray.data.sources import adapters, files
 from a2d_ray.data.sources.decontamination import evaluation_ngrams
@@ -102,7 +102,6 @@ def prepare(data: DataSection, objective: ObjectiveSection, model_path: str) -> 
         _log.info("the new set %s", change)
     started = time.perf_counter()
     start_ray()
-    DataContext.get_current().enable_progress_bars = False  # ours count documents and parts
     with built_beside(target) as directory, _task_errors(target.parent):
         job = _Job(sources, data, recipe, absolute_if_local(model_path), directory)
         manifest = {"fingerprint": fingerprint, "options": options, **job.run()}
@@ -226,9 +225,7 @@ class _Job:
                 batch_format="pyarrow",
             )
         tables = (table for table in _batches(index) if table.num_rows)
-        return list(
-            following(tables, "tokenize", None, "document", lambda t: t["report"].null_count)
-        )
+        return list(following(tables, "tokenize", None, "document", num_documents))
 
     def _write(self, plans: Mapping[Split, SplitPacks]) -> None:
         """Writes the parts of both splits."""
@@ -382,6 +379,7 @@ def _context() -> Iterator[None]:
     context = DataContext.get_current()
     before = context.target_max_block_size, context.raise_original_map_exception
     context.target_max_block_size = BLOCK_BYTES
+    context.enable_progress_bars = False  # ours count documents and parts
     context.raise_original_map_exception = True  # else Ray's words stand in place of ours
     try:
         yield

@@ -304,3 +304,8 @@ def _documents_table(documents: Sequence[Document]) -> pa.Table:
 def _index_table(found: _Found) -> pa.Table:
     entries = [*found.index, {"report": found.report()}]
     return pa.Table.from_pylist(entries, schema=INDEX_SCHEMA)
+
+
+def num_documents(index: pa.Table) -> int:
+    """Documents of a table of INDEX_SCHEMA; its reports are none."""
+    return int(index["report"].null_count)
