@@ -62,6 +62,7 @@ def test_training_in_a_terminal_until_ctrl_c(files, environ):
     assert "TrainController" in log_of(job.text.replace("\r", ""))  # what is not shown is there
 
 
+@pytest.mark.slow
 def test_serving_in_a_pipe_until_ctrl_c(files, environ):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
