@@ -280,7 +280,9 @@ def plain(
     score_PKGQL = score_PKGQL.masked_fill(is_hidden_PQL[:, None, None], -torch.inf)
     lse_PKGQ = score_PKGQL.logsumexp(-1)
     weight_PKGQL = (score_PKGQL - lse_PKGQ[..., None]).exp().to(value_SKd.dtype)
-    output_PQKGd = torch.einsum("pkgql,plkd->pqkgd", weight_PKGQL, value_SKd[slot_PL])
+    is_beyond_PL = key_L >= spans.num_keys_P[:, None]  # another request's, and it may be NaN
+    value_PLKd = value_SKd[slot_PL].masked_fill(is_beyond_PL[..., None, None], 0)
+    output_PQKGd = torch.einsum("pkgql,plkd->pqkgd", weight_PKGQL, value_PLKd)
     # Places behind a span's rows are written nowhere: each of the T has one place.
     span_T = torch.searchsorted(
         spans.first_row_P[1:], torch.arange(len(query_THd), device=device), right=True
