@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from a2d_ray.generation.decoding.params import SamplingParams
-    from a2d_ray.models.conversion import convert
+    from a2d_ray.proving.conversion import convert
     from a2d_ray.text.language_model import LanguageModel, load
 
 __version__ = "0.1.0"
@@ -23,7 +23,7 @@ _HOME = {
     "LanguageModel": "a2d_ray.text.language_model",
     "load": "a2d_ray.text.language_model",
     "SamplingParams": "a2d_ray.generation.decoding.params",
-    "convert": "a2d_ray.models.conversion",
+    "convert": "a2d_ray.proving.conversion",
 }
 
 

@@ -109,7 +109,7 @@ def _accuracy(figures: dict[str, Any]) -> float:
 def prepare(root: Path) -> dict[str, str]:
     """Converts the model and packs the rows; the packed set of each contender."""
     from a2d_ray.data.pipeline import prepare as pack
-    from a2d_ray.models.conversion import convert
+    from a2d_ray.proving.conversion import convert
     from a2d_ray.runs.cluster import running_ray
 
     work_offline()

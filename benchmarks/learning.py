@@ -112,7 +112,7 @@ def run(config: BenchmarkConfig) -> Iterator[Case]:
 def prepare_runs(root: Path, names: list[str]) -> dict[str, tuple[dict[str, Any], str]]:
     """Per contender its run and its packed set."""
     from a2d_ray.data.pipeline import prepare
-    from a2d_ray.models.conversion import convert
+    from a2d_ray.proving.conversion import convert
     from a2d_ray.runs.cluster import running_ray
 
     work_offline()

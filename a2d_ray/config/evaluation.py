@@ -58,7 +58,10 @@ class EvaluateConfig(Section):
         "model.dtype": {"endpoint": None},
         **{
             f"model.{override}": {"kind": "a2d", "endpoint": None}
-            for override in ("mask_token_id", "objective", "block_size", "block_grid")
+            for override in (
+                *("mask_token_id", "objective", "block_size", "block_grid"),
+                *("clean_attention", "right_shift_logits", "eos_token_ids"),
+            )
         },
     }
 

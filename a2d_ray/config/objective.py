@@ -89,6 +89,12 @@ class ObjectiveSection(Section):
         description="Weight of a next-token loss on the clean stream, beside the diffusion loss "
         "(bd3lm with clean_attention=causal).",
     )
+    router_loss_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the load-balancing loss of a mixture of experts, as its family has "
+        "it, beside the mean loss of a target.",
+    )
     draft_target: DraftTarget = Field(
         "labels",
         description="What masked targets learn: the labels, or ar: the AR mode's distribution of "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from a2d_ray.diffusion.layout import Layout, LayoutSpec, PackedRow, build_layout
-from a2d_ray.diffusion.losses import likeliest
+from a2d_ray.diffusion.losses import Head, likeliest
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
 from a2d_ray.diffusion.objectives import Backbone, noised_ids, predictors
 from a2d_ray.diffusion.runs import index_in_run, run_index
@@ -40,7 +40,7 @@ def draft_sums(
     rows: Sequence[PackedRow],
     spec: LayoutSpec,
     backbone: Backbone,
-    head_VH: Tensor,
+    head: Head,
     *,
     mask_id: int,
     device: torch.device,
@@ -58,7 +58,7 @@ def draft_sums(
     Args:
         rows: R packed rows.
         spec: layout of the objective: bd3lm with `causal_clean`; its views are replaced by 1.
-        backbone, head_VH: as for `diffusion_loss`.
+        backbone, head: as for `diffusion_loss`.
         mask_id: id of the mask token; never a candidate.
         device: where the model is.
 
@@ -72,8 +72,8 @@ def draft_sums(
     copy_RT = clean_copies(layout, noise.is_masked_RT)
     drafted = copy_RT >= 0
     read = predictors(layout, drafted) if spec.right_shift else drafted
-    draft_N = likeliest(hidden_RTH[read], head_VH, mask_id)
-    choice_N = likeliest(hidden_RTH[ar_predictors(copy_RT)], head_VH, mask_id)
+    draft_N = likeliest(hidden_RTH[read], head, mask_id)
+    choice_N = likeliest(hidden_RTH[ar_predictors(copy_RT)], head, mask_id)
     return _sums(layout, drafted, draft_N == choice_N, spec.block_size)
 
 

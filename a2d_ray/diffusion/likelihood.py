@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from a2d_ray.diffusion.layout import Layout, LayoutSpec, PackedRow, build_layout
-from a2d_ray.diffusion.losses import token_scores
+from a2d_ray.diffusion.losses import Head, token_scores
 from a2d_ray.diffusion.noise import Noise, NoiseSpec, draw_noise
 from a2d_ray.diffusion.objectives import Backbone, noised_ids, predictors
 from a2d_ray.diffusion.runs import run_index
@@ -38,7 +38,7 @@ def nelbo_sums(
     rows: Sequence[PackedRow],
     spec: LayoutSpec,
     backbone: Backbone,
-    head_VH: Tensor,
+    head: Head,
     *,
     mask_id: int,
     draw: int,
@@ -49,7 +49,7 @@ def nelbo_sums(
     Args:
         rows: R packed rows.
         spec: layout of the objective (its `views` are replaced by 2).
-        backbone, head_VH: as for `diffusion_loss`.
+        backbone, head: as for `diffusion_loss`.
         mask_id: id of the mask token; never a candidate here.
         draw: index of the draw; the same index gives the same masks.
         device: where the model is.
@@ -67,7 +67,7 @@ def nelbo_sums(
     hidden_RTH = backbone(noised_ids(layout, noise, mask_id), layout)
     picked = noise.is_masked_RT
     read_NH = hidden_RTH[predictors(layout, picked) if spec.right_shift else picked]
-    loss_N, is_right_N = token_scores(read_NH, head_VH, layout.ids_RT[picked], mask_id)
+    loss_N, is_right_N = token_scores(read_NH, head, layout.ids_RT[picked], mask_id)
     loss_N = loss_N.double().cpu()
     is_right_N = is_right_N.double().cpu()
     bins = ((ratio_N * NUM_BINS).ceil().long() - 1).clamp(0, NUM_BINS - 1)

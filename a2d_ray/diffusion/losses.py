@@ -6,11 +6,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.noise import Noise
+
+Head = Callable[[Tensor], Tensor]
+"""Final hidden states [N, H] -> logits [N, V]: the language-model head and what follows it."""
 
 Norm = Literal["step", "token", "sequence", "batch"]
 CHUNK_TOKENS = 1024
@@ -19,7 +22,7 @@ CHUNK_TOKENS = 1024
 @torch.no_grad()
 def token_scores(
     hidden_NH: Tensor,
-    head_VH: Tensor,
+    head: Head,
     labels_N: Tensor,
     excluded_id: int,
     *,
@@ -29,7 +32,7 @@ def token_scores(
 
     Args:
         hidden_NH: final hidden states of the masked tokens.
-        head_VH: weight of the language-model head.
+        head: final hidden states to logits, [N, H] -> [N, V].
         labels_N: clean ids.
         excluded_id: id whose logit is -inf (the mask token).
         chunk_tokens: tokens per chunk of logits.
@@ -38,7 +41,7 @@ def token_scores(
     hits = [labels_N.new_zeros(0).bool()]
     for start in range(0, labels_N.numel(), chunk_tokens):
         part = slice(start, start + chunk_tokens)
-        logits = _logits(hidden_NH[part], head_VH, excluded_id)
+        logits = _logits(hidden_NH[part], head, excluded_id)
         losses.append(cross_entropy(logits, labels_N[part], reduction="none"))
         hits.append(logits.argmax(-1) == labels_N[part])
     return torch.cat(losses), torch.cat(hits)
@@ -46,16 +49,16 @@ def token_scores(
 
 @torch.no_grad()
 def likeliest(
-    hidden_NH: Tensor, head_VH: Tensor, excluded_id: int, *, chunk_tokens: int = CHUNK_TOKENS
+    hidden_NH: Tensor, head: Head, excluded_id: int, *, chunk_tokens: int = CHUNK_TOKENS
 ) -> Tensor:
     """The most likely token at each position, but one id, int64 [N]. See `token_scores`."""
     chunks = hidden_NH.split(chunk_tokens)
-    return torch.cat([_logits(chunk, head_VH, excluded_id).argmax(-1) for chunk in chunks])
+    return torch.cat([_logits(chunk, head, excluded_id).argmax(-1) for chunk in chunks])
 
 
 def masked_cross_entropy(
     hidden_NH: Tensor,
-    head_VH: Tensor,
+    head: Head,
     labels_N: Tensor,
     weight_N: Tensor,
     excluded_id: int | None,
@@ -73,7 +76,7 @@ def masked_cross_entropy(
 
     Args:
         hidden_NH: final hidden states of the masked tokens.
-        head_VH: weight of the language-model head.
+        head: final hidden states to logits, [N, H] -> [N, V].
         labels_N: clean ids.
         weight_N: float32 weights.
         excluded_id: id whose logit is -inf (the mask token); None: every logit counts.
@@ -87,10 +90,10 @@ def masked_cross_entropy(
     Source: confidence-aware parallel training, LLaDA2.0 (arXiv 2512.15745).
     """
     if labels_N.numel() == 0:
-        return hidden_NH.float().sum() * 0 + head_VH.float().sum() * 0, weight_N
+        return _connected_zero(hidden_NH, head), weight_N
 
     def chunk_loss(hidden: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        logits = _logits(hidden, head_VH, excluded_id)
+        logits = _logits(hidden, head, excluded_id)
         loss = cross_entropy(logits, labels, reduction="none")
         total = (loss * weight).sum()
         if confidence_weight:
@@ -103,7 +106,7 @@ def masked_cross_entropy(
 
 def label_logprobs(
     hidden_NH: Tensor,
-    head_VH: Tensor,
+    head: Head,
     labels_N: Tensor,
     excluded_id: int,
     *,
@@ -113,14 +116,14 @@ def label_logprobs(
 
     Args:
         hidden_NH: final hidden states of N > 0 tokens.
-        head_VH: weight of the language-model head.
+        head: final hidden states to logits, [N, H] -> [N, V].
         labels_N: ids.
         excluded_id: id whose logit is -inf (the mask token).
         chunk_tokens: tokens per chunk of logits; see `masked_cross_entropy`.
     """
 
     def chunk_logprobs(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = _logits(hidden, head_VH, excluded_id)
+        logits = _logits(hidden, head, excluded_id)
         return -cross_entropy(logits, labels, reduction="none"), _entropy(logits.detach())
 
     chunks = zip(hidden_NH.split(chunk_tokens), labels_N.split(chunk_tokens), strict=True)
@@ -136,7 +139,7 @@ def label_logprobs(
 def taught_cross_entropy(
     hidden_NH: Tensor,
     teacher_NH: Tensor,
-    head_VH: Tensor,
+    head: Head,
     weight_N: Tensor,
     excluded_id: int,
     *,
@@ -150,7 +153,7 @@ def taught_cross_entropy(
     Args:
         hidden_NH: final hidden states that p is read from.
         teacher_NH: final hidden states that q is read from.
-        head_VH: weight of the language-model head.
+        head: final hidden states to logits, [N, H] -> [N, V].
         weight_N: float32 weights.
         excluded_id: id that has probability 0 in both (the mask token).
         chunk_tokens: tokens per chunk.
@@ -161,12 +164,12 @@ def taught_cross_entropy(
     Source: knowledge distillation, arXiv 1503.02531.
     """
     if weight_N.numel() == 0:
-        return hidden_NH.float().sum() * 0 + head_VH.float().sum() * 0, weight_N
+        return _connected_zero(hidden_NH, head), weight_N
 
     def chunk_loss(hidden: Tensor, teacher: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        logp = _logits(hidden, head_VH, excluded_id).log_softmax(-1)
+        logp = _logits(hidden, head, excluded_id).log_softmax(-1)
         with torch.no_grad():
-            q = _logits(teacher, head_VH, excluded_id).softmax(-1)
+            q = _logits(teacher, head, excluded_id).softmax(-1)
         loss = -(q * logp.masked_fill(logp.isneginf(), 0.0)).sum(-1)
         return (loss * weight).sum(), loss.detach()
 
@@ -192,9 +195,14 @@ def _in_chunks(
     return torch.stack(sums).sum(), torch.cat(losses)
 
 
-def _logits(hidden_NH: Tensor, head_VH: Tensor, excluded_id: int | None) -> Tensor:
+def _connected_zero(hidden_NH: Tensor, head: Head) -> Tensor:
+    """Zero, with a gradient of zero to the hidden states and the head."""
+    return hidden_NH.float().sum() * 0 + head(hidden_NH[:0]).float().sum() * 0
+
+
+def _logits(hidden_NH: Tensor, head: Head, excluded_id: int | None) -> Tensor:
     """Logits [N, V], float32, -inf at one id."""
-    logits_NV = linear(hidden_NH, head_VH).float()
+    logits_NV = head(hidden_NH).float()
     if excluded_id is not None:
         logits_NV[:, excluded_id] = -torch.inf
     return logits_NV

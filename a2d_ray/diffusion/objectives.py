@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from a2d_ray.diffusion.layout import Layout
-from a2d_ray.diffusion.losses import masked_cross_entropy, taught_cross_entropy
+from a2d_ray.diffusion.losses import Head, masked_cross_entropy, taught_cross_entropy
 from a2d_ray.diffusion.noise import Noise
 from a2d_ray.diffusion.runs import index_in_run, run_index
 from a2d_ray.diffusion.verifying import ar_predictors, clean_copies
@@ -65,7 +65,7 @@ def diffusion_loss(
     layout: Layout,
     noise: Noise,
     backbone: Backbone,
-    head_VH: Tensor,
+    head: Head,
     spec: LossSpec,
 ) -> LossSums:
     """Weighted cross-entropy of x0 at the masked targets, given xt (and x0 for BD3LM).
@@ -76,23 +76,23 @@ def diffusion_loss(
         layout: streams and blocks of R packed rows.
         noise: masked targets and their weights.
         backbone: the model without its head, attending as `masks.may_attend` says.
-        head_VH: weight of the language-model head.
+        head: the model's head, see `losses.Head`.
         spec: which logits are read.
 
     Source: MDLM, arXiv 2406.07524; BD3LM, arXiv 2503.09573.
     """
     hidden_RTH = backbone(noised_ids(layout, noise, spec.mask_id), layout)
-    loss = masked_loss(layout, noise, hidden_RTH, head_VH, spec)
+    loss = masked_loss(layout, noise, hidden_RTH, head, spec)
     ar_nats = torch.zeros_like(loss.detach())
     if spec.ar_weight:
-        each_view = _ar_loss(layout, hidden_RTH, head_VH, spec)
+        each_view = _ar_loss(layout, hidden_RTH, head, spec)
         loss = loss + spec.ar_weight * layout.stream_RT.max() * each_view
         ar_nats = each_view.detach()
     return LossSums(loss=loss, num_targets=layout.num_targets, ar_nats=ar_nats)
 
 
 def masked_loss(
-    layout: Layout, noise: Noise, hidden_RTH: Tensor, head_VH: Tensor, spec: LossSpec
+    layout: Layout, noise: Noise, hidden_RTH: Tensor, head: Head, spec: LossSpec
 ) -> Tensor:
     """Weighted cross-entropy of the masked targets with what they learn, summed; float32 scalar."""
     picked = noise.is_masked_RT
@@ -107,7 +107,7 @@ def masked_loss(
     labelled = picked & ~taught
     loss, _ = masked_cross_entropy(
         read(labelled),
-        head_VH,
+        head,
         layout.ids_RT[labelled],
         noise.weight_RT[labelled],
         None if spec.keeps_mask_logit else spec.mask_id,
@@ -117,18 +117,18 @@ def masked_loss(
         return loss
     teacher_NH = hidden_RTH[ar_predictors(copy_RT)]
     taught_loss, _ = taught_cross_entropy(
-        read(taught), teacher_NH, head_VH, noise.weight_RT[taught], spec.mask_id
+        read(taught), teacher_NH, head, noise.weight_RT[taught], spec.mask_id
     )
     return loss + taught_loss
 
 
-def _ar_loss(layout: Layout, hidden_RTH: Tensor, head_VH: Tensor, spec: LossSpec) -> Tensor:
+def _ar_loss(layout: Layout, hidden_RTH: Tensor, head: Head, spec: LossSpec) -> Tensor:
     """Next-token cross-entropy of the clean stream's targets, summed."""
     picked = layout.is_ar_target_RT
     labels = layout.ids_RT[picked]
     weight = torch.ones_like(labels, dtype=torch.float32)
     hidden = hidden_RTH[predictors(layout, picked)]
-    return masked_cross_entropy(hidden, head_VH, labels, weight, spec.mask_id)[0]
+    return masked_cross_entropy(hidden, head, labels, weight, spec.mask_id)[0]
 
 
 def predictors(layout: Layout, picked_RT: Tensor) -> tuple[Tensor, Tensor]:

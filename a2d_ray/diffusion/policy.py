@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from a2d_ray.diffusion.layout import PAD_DOC, Layout
-from a2d_ray.diffusion.losses import label_logprobs
+from a2d_ray.diffusion.losses import Head, label_logprobs
 from a2d_ray.diffusion.noise import Noise
 from a2d_ray.diffusion.objectives import Backbone, LossSpec, masked_loss, noised_ids, predictors
 
@@ -132,10 +132,10 @@ def policy_loss(
     noise: Noise,
     credit: Credit,
     backbone: Backbone,
-    head_VH: Tensor,
+    head: Head,
     spec: PolicySpec,
     reading: LossSpec,
-    reference: tuple[Backbone, Tensor] | None = None,
+    reference: tuple[Backbone, Head] | None = None,
 ) -> PolicySums:
     """The clipped surrogate, summed over tokens, and beside it the drafts' loss.
 
@@ -150,7 +150,7 @@ def policy_loss(
         noise: masks of the noised streams.
         credit: advantages and old log-probabilities.
         backbone: the model without its head, attending as `masks.may_attend` says.
-        head_VH: weight of the language-model head.
+        head: final hidden states to logits; see `losses.Head`.
         spec: the limits.
         reading: which logits are read.
         reference: backbone and head of the start; needed where `kl_weight` > 0.
@@ -162,20 +162,20 @@ def policy_loss(
     is_exact = bool(layout.is_ar_target_RT.any())
     ids_RT = noised_ids(layout, noise, reading.mask_id)
     hidden_RTH = backbone(ids_RT, layout)
-    terms = answer_terms(layout, noise, hidden_RTH, head_VH, reading.mask_id)
+    terms = answer_terms(layout, noise, hidden_RTH, head, reading.mask_id)
     old_N = credit.old_RT[terms.picked] if is_exact else terms.logp_N.detach()
     ref_N = None
     if reference is not None:
-        ref_backbone, ref_head_VH = reference
+        ref_backbone, ref_head = reference
         with torch.no_grad():
             ref_RTH = ref_backbone(ids_RT, layout)
-            ref = answer_terms(layout, noise, ref_RTH, ref_head_VH, reading.mask_id)
+            ref = answer_terms(layout, noise, ref_RTH, ref_head, reading.mask_id)
         ref_N = ref.logp_N
     loss, figures = _surrogate(terms, old_N, ref_N, layout, credit.advantage_R, spec)
     loss = loss * layout.stream_RT.max()
     draft_nats = torch.zeros_like(loss)
     if is_exact and spec.draft_weight:
-        draft_nats = masked_loss(layout, noise, hidden_RTH, head_VH, reading)
+        draft_nats = masked_loss(layout, noise, hidden_RTH, head, reading)
         loss = loss + spec.draft_weight * draft_nats
     entropies = [torch.tensor(float(len(terms.row_N))), terms.entropy_N.sum()]
     drafts = [draft_nats.detach(), layout.num_targets]
@@ -184,7 +184,7 @@ def policy_loss(
 
 
 def answer_terms(
-    layout: Layout, noise: Noise, hidden_RTH: Tensor, head_VH: Tensor, mask_id: int
+    layout: Layout, noise: Noise, hidden_RTH: Tensor, head: Head, mask_id: int
 ) -> Terms:
     """The log-likelihood of each row's answer, term by term.
 
@@ -196,7 +196,7 @@ def answer_terms(
     if not is_exact:
         picked_RT = noise.is_masked_RT & layout.is_target_RT
     read = predictors(layout, picked_RT) if is_exact else picked_RT
-    logp_N, entropy_N = label_logprobs(hidden_RTH[read], head_VH, layout.ids_RT[picked_RT], mask_id)
+    logp_N, entropy_N = label_logprobs(hidden_RTH[read], head, layout.ids_RT[picked_RT], mask_id)
     if not is_exact:
         logp_N = logp_N * noise.weight_RT[picked_RT] / layout.stream_RT.max()
     row_N, column_N = picked_RT.nonzero(as_tuple=True)

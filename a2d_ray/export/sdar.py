@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from a2d_ray.export.probe import check_mask_is_quiet
 from a2d_ray.export.refusals import mask_refusals, padded_rows, sdar_refusals
 from a2d_ray.models.adapters import plain_weights
-from a2d_ray.models.checkpoint import CONTRACT_KEY, load_checkpoint, read_contract
+from a2d_ray.models.checkpoint import load_checkpoint, read_contract
 from a2d_ray.models.contract import Contract
+from a2d_ray.models.descriptions import CONTRACT_KEY
 from a2d_ray.models.device import resolve_device
 from a2d_ray.models.directories import WEIGHTS_FILE, find_directory, read_json, write_json
 from a2d_ray.models.importing import load_foreign_model

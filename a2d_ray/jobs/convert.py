@@ -9,7 +9,11 @@ def main() -> None:
     """See the module."""
     config = load_config(ConvertConfig, "convert")
 
-    from a2d_ray.models.conversion import convert, describe
+    from a2d_ray.models.conversion import describe
+    from a2d_ray.proving.conversion import convert, prove_source
 
+    if config.prove == "only":
+        say(prove_source(config.source, config.revision))
+        return
     output = convert(**config.model_dump())
     say(describe(output))

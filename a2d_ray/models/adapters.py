@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from a2d_ray.config import LoraSection
-from a2d_ray.models.weights import EMBEDDING, HEAD
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 GATED_WEIGHTS = "gated_adapters.safetensors"
@@ -35,13 +34,15 @@ def add_adapters(model: Any, lora: LoraSection, *, mask_id: int, base: str, seed
     import torch
     from peft import LoraConfig, get_peft_model
 
+    from a2d_ray.models.parts import embedding_name, output_name
+
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
-        exclude_modules=["lm_head"],
-        trainable_token_indices={"embed_tokens": [mask_id]},
+        exclude_modules=[output_name(model)],
+        trainable_token_indices={embedding_name(model).rpartition(".")[2]: [mask_id]},
         base_model_name_or_path=base,
     )
     try:
@@ -92,8 +93,11 @@ def plain_weights(model: Any, *, keep_vars: bool = False) -> dict[str, Any]:
 
 def is_one_table(model: Any) -> bool:
     """Whether a model's embedding and head are one parameter, whatever its configuration says."""
+    from a2d_ray.models.parts import embedding_name, output_name
+
     variables = plain_weights(model, keep_vars=True)
-    return variables[HEAD] is variables[EMBEDDING]
+    tables = (f"{name(model)}.weight" for name in (embedding_name, output_name))
+    return len({id(variables[table]) for table in tables}) == 1
 
 
 def merged_copy(adapted: Any) -> Any:

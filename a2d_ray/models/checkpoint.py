@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from a2d_ray import __version__
-from a2d_ray.config import BlockGrid, Objective
+from a2d_ray.config import BlockGrid, CleanAttention, Objective
 from a2d_ray.models import architectures
 from a2d_ray.models.adapters import (
     GATED_WEIGHTS,
@@ -21,11 +21,16 @@ from a2d_ray.models.adapters import (
 )
 from a2d_ray.models.architectures import Architecture, find_architecture
 from a2d_ray.models.contract import Contract
+from a2d_ray.models.descriptions import (
+    CONTRACT_KEY,
+    MODELING_FILE,
+    config_values,
+    generation_values,
+)
 from a2d_ray.models.directories import find_base, find_directory, read_json, write_json
-from a2d_ray.models.sources import check_loading, unsupported
+from a2d_ray.models.sources import check_loading
 from a2d_ray.models.tokenizers import find_mask_id, open_tokenizer, save_tokenizer
 from a2d_ray.models.weights import (
-    HEAD,
     check_finite,
     check_weights,
     drop_foreign_ids,
@@ -36,8 +41,6 @@ from a2d_ray.models.weights import (
 if TYPE_CHECKING:
     import torch
 
-CONTRACT_KEY = "a2d"
-MODELING_FILE = "modeling_a2d.py"
 _log = logging.getLogger(__name__)
 
 
@@ -63,6 +66,9 @@ def read_contract(
     objective: Objective | None = None,
     block_size: int | None = None,
     block_grid: BlockGrid | None = None,
+    clean_attention: CleanAttention | None = None,
+    right_shift_logits: bool | None = None,
+    eos_token_ids: Sequence[int] | None = None,
 ) -> Contract:
     """The contract of a checkpoint, with overrides.
 
@@ -72,6 +78,9 @@ def read_contract(
         objective: mdlm or bd3lm.
         block_size: tokens per block.
         block_grid: where blocks start.
+        clean_attention: how clean tokens see each other inside a block.
+        right_shift_logits: whether the logit at i-1 predicts token i.
+        eos_token_ids: ids that end an answer, besides those of tokenizer and configuration.
 
     Returns:
         The contract. A directory of the public A2D format that has none counts as bd3lm, block
@@ -89,6 +98,9 @@ def read_contract(
         "objective": objective,
         "block_size": block_size,
         "block_grid": block_grid,
+        "clean_attention": clean_attention,
+        "right_shift_logits": right_shift_logits,
+        "eos_token_ids": eos_token_ids,
     }
     given = {key: value for key, value in overrides.items() if value is not None}
     stored = config.get(CONTRACT_KEY)
@@ -174,7 +186,12 @@ def _own_model(name: str, directory: Path, **options: Any) -> Any:
     check_weights(name, directory)
     row = _a2d_architecture(name, read_json(directory, "config.json"))
     with one_line_errors(name):
-        config = fit_config(name, row.config_class.from_pretrained(directory), directory)
+        config = fit_config(
+            name,
+            row.config_class.from_pretrained(directory),
+            directory,
+            row.model_class._tied_weights_keys,
+        )
         model, info = row.model_class.from_pretrained(
             directory,
             config=config,
@@ -218,7 +235,7 @@ def _four_bits(device: "torch.device | str") -> dict[str, Any]:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=["lm_head"],
+        llm_int8_skip_modules=["lm_head", "embed_out"],
     )
     return {"quantization_config": config, "device_map": {"": device}}
 
@@ -264,9 +281,9 @@ def save_description(
         dtype: name of the dtype of the weights.
     """
     contract = contract.model_copy(update={"a2d_ray_version": __version__})
-    values = _config_values(model.config, contract, dtype)
+    values = config_values(model.config, contract, dtype)
     write_json(directory / "config.json", values | {"tie_word_embeddings": is_one_table(model)})
-    write_json(directory / "generation_config.json", _generation_values(model))
+    write_json(directory / "generation_config.json", generation_values(model))
     if tokenizer is not None:
         save_tokenizer(directory, tokenizer)
     shutil.copyfile(architectures.__file__, directory / MODELING_FILE)
@@ -275,9 +292,9 @@ def save_description(
 def _a2d_architecture(path: str | Path, config: dict[str, Any]) -> Architecture:
     model_type = config.get("model_type")
     row = find_architecture(model_type)
-    if row is None:
-        raise unsupported(str(path), model_type)
-    if model_type != row.model_type:
+    if row is None and model_type is None:
+        raise ValueError(f"config.json of {path} names no model_type: it is not an A2D checkpoint")
+    if row is None or model_type != row.model_type:
         raise ValueError(
             f"{path} is an autoregressive {model_type} model: convert it first with "
             f"python jobs/convert.py source={path} output=DIRECTORY"
@@ -312,11 +329,13 @@ def _fit(path: str | Path, values: dict[str, Any], vocab_size: int) -> Contract:
             for problem in error.errors()
         )
         raise ValueError(f"the contract of {path} does not fit: {problems.strip()}") from None
-    if contract.mask_token_id >= vocab_size:
-        raise ValueError(
-            f"mask_token_id ({contract.mask_token_id}) of {path} is outside its vocabulary of "
-            f"{vocab_size} rows"
-        )
+    ids = [("mask_token_id", contract.mask_token_id)]
+    ids += [("eos_token_ids", token_id) for token_id in contract.eos_token_ids]
+    for key, token_id in ids:
+        if not 0 <= token_id < vocab_size:
+            raise ValueError(
+                f"{key} ({token_id}) of {path} is outside its vocabulary of {vocab_size} rows"
+            )
     return contract
 
 
@@ -333,7 +352,9 @@ def _save_weights(
     """Writes model.safetensors; returns the name of the floating-point dtype stored."""
     from safetensors.torch import save_file
 
-    tied = {HEAD} if is_one_table(model) else set()
+    from a2d_ray.models.parts import output_name
+
+    tied = {f"{output_name(model)}.weight"} if is_one_table(model) else set()
     own = plain_weights(model)
     expected = set(own) - tied
     weights = {k: v for k, v in (state_dict or own).items() if k not in tied}
@@ -347,39 +368,3 @@ def _save_weights(
     save_file(tensors, path, metadata={"format": "pt"})
     path.chmod(0o644)  # safetensors writes 0o600, which other nodes' users cannot read
     return str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-
-
-def _config_values(config: Any, contract: Contract, dtype: str) -> dict[str, Any]:
-    """config.json for transformers 5 and 4.57, which reads rope_theta and rope_scaling."""
-    row = find_architecture(config.model_type)
-    assert row is not None
-    rope = dict(config.rope_parameters)
-    is_plain_rope = rope.get("rope_type", "default") == "default"
-    module = MODELING_FILE.removesuffix(".py")
-    values = config.to_dict() | {
-        "architectures": [row.class_name],
-        "model_type": row.model_type,
-        "dtype": dtype,
-        "rope_parameters": rope,
-        "rope_theta": rope["rope_theta"],
-        "rope_scaling": None
-        if is_plain_rope
-        else {key: value for key, value in rope.items() if key != "rope_theta"},
-        "auto_map": {
-            "AutoConfig": f"{module}.{row.config_class.__name__}",
-            "AutoModelForMaskedLM": f"{module}.{row.class_name}",
-        },
-        CONTRACT_KEY: contract.model_dump(mode="json"),
-    }
-    dropped = ("id2label", "label2id", "problem_type")  # of classifiers
-    return {k: v for k, v in values.items() if not k.startswith("_") and k not in dropped}
-
-
-def _generation_values(model: Any) -> dict[str, Any]:
-    """The special ids; decoding options of the AR model do not apply to a diffusion model."""
-    from transformers import __version__ as transformers_version
-
-    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
-    known = getattr(model, "generation_config", None)
-    values = {key: getattr(known, key, None) or getattr(model.config, key, None) for key in keys}
-    return values | {"transformers_version": transformers_version}

@@ -9,6 +9,24 @@ from a2d_ray.config import BlockGrid, CleanAttention, LoraSection, Objective
 ARMode = Literal["original", "trained"]
 
 
+class ProofRecord(BaseModel):
+    """What was proved before a conversion: a small random model of the configuration held laws.
+
+    Attributes:
+        family: `model_type` of the AR model.
+        laws: by name.
+        transformers_version, torch_version, processor: on which they held.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    family: str
+    laws: tuple[str, ...]
+    transformers_version: str
+    torch_version: str
+    processor: str
+
+
 class Contract(BaseModel):
     """Frozen record of how a model was trained, kept in its ``config.json``.
 
@@ -23,8 +41,10 @@ class Contract(BaseModel):
         clean_attention: how clean tokens see each other inside a block.
         ar_mode: whose next-token predictions the clean stream makes under causal attention: the
             AR model's that it was converted from (``original``), its own (``trained``), or None.
+        eos_token_ids: ids that end an answer, besides those of tokenizer and configuration.
         gated_adapters: LoRA adapters beside the weights, which act at noised tokens only; None:
             there are none.
+        proof: which laws were proved before the conversion; None: tests of this version hold them.
         source: name of the AR model, and `source_revision` its revision.
         a2d_ray_version: version that wrote the checkpoint.
     """
@@ -40,7 +60,9 @@ class Contract(BaseModel):
     right_shift_logits: bool = False
     clean_attention: CleanAttention = "block"
     ar_mode: ARMode | None = None
+    eos_token_ids: tuple[int, ...] = ()
     gated_adapters: LoraSection | None = None
+    proof: ProofRecord | None = None
     source: str | None = None
     source_revision: str | None = None
     a2d_ray_version: str | None = None

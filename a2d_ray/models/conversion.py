@@ -1,18 +1,21 @@
-"""convert(): an AR checkpoint becomes an A2D checkpoint with the same weights and a mask token.
+"""An AR checkpoint becomes an A2D checkpoint with the same weights and a mask token.
 
 So does another project's diffusion checkpoint (`importing`), which has its mask token already.
 """
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from a2d_ray.models.adapters import is_one_table
+from a2d_ray.models.architectures import Architecture
 from a2d_ray.models.checkpoint import load_checkpoint, read_contract, save_checkpoint
-from a2d_ray.models.contract import Contract
+from a2d_ray.models.contract import Contract, ProofRecord
 from a2d_ray.models.directories import read_json
+from a2d_ray.models.families import bidirectional_values, windows_of
 from a2d_ray.models.importing import import_checkpoint
 from a2d_ray.models.outputs import written_beside
 from a2d_ray.models.sources import (
@@ -64,7 +67,7 @@ class MaskToken:
     num_rows: int
 
 
-def convert(
+def convert_weights(
     source: str,
     output: str | Path,
     *,
@@ -74,6 +77,7 @@ def convert(
     seed: int = 0,
     dtype: Literal["float32", "bfloat16"] = "float32",
     overwrite: bool = False,
+    prove: Callable[[ModelSource], ProofRecord | None] | None = None,
 ) -> Path:
     """Converts an AR checkpoint into an A2D checkpoint, not yet trained (objective null).
 
@@ -95,6 +99,8 @@ def convert(
         seed: seed of `random_init`.
         dtype: stored precision.
         overwrite: replace an `output` that is a model directory.
+        prove: proves that the source can be converted, and says what was proved; None may be said
+            of architectures that tests know.
 
     Returns:
         `output`.
@@ -109,6 +115,12 @@ def convert(
             _check_import(found.foreign.name, mask_token=mask_token, random_init=random_init)
             import_checkpoint(found, directory, dtype=_torch_dtype(dtype))
             return output
+        proof = None if prove is None else prove(found)
+        if proof is None and not found.architecture.is_known:
+            raise ValueError(
+                f"{source}: nobody has proved that {found.architecture.ar_model_type} models can "
+                "be converted; a2d_ray.convert and jobs/convert.py prove it first"
+            )
         tokenizer = load_ar_tokenizer(found)
         ar_config = load_ar_config(found)
         config = _a2d_config(found, ar_config)
@@ -125,6 +137,7 @@ def convert(
         contract = Contract(
             mask_token_id=mask.id,
             ar_mode=None if random_init else "original",
+            proof=proof,
             source=source,
             source_revision=found.revision,
         )
@@ -154,6 +167,7 @@ def describe(directory: str | Path) -> str:
             f"source        {contract.source} ({contract.source_revision or 'no revision'})",
             f"output        {directory}",
             *([_CHECKED] if contract.ar_mode == "original" else []),
+            *(["proved        " + ", ".join(contract.proof.laws)] if contract.proof else []),
         ]
     )
 
@@ -255,9 +269,12 @@ def _a2d_config(source: ModelSource, ar_config: Any) -> Any:
             f"{source.name} is a {ar_config.model_type} model, not "
             f"{source.architecture.ar_model_type}"
         )
-    values = ar_config.to_dict()
-    for key in ("model_type", "architectures", "transformers_version", "auto_map", "dtype"):
-        values.pop(key, None)
+    values = _plain_values(ar_config)
+    if not source.architecture.is_known:
+        config, notes = a2d_config(source.architecture, ar_config)
+        for note in notes:
+            _log.warning("%s %s", source.name, note)
+        return config
     window = _sliding_window(values)
     if window is not None:
         _log.warning(
@@ -269,6 +286,18 @@ def _a2d_config(source: ModelSource, ar_config: Any) -> Any:
     if "sliding_window" in values:
         values |= {key: value for key, value in whole.items() if key in values}
     return source.architecture.config_class(**values)
+
+
+def a2d_config(architecture: Architecture, ar_config: Any) -> tuple[Any, list[str]]:
+    """The A2D configuration of any family, and what it changes besides the mask, a line each."""
+    values, notes = bidirectional_values(_plain_values(ar_config))
+    return architecture.config_class(**values), notes
+
+
+def _plain_values(config: Any) -> dict[str, Any]:
+    """Values of a configuration without those that say which class it is of."""
+    own = ("model_type", "architectures", "transformers_version", "auto_map", "dtype")
+    return {key: value for key, value in config.to_dict().items() if key not in own}
 
 
 def _sliding_window(values: dict[str, Any]) -> int | None:
@@ -286,7 +315,7 @@ def _converted_model(
 
     torch_dtype = getattr(torch, dtype)
     ar_model = load_ar_model(source, ar_config, torch_dtype)
-    num_tokens = min(_PROBE_TOKENS, _sliding_window(ar_config.to_dict()) or _PROBE_TOKENS)
+    num_tokens = min(_PROBE_TOKENS, *windows_of(ar_config.to_dict()).values(), _PROBE_TOKENS)
     stride = max(1, ar_config.vocab_size // (2 * _PROBE_TOKENS))
     ids = [i for i in range(0, ar_config.vocab_size, stride) if i != mask.id][:num_tokens]
     with torch.no_grad(), one_line_errors(source.name):
@@ -314,7 +343,7 @@ def _check_written(directory: Path, name: str, probe: _Probe, mask: MaskToken) -
     model = load_checkpoint(directory, dtype=getattr(torch, dtype), device="cpu").model
     causal = torch.ones(1, 1, len(probe.ids_T), len(probe.ids_T), dtype=torch.bool).tril()
     with torch.no_grad():
-        logits_TV = model(torch.tensor([probe.ids_T]), causal).logits[0].float()
+        logits_TV = model(torch.tensor([probe.ids_T]), attention_mask=causal).logits[0].float()
     difference_TV = (logits_TV[:, : probe.logits_TV.shape[1]] - probe.logits_TV).abs()
     difference_TV[:, mask.id : mask.id + 1] = 0
     largest = float(difference_TV.max())
@@ -357,4 +386,6 @@ def _reserved(source: ModelSource) -> str | None:
 
 def _limit_length(tokenizer: Any, config: Any) -> None:
     """Replaces transformers' "no limit" by the model's context."""
-    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+    from a2d_ray.models.parts import context_length
+
+    tokenizer.model_max_length = min(tokenizer.model_max_length, context_length(config))

@@ -8,11 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import (
+    AuxRequest,
+    BlockMask,
+    create_block_mask,
+    flex_attention,
+)
 from transformers import AttentionInterface
 
 from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.masks import may_attend
+from a2d_ray.models.attention_state import state_of
 
 FLEX_ATTENTION = "a2d_flex"
 
@@ -38,22 +44,39 @@ def layout_flex_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    block_mask: BlockMask,
-    scaling: float,
+    block_mask: BlockMask | None = None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention [R, H, T, d] over keys [R, K, T, d] -> [R, T, H, d]."""
+    """Attention [R, H, T, d] over keys [R, K, T, d] -> [R, T, H, d].
+
+    `softcap` and `s_aux` as for `block_attention.block_sparse_attention`.
+    """
+    block_mask = state_of(module, "block_mask") if block_mask is None else block_mask
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
-    attended = _kernel(device)(
+
+    def capped(score: Tensor, *_: Tensor) -> Tensor:
+        assert softcap is not None
+        return torch.tanh(score / softcap) * softcap
+
+    result = _kernel(device)(
         query.to(dtype),
         key.to(dtype),
         value.to(dtype),
+        score_mod=None if softcap is None else capped,
         block_mask=block_mask,
         scale=scaling,
         enable_gqa=True,
+        return_aux=None if s_aux is None else AuxRequest(lse=True),
     )
-    return attended.transpose(1, 2), None
+    if s_aux is None:
+        return result.transpose(1, 2).contiguous(), None
+    attended, summary = result  # a sink takes its share of the probability afterwards
+    share_RHT = torch.sigmoid(summary.lse - s_aux.float()[None, :, None])
+    return (attended * share_RHT[..., None].to(attended.dtype)).transpose(1, 2).contiguous(), None
 
 
 @lru_cache

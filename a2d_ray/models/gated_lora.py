@@ -22,6 +22,7 @@ from torch import Tensor
 
 from a2d_ray.config import LoraSection
 from a2d_ray.models.adapters import add_adapters
+from a2d_ray.models.parts import embedding_name, output_name, parent_of
 
 _ATTRIBUTE = "a2d_gate"
 _ADAPTER = "default"  # peft's name of the only one
@@ -133,7 +134,8 @@ def settle_mask_row(model: Any) -> None:
 
     Clean text has no mask, and its logit is never read, so the AR mode stays what it is.
     """
-    for parent, name in ((model.model, "embed_tokens"), (model, "lm_head")):
+    for table in (embedding_name(model), output_name(model)):
+        parent, name = parent_of(model, table)
         adapter = getattr(getattr(parent, name), "token_adapter", None)
         if adapter is not None:  # an untied head has none
             adapter.merge()

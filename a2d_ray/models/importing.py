@@ -126,7 +126,8 @@ def _a2d_config(source: ModelSource, row: ForeignModel, values: dict[str, Any]) 
         translated = row.translate(values)
         kept = {k: v for k, v in translated.items() if k in known - dropped and v is not None}
         config = config_class(**kept)
-    return fit_config(source.name, config, source.directory)
+    tied = row.architecture.model_class._tied_weights_keys
+    return fit_config(source.name, config, source.directory, tied)
 
 
 def _weights(

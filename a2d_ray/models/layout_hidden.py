@@ -14,10 +14,17 @@ from torch import Tensor
 from a2d_ray.diffusion.layout import PAD_DOC, Layout
 from a2d_ray.diffusion.tiles import attention_tiles
 from a2d_ray.models import block_attention, flex_attention
+from a2d_ray.models.attention_state import attention_state
 from a2d_ray.models.gated_lora import gate_of
 
 
-def layout_hidden(model: Any, ids_RT: Tensor, layout: Layout, is_causal_clean: bool) -> Tensor:
+def layout_hidden(
+    model: Any,
+    ids_RT: Tensor,
+    layout: Layout,
+    is_causal_clean: bool,
+    routed: list[Tensor] | None = None,
+) -> Tensor:
     """Final hidden states [R, T, H]; zero at padding on CPUs, meaningless there elsewhere.
 
     Gated adapters act at the noised streams.
@@ -27,28 +34,41 @@ def layout_hidden(model: Any, ids_RT: Tensor, layout: Layout, is_causal_clean: b
         ids_RT: ids of the layout's tokens, masked where they are masked.
         layout: streams and blocks.
         is_causal_clean: `clean_attention: causal`.
+        routed: gets what the router of each layer gives, [tokens, experts]; None: it is not read.
     """
+    asked: dict[str, Any] = {} if routed is None else {"output_router_logits": True}
     device = ids_RT.device
     unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
     is_noised = layout.stream_RT > 0
     if device.type != "cpu":
-        with layout_attention(model, device), _gate(model, is_noised):
-            return model.model(
+        mask = flex_attention.block_mask(layout, is_causal_clean=is_causal_clean)
+        state = attention_state(model, block_mask=mask)
+        with layout_attention(model, device), _gate(model, is_noised), state as passed:
+            outputs = model.base_model(
                 input_ids=ids_RT,
                 position_ids=layout.position_RT,
                 attention_mask=unread,
                 use_cache=False,
-                block_mask=flex_attention.block_mask(layout, is_causal_clean=is_causal_clean),
-            ).last_hidden_state
+                **passed,
+                **asked,
+            )
+        _keep_routed(outputs, routed)
+        hidden_RTH: Tensor = outputs.last_hidden_state
+        return hidden_RTH
     is_real = layout.doc_RT != PAD_DOC
-    with layout_attention(model, device), _gate(model, is_noised[is_real][None]):
-        hidden_NH = model.model(
+    tiles = attention_tiles(layout, is_causal_clean=is_causal_clean)
+    state = attention_state(model, tiles=tiles)
+    with layout_attention(model, device), _gate(model, is_noised[is_real][None]), state as passed:
+        outputs = model.base_model(
             input_ids=ids_RT[is_real][None],
             position_ids=layout.position_RT[is_real][None],
             attention_mask=unread,
             use_cache=False,
-            tiles=attention_tiles(layout, is_causal_clean=is_causal_clean),
-        ).last_hidden_state[0]
+            **passed,
+            **asked,
+        )
+    _keep_routed(outputs, routed)
+    hidden_NH = outputs.last_hidden_state[0]
     padded = hidden_NH.new_zeros(*ids_RT.shape, hidden_NH.shape[-1])
     return padded.index_put((is_real,), hidden_NH)
 
@@ -70,6 +90,11 @@ def layout_attention(model: Any, device: torch.device) -> Iterator[None]:
         yield
     finally:
         model.config._attn_implementation = before
+
+
+def _keep_routed(outputs: Any, routed: list[Tensor] | None) -> None:
+    if routed is not None:
+        routed += outputs.router_logits or ()
 
 
 def _gate(model: Any, is_noised: Tensor) -> AbstractContextManager[None]:

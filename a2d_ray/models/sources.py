@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from a2d_ray.models.architectures import ARCHITECTURES, Architecture, find_architecture
+from a2d_ray.models.architectures import ARCHITECTURES, Architecture
 from a2d_ray.models.directories import find_directory, read_json
+from a2d_ray.models.families import find_family
 from a2d_ray.models.foreign import ForeignModel, find_foreign
 from a2d_ray.models.tokenizers import open_tokenizer
 from a2d_ray.models.weights import check_finite, check_weights, fit_config, one_line_errors
@@ -72,12 +73,13 @@ class ModelSource:
     foreign: ForeignModel | None = None
 
 
-def find_source(name: str, revision: str | None = None) -> ModelSource:
+def find_source(name: str, revision: str | None = None, *, weights: bool = True) -> ModelSource:
     """Finds a model and checks that it can be converted. Downloads a Hub model's weights.
 
     Args:
         name: local directory, Hub id, or ``package:smollm2``.
         revision: branch, tag or commit of a Hub id.
+        weights: False: only its configuration is asked for.
 
     Raises:
         ValueError: nothing there, no weights, an unsupported or quantized model.
@@ -89,8 +91,9 @@ def find_source(name: str, revision: str | None = None) -> ModelSource:
     architecture = foreign.architecture if foreign else _ar_architecture(name, config)
     if config.get("quantization_config"):
         raise ValueError(f"{name} is quantized: convert the unquantized model")
-    directory = find_directory(name, revision=revision, weights=True)
-    check_weights(name, directory)
+    directory = find_directory(name, revision=revision, weights=weights)
+    if weights:
+        check_weights(name, directory)
     commit = directory.name if directory.parent.name == "snapshots" else revision
     return ModelSource(
         name=name,
@@ -101,22 +104,14 @@ def find_source(name: str, revision: str | None = None) -> ModelSource:
     )
 
 
-def unsupported(name: str, model_type: str | None) -> ValueError:
-    """The error for an architecture that is not in the table."""
-    names = ", ".join(row.ar_model_type for row in ARCHITECTURES)
-    return ValueError(
-        f"{name} has architecture {model_type!r}, which is not supported: supported are {names} "
-        "(docs/adding-an-architecture.md adds one)"
-    )
-
-
 def load_ar_config(source: ModelSource) -> Any:
     """The AR model's transformers configuration, as its weights demand."""
     from transformers import AutoConfig
 
     with one_line_errors(source.name):
         config = AutoConfig.from_pretrained(source.directory, **_gguf_file(source))
-        return fit_config(source.name, config, source.directory)
+        tied = source.architecture.ar_model_class._tied_weights_keys
+        return fit_config(source.name, config, source.directory, tied)
 
 
 def load_ar_tokenizer(source: ModelSource) -> Any:
@@ -183,9 +178,7 @@ def check_loading(name: str, info: dict[str, Any]) -> None:
 
 
 def _ar_architecture(name: str, config: dict[str, Any]) -> Architecture:
-    architecture = find_architecture(config.get("model_type"))
-    if architecture is None:
-        raise unsupported(name, config.get("model_type"))
+    architecture = find_family(name, config)
     if config["model_type"] == architecture.model_type:
         raise ValueError(f"{name} is an A2D checkpoint already: it needs no conversion")
     return architecture

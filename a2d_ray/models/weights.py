@@ -14,7 +14,7 @@ from a2d_ray.models.directories import INDEX_FILE, WEIGHTS_FILE, read_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-EMBEDDING = "model.embed_tokens.weight"
+EMBEDDING = "model.embed_tokens.weight"  # of the known architectures
 HEAD = "lm_head.weight"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -62,26 +62,32 @@ def weight_files(name: str, directory: Path) -> dict[Path, set[str]]:
     return files
 
 
-def fit_config(name: str, config: Any, directory: Path) -> Any:
+def fit_config(
+    name: str, config: Any, directory: Path, tied: Mapping[str, str] | None = None
+) -> Any:
     """A transformers configuration as its weights demand; says what it changes.
 
     Args:
         name: the model, for the messages.
         config: changed in place.
         directory: its weights; none for a packaged model.
+        tied: names of the tensors that are one where they are tied, the head's first.
 
     Returns:
         `config`.
     """
     drop_foreign_ids(name, config, config.vocab_size)
-    if config.tie_word_embeddings and _has_two_tables(name, directory):
-        _log.warning(
-            "%s: config.json says tie_word_embeddings, but %s and %s differ: they stay apart",
-            name,
-            EMBEDDING,
-            HEAD,
-        )
-        config.tie_word_embeddings = False
+    if not config.tie_word_embeddings:
+        return config
+    for head, embedding in (tied or {}).items():
+        if _has_two_tables(name, directory, (embedding, head)):
+            _log.warning(
+                "%s: config.json says tie_word_embeddings, but %s and %s differ: they stay apart",
+                name,
+                embedding,
+                head,
+            )
+            config.tie_word_embeddings = False
     return config
 
 
@@ -144,17 +150,17 @@ def _tensor_types(path: Path) -> dict[str, str]:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _has_two_tables(name: str, directory: Path) -> bool:
-    """Whether the files hold an embedding and a head that differ."""
+def _has_two_tables(name: str, directory: Path, names: tuple[str, str]) -> bool:
+    """Whether the files hold both of an embedding and a head, and they differ."""
     import torch
     from safetensors import safe_open
 
     tables: dict[str, torch.Tensor] = {}
     for path in weight_files(name, directory):
         with safe_open(path, framework="pt") as file:
-            for key in {EMBEDDING, HEAD} & set(file.keys()):
+            for key in set(names) & set(file.keys()):
                 tables[key] = file.get_tensor(key)
-    return len(tables) == 2 and not torch.equal(tables[EMBEDDING], tables[HEAD])
+    return len(tables) == 2 and not torch.equal(*tables.values())
 
 
 def _is_text(value: Any) -> bool:

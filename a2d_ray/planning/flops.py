@@ -102,7 +102,7 @@ def train_flops(cost: LayoutCost, sizes: ModelSizes, model: ModelSection = WHOLE
 
 def _layer_flops(cost: LayoutCost, sizes: ModelSizes) -> float:
     matrices = 2 * cost.tokens * sizes.layer_matrix_parameters
-    return matrices + 4 * cost.pairs * sizes.query_width  # scores, and the weighted values
+    return matrices + 2 * cost.pairs * sizes.pair_products  # scores, and the weighted values
 
 
 def _head_flops(cost: LayoutCost, sizes: ModelSizes) -> float:

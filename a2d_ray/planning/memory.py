@@ -66,7 +66,7 @@ def worker_memory(
     bytes_each = 0.5 if model.load_in_4bit else FP32
     weights = bytes_each * sizes.parameters / (num_workers if zero_stage == 3 else 1)
     kept_layers = 1 if zero_stage == 3 else sizes.layers  # stage 3 gathers a layer at a time
-    casts = BF16 * kept_layers * sizes.layer_matrix_parameters
+    casts = BF16 * kept_layers * sizes.layer_cast_parameters
     flat_copy = 0 if zero_stage == 0 else FP32 * trained / num_workers
     bucket = 0 if zero_stage == 0 else FP32 * min(trained, BUCKET_ELEMENTS)
     return Memory(

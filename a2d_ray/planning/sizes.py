@@ -1,5 +1,6 @@
-"""Sizes of a model from its config.json, without loading it. No torch here: a plan takes half a
-second of CPU time, the model on torch's meta device six. A test compares the two.
+"""Sizes of a model from its config.json, without loading it. No torch for the known architectures:
+a plan takes half a second of CPU time, the model on torch's meta device six. A test compares the
+two. Other families are counted on their modules, in seconds.
 """
 
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from a2d_ray.config import ModelSection
-from a2d_ray.models.architectures import ARCHITECTURES, find_architecture
+from a2d_ray.models.architectures import find_architecture
 from a2d_ray.models.directories import find_directory, read_json
 from a2d_ray.models.sources import PACKAGE_PREFIX
 
@@ -65,6 +66,16 @@ class ModelSizes:
         return sum(a * b for a, b in self.layer_matrices.values())
 
     @property
+    def layer_cast_parameters(self) -> int:
+        """Weights of one layer that are cast for a forward."""
+        return self.layer_matrix_parameters
+
+    @property
+    def pair_products(self) -> float:
+        """Multiplications of one layer per query and key: scores, and the weighted values."""
+        return 2 * self.query_width
+
+    @property
     def layer_parameters(self) -> int:
         """All parameters of one layer."""
         norms = 2 * self.hidden + self.qk_norm_parameters
@@ -90,6 +101,69 @@ class ModelSizes:
         if model.trainable_layers is not None:
             return model.trainable_layers * self.layer_parameters + self.hidden
         return self.parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedSizes(ModelSizes):
+    """Sizes of any family; those of layers are means over the layers.
+
+    Attributes:
+        counts: see `models.counting.ModelCounts`.
+    """
+
+    counts: Any
+
+    @property
+    def query_width(self) -> int:
+        """Width of the queries, all heads."""
+        return round(self.counts.query_width)
+
+    @property
+    def kv_width(self) -> int:
+        """Width of the keys, all heads."""
+        return round(self.counts.kv_width)
+
+    @property
+    def pair_products(self) -> float:
+        """Multiplications of one layer per query and key."""
+        return float(self.counts.pair_products)
+
+    @property
+    def layer_matrices(self) -> dict[str, tuple[int, int]]:
+        """Widths in and out of the linear layers of the last layer, by name."""
+        return dict(self.counts.linears)
+
+    @property
+    def layer_matrix_parameters(self) -> int:
+        """Weights of one layer that a token is multiplied with: of experts, the chosen ones."""
+        return round(self.counts.layer_matrix_parameters)
+
+    @property
+    def layer_cast_parameters(self) -> int:
+        """Weights of one layer that are cast for a forward: of experts, all."""
+        return self.layer_parameters
+
+    @property
+    def layer_parameters(self) -> int:
+        """All parameters of one layer."""
+        return round(self.counts.layer_parameters)
+
+    @property
+    def parameters(self) -> int:
+        """All parameters; a tied head counts once."""
+        return int(self.counts.parameters)
+
+    def trained_parameters(self, model: Any) -> int:
+        """As for `ModelSizes`; `targets` are the last parts of the layers' names."""
+        if model.lora is None:
+            return super().trained_parameters(model)
+        targets = model.lora.targets
+        sizes = [
+            a + b
+            for name, (a, b) in self.layer_matrices.items()
+            if targets == "all-linear" or name.rpartition(".")[2] in targets
+        ]
+        return self.layers * model.lora.r * sum(sizes) + self.hidden
 
 
 # Sizes of models that need no download to be planned for; from their config.json files.
@@ -135,15 +209,14 @@ def find_sizes(name: str) -> ModelSizes:
 
 
 def sizes_of(config: dict[str, Any]) -> ModelSizes:
-    """Sizes in a config.json of a supported architecture.
+    """Sizes in a config.json; those of the known architectures take no torch.
 
     Raises:
-        ValueError: another architecture, or a missing key.
+        ValueError: no causal language model, or a missing key.
     """
     row = find_architecture(config.get("model_type"))
-    if row is None:
-        known = ", ".join(each.ar_model_type for each in ARCHITECTURES)
-        raise ValueError(f"model_type={config.get('model_type')!r}: plans know {known}")
+    if row is None or not row.is_known:
+        return _counted_sizes(config)
     try:
         hidden = int(config["hidden_size"])
         heads = int(config["num_attention_heads"])
@@ -164,6 +237,30 @@ def sizes_of(config: dict[str, Any]) -> ModelSizes:
         )
     except KeyError as error:
         raise ValueError(f"config.json has no {error.args[0]}") from None
+
+
+def _counted_sizes(config: dict[str, Any]) -> CountedSizes:
+    """Sizes in a config.json of any family.
+
+    Raises:
+        ValueError: a family that transformers does not know.
+    """
+    from a2d_ray.models.counting import count_model
+
+    counts = count_model(config)
+    attention = 2 * counts.hidden * (counts.query_width + counts.kv_width)
+    mlp = max(0.0, counts.layer_matrix_parameters - attention)
+    return CountedSizes(
+        hidden=counts.hidden,
+        intermediate=round(mlp / (3 * counts.hidden)),
+        vocab=counts.vocab,
+        layers=counts.layers,
+        heads=0,
+        kv_heads=0,
+        head_dim=0,
+        is_tied=counts.is_tied,
+        counts=counts,
+    )
 
 
 def _biased(kind: str, config: dict[str, Any]) -> tuple[str, ...]:

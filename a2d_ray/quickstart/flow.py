@@ -72,7 +72,7 @@ class _Quickstart:
         """SmolLM2-135M-Instruct as an A2D checkpoint."""
 
         def stage() -> dict[str, Any]:
-            from a2d_ray.models.conversion import convert
+            from a2d_ray.proving.conversion import convert
 
             convert(recipe.SOURCE, self.model, overwrite=True)
             (self.model / "chat_template.jinja").write_text(recipe.CHAT_TEMPLATE)

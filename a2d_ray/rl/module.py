@@ -6,10 +6,12 @@ from torch import Tensor, nn
 
 from a2d_ray.config import RLSection
 from a2d_ray.diffusion.layout import Layout
+from a2d_ray.diffusion.losses import Head
 from a2d_ray.diffusion.noise import Noise
 from a2d_ray.diffusion.objectives import Backbone
 from a2d_ray.diffusion.policy import Credit, PolicySpec, PolicySums, policy_loss
 from a2d_ray.models.layout_hidden import layout_hidden
+from a2d_ray.models.parts import head_of
 from a2d_ray.training.module import DiffusionModule
 
 
@@ -45,7 +47,7 @@ class PolicyModule(DiffusionModule):
                 self._reference(),
             )
 
-    def _reference(self) -> tuple[Backbone, Tensor] | None:
+    def _reference(self) -> tuple[Backbone, Head] | None:
         (start,) = self._start
         if start is None:
             return None
@@ -53,7 +55,7 @@ class PolicyModule(DiffusionModule):
         def backbone(ids_RT: Tensor, layout: Layout) -> Tensor:
             return layout_hidden(start, ids_RT, layout, self.is_causal_clean)
 
-        return backbone, start.lm_head.weight
+        return backbone, head_of(start)
 
 
 def policy_spec(rl: RLSection) -> PolicySpec:

@@ -14,6 +14,7 @@ from a2d_ray.models.checkpoint import load_checkpoint
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.device import resolve_device, resolve_dtype
 from a2d_ray.models.fingerprint import fingerprint, weights_hash
+from a2d_ray.models.parts import context_length
 from a2d_ray.text.answers import AnswerWriter, Chunk, Generation
 
 __all__ = ["Chunk", "Generation", "InfillText", "LanguageModel", "Prompt", "load"]
@@ -39,15 +40,15 @@ class LanguageModel:
     @property
     def max_length(self) -> int:
         """Positions of the model: prompt and answer together."""
-        return int(self.model.config.max_position_embeddings)
+        return context_length(self.model.config)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        """Ids that end an answer, of the tokenizer, the model and its generation config."""
+        """Ids that end an answer: of tokenizer, model, generation config and contract."""
         holders = (self.tokenizer, self.model.config, self.model.generation_config)
         found = [getattr(h, "eos_token_id", None) for h in holders if h is not None]
         ids = [i for f in found for i in (f if isinstance(f, list | tuple) else [f])]
-        return frozenset(i for i in ids if i is not None)
+        return frozenset(i for i in [*ids, *self.contract.eos_token_ids] if i is not None)
 
     def fingerprint(self, weights: str | None = None) -> dict[str, Any]:
         """What tells this model from every other one; see `a2d_ray.models.fingerprint`.
@@ -289,7 +290,8 @@ def load(
         dtype: ``float32``, ``bfloat16`` or ``auto`` (bfloat16 where the device has it).
         device: ``cpu``, ``cuda``, ... or ``auto``.
         contract: overrides for a directory without a contract: ``mask_token_id``, ``objective``,
-            ``block_size``, ``block_grid``.
+            ``block_size``, ``block_grid``, ``clean_attention``, ``right_shift_logits``,
+            ``eos_token_ids``.
 
     Raises:
         ValueError: what is wrong with the directory or an argument, and the fix.

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from a2d_ray.config import ModelSection, TrainConfig
+from a2d_ray.config import ModelSection, OptionError, TrainConfig
 from a2d_ray.models.adapters import (
     ADAPTER_WEIGHTS,
     GATED_WEIGHTS,
@@ -15,7 +15,9 @@ from a2d_ray.models.adapters import (
 from a2d_ray.models.checkpoint import Checkpoint, load_checkpoint
 from a2d_ray.models.device import resolve_dtype
 from a2d_ray.models.directories import find_directory
+from a2d_ray.models.experts import has_balance_loss
 from a2d_ray.models.gated_lora import add_gated_adapters
+from a2d_ray.models.parts import layers_of, learned_positions
 from a2d_ray.training.module import DiffusionModule
 from a2d_ray.training.objective import loss_spec
 from a2d_ray.training.optim import freeze_below
@@ -69,11 +71,28 @@ def build_module(loaded: Checkpoint, config: TrainConfig, device: torch.device) 
         OptionError: more trainable layers than the model has.
     """
     prepare_layers(loaded.model, config.model)
+    num_positions = learned_positions(loaded.model)
+    if num_positions is not None and config.data.max_length > num_positions:
+        raise OptionError(
+            "data.max_length",
+            config.data.max_length,
+            f"exceeds the {num_positions} positions that the model has learned",
+            f"lower it to {num_positions}",
+        )
+    router_weight = config.objective.router_loss_weight
+    if router_weight and not has_balance_loss(loaded.model):
+        raise OptionError(
+            "objective.router_loss_weight",
+            router_weight,
+            f"has no use: {loaded.model.config.model_type} has no load-balancing loss",
+            "set it to 0",
+        )
     return DiffusionModule(
         loaded.model.train(),
         loss_spec(config.objective, mask_id=loaded.contract.mask_token_id),
         is_causal_clean=config.objective.clean_attention == "causal",
         compute_dtype=resolve_dtype(config.model.dtype, device),
+        router_weight=router_weight,
     )
 
 
@@ -84,5 +103,5 @@ def prepare_layers(model: Any, section: ModelSection) -> None:
     if section.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if section.compile:
-        for layer in model.model.layers:
+        for layer in layers_of(model):
             layer.compile()

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from a2d_ray.config import TrainConfig
+from a2d_ray.models.parts import head_parameters
 
 
 def deepspeed_config(config: TrainConfig, *, world: int, num_micro: int) -> dict[str, Any]:
@@ -39,14 +40,15 @@ def deepspeed_config(config: TrainConfig, *, world: int, num_micro: int) -> dict
 
 
 def make_engine(module: Any, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
-    """A DeepSpeed engine for a module with a `head` weight, by which its loss reads logits."""
+    """A DeepSpeed engine for a module around a model, whose head its loss calls."""
     # Its shared-memory all-reduce would be compiled at first use (35 s, a C++ compiler); gloo does.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     if engine_stage(engine) == 0 and dist.get_world_size() == 1:
         engine.enable_backward_allreduce = False  # it would flatten every gradient for nobody
     if is_partitioned(engine):
-        _keep_whole(engine, module.head)
+        for parameter in head_parameters(module.model):
+            _keep_whole(engine, parameter)
     return engine
 
 
@@ -78,8 +80,8 @@ def is_partitioned(engine: Any) -> bool:
 def _keep_whole(engine: Any, weight: Tensor) -> None:
     """Keeps one weight gathered under ZeRO-3, its optimizer state still partitioned.
 
-    The loss multiplies by the head in chunks outside the head's own module, and tied embeddings
-    share it, so the hooks that release weights after a module's forward would take it away.
+    The loss calls the head in chunks, without the hooks of its modules, and tied embeddings share
+    it, so the hooks that release weights after a module's forward would take it away.
     """
     weight.ds_persist = weight.is_external_param = True  # type: ignore[attr-defined]
     engine.optimizer.persistent_parameters.append(weight)

@@ -1,17 +1,20 @@
 """Analytic FLOPs of a training step, and the peak of the device, for the MFU.
 
-A multiply-add counts as two. Forward: 2 per weight of the linear layers and token, 4 x heads x
-head_dim per layer for each pair of tokens that may attend, 2 per weight of the head and masked
-token. Backward: twice the forward. Recomputation does not count (model FLOPs of 2104.04473).
+A multiply-add counts as two. Forward: 2 per weight that a token is multiplied with, 2 x heads x
+(key width + value width) per layer for each pair of tokens that may attend, 2 per weight of the
+head and masked token. Backward: twice the forward. Recomputation does not count (model FLOPs of
+2104.04473).
 """
 
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from a2d_ray.diffusion.layout import PAD_DOC, Layout
+from a2d_ray.models.counting import attention_shapes, matrix_parameters
+from a2d_ray.models.parts import head_parameters
 from a2d_ray.planning.devices import peak_tflops
 
 
@@ -40,15 +43,12 @@ class StepFlops:
     @classmethod
     def of(cls, model: Any) -> Self:
         """The costs of an A2D model."""
-        linear = [m for m in model.model.modules() if isinstance(m, nn.Linear)]
-        config = model.config
-        head_dim = getattr(config, "head_dim", None) or (
-            config.hidden_size // config.num_attention_heads
-        )
+        head = sum(p.numel() for p in head_parameters(model) if p.dim() >= 2)
+        pair_products = sum(shape.pair_products for shape in attention_shapes(model))
         return cls(
-            per_token=3 * 2 * sum(m.weight.numel() for m in linear),
-            per_pair=3 * 4 * config.num_hidden_layers * config.num_attention_heads * head_dim,
-            per_masked=3 * 2 * config.hidden_size * config.vocab_size,
+            per_token=3 * 2 * matrix_parameters(model.base_model, model.config),
+            per_pair=3 * 2 * pair_products,
+            per_masked=3 * 2 * head,
         )
 
     def step(self, num_tokens: float, num_pairs: float, num_masked: float) -> float:

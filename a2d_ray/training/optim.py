@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from a2d_ray.config import OptimSection, OptionError
+from a2d_ray.models.parts import final_norm_of, layers_of
 
 
 def freeze_below(model: Any, num_layers: int) -> None:
@@ -23,7 +24,7 @@ def freeze_below(model: Any, num_layers: int) -> None:
     Raises:
         OptionError: more than the model has.
     """
-    layers = model.model.layers
+    layers = layers_of(model)
     if num_layers > len(layers):
         raise OptionError(
             "model.trainable_layers",
@@ -32,7 +33,8 @@ def freeze_below(model: Any, num_layers: int) -> None:
             "lower it, or set it to null for all of them",
         )
     model.requires_grad_(False)
-    for module in (*layers[len(layers) - num_layers :], model.model.norm):
+    norm = final_norm_of(model)
+    for module in (*layers[len(layers) - num_layers :], *([] if norm is None else [norm])):
         module.requires_grad_(True)
 
 

@@ -11,6 +11,7 @@ from a2d_ray.diffusion.layout import PackedRow
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
 from a2d_ray.models.contract import Contract
+from a2d_ray.models.parts import context_length
 
 MAX_NEW_TOKENS = 64
 NUM_PROMPT_TOKENS = 16  # of plain text, which has no prompt
@@ -47,7 +48,7 @@ def generate_samples(
     # A copy, since the engine keeps what it has packed of a model's weights for as long as the
     # model lives, and does not see DeepSpeed changing them.
     model = copy.copy(model)
-    max_length = int(model.config.max_position_embeddings)
+    max_length = context_length(model.config)
     params = SamplingParams(max_new_tokens=MAX_NEW_TOKENS)
     room = max_length - MAX_NEW_TOKENS - 2 * contract.block_size
     split = [split_last_answer(row) for row in rows]

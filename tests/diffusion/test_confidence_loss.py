@@ -1,5 +1,7 @@
 """The confidence loss is the entropy of what is predicted rightly, and nothing else."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, linear
@@ -40,7 +42,7 @@ def test_entropy_of_right_tokens_is_added(excluded, chunk_tokens):
     hidden, head, labels, weight = inputs()
     ours, _ = masked_cross_entropy(
         hidden,
-        head,
+        partial(linear, weight=head),
         labels,
         weight,
         excluded,
@@ -57,7 +59,10 @@ def test_wrong_tokens_are_left_to_the_cross_entropy():
     hidden, head, labels, weight = inputs()
     gradients = [
         torch.autograd.grad(
-            masked_cross_entropy(hidden, head, labels, weight, MASK, confidence_weight=c)[0], hidden
+            masked_cross_entropy(
+                hidden, partial(linear, weight=head), labels, weight, MASK, confidence_weight=c
+            )[0],
+            hidden,
         )[0]
         for c in (0.0, WEIGHT)
     ]

@@ -31,7 +31,7 @@ def taught_loss(model, rows, spec, *, loss=TAUGHT, share=0.5):
     epoch_R = torch.full((len(rows),), 3)
     noise = draw_noise(layout, NoiseSpec(kind="full", full_share=share), seed=5, epoch_R=epoch_R)
     backbone = backbone_of(model, is_causal_clean=True)
-    return layout, noise, diffusion_loss(layout, noise, backbone, model.lm_head.weight, loss)
+    return layout, noise, diffusion_loss(layout, noise, backbone, model.lm_head, loss)
 
 
 def logits_of(model, layout, noise):
@@ -112,21 +112,21 @@ def test_every_target_but_fill_has_a_clean_copy_of_itself():
 
 def test_taught_cross_entropy_in_chunks_and_its_bound():
     torch.manual_seed(0)
-    head, hidden = torch.randn(50, 8, requires_grad=True), torch.randn(23, 8, requires_grad=True)
+    head, hidden = torch.nn.Linear(8, 50, bias=False), torch.randn(23, 8, requires_grad=True)
     teacher, weight = torch.randn(23, 8, requires_grad=True), torch.rand(23)
     results = []
     for chunk in (1024, 5):
-        head.grad = hidden.grad = None
+        head.weight.grad = hidden.grad = None
         total, each = taught_cross_entropy(hidden, teacher, head, weight, 49, chunk_tokens=chunk)
         total.backward()
-        results.append((total.detach(), each, head.grad.clone(), hidden.grad.clone()))
+        results.append((total.detach(), each, head.weight.grad.clone(), hidden.grad.clone()))
     for a, b in zip(*results, strict=True):
         assert_close(a, b)
     assert teacher.grad is None  # detached
     assert not results[0][2][49].any() and results[0][3].isfinite().all()
     hidden.grad = None
     same, entropy = taught_cross_entropy(hidden, hidden, head, weight, 49)
-    p = (hidden @ head.T)[:, :49].softmax(-1)
+    p = head(hidden)[:, :49].softmax(-1)
     assert_close(entropy, -(p * p.log()).sum(-1))
     same.backward()
     assert_close(hidden.grad + 1, torch.ones(23, 8))  # the least there is
@@ -178,7 +178,7 @@ def test_agreement_and_accepted_length_by_hand(seed):
         rows,
         SPEC,
         backbone_of(model, is_causal_clean=True),
-        model.lm_head.weight,
+        model.lm_head,
         mask_id=MASK,
         device=CPU,
     )
@@ -194,7 +194,8 @@ def test_agreement_and_accepted_length_by_hand(seed):
 
 def test_a_model_that_says_one_word_accepts_whole_blocks():
     rows = [packed_row([(1, [(3, False), (10, True)], True)])]
-    head = torch.zeros(320, 8)
+    head = torch.nn.Linear(8, 320, bias=False)
+    torch.nn.init.zeros_(head.weight)
     sums = draft_sums(
         rows,
         SPEC,

@@ -48,7 +48,7 @@ def loss_of(model, rows, spec, *, epoch=3, max_fraction=1.0, loss=None, block_si
         layout,
         noise,
         backbone_of(model, is_causal_clean=spec.causal_clean),
-        model.lm_head.weight,
+        model.lm_head,
         loss or LossSpec(mask_id=MASK),
     )
 
@@ -175,21 +175,21 @@ def test_uniform_model_scores_log_v():
 
 def test_chunked_cross_entropy_equals_whole_and_empty_is_a_connected_zero():
     torch.manual_seed(0)
-    head, hidden = torch.randn(50, 8, requires_grad=True), torch.randn(23, 8, requires_grad=True)
+    head, hidden = torch.nn.Linear(8, 50, bias=False), torch.randn(23, 8, requires_grad=True)
     labels, weight = torch.randint(0, 49, (23,)), torch.rand(23)
     results = []
     for chunk in (1024, 5):
-        head.grad = hidden.grad = None
+        head.weight.grad = hidden.grad = None
         total, _ = masked_cross_entropy(hidden, head, labels, weight, 49, chunk_tokens=chunk)
         total.backward()
-        results.append((total.detach(), head.grad.clone(), hidden.grad.clone()))
+        results.append((total.detach(), head.weight.grad.clone(), hidden.grad.clone()))
     for a, b in zip(*results, strict=True):
         assert_close(a, b)
     assert not results[0][1][49].any()  # the mask row gets no gradient from the head
     total, _ = masked_cross_entropy(hidden[:0], head, labels[:0], weight[:0], 49)
-    head.grad = None
+    head.weight.grad = None
     total.backward()
-    assert total == 0 and head.grad is not None and not head.grad.any()
+    assert total == 0 and head.weight.grad is not None and not head.weight.grad.any()
 
 
 def test_nelbo_is_bit_identical_and_does_not_depend_on_batching():
@@ -202,7 +202,7 @@ def test_nelbo_is_bit_identical_and_does_not_depend_on_batching():
                 batch,
                 spec,
                 backbone_of(model),
-                model.lm_head.weight,
+                model.lm_head,
                 mask_id=MASK,
                 draw=1,
                 device=torch.device("cpu"),
@@ -225,7 +225,7 @@ def test_scores_by_masked_share_add_up():
         rows,
         spec,
         lambda ids_RT, layout: torch.zeros(*ids_RT.shape, width),
-        torch.zeros(num_words, width),
+        lambda hidden_NH: torch.zeros(len(hidden_NH), num_words),
         mask_id=MASK,
         draw=0,
         device=torch.device("cpu"),

@@ -81,7 +81,7 @@ def old_of(layout, logprobs):
 def loss_and_gradient(model, layout, noise, credit, spec, reference=None):
     model.zero_grad()
     sums = policy_loss(
-        layout, noise, credit, backbone_of(model), model.lm_head.weight, spec, READING, reference
+        layout, noise, credit, backbone_of(model), model.lm_head, spec, READING, reference
     )
     sums.loss.backward()
     flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -145,10 +145,10 @@ def test_the_divergence_from_the_start_pulls_back():
     own = [ar_logprobs(tiny_ar_model(), p, a) for p, a in zip(PROMPTS, ANSWERS, strict=True)]
     credit = Credit(advantage_R=torch.zeros(3), old_RT=old_of(layout, own))
     spec = PolicySpec(kl_weight=0.5, draft_weight=0.0)
-    itself = (backbone_of(tiny_a2d_model()), model.lm_head.weight.detach())
+    itself = (backbone_of(tiny_a2d_model()), model.lm_head)
     _, at_start = loss_and_gradient(model, layout, noise, credit, spec, itself)
     assert at_start.abs().max() < 1e-6
-    away = (backbone_of(other), other.lm_head.weight.detach())
+    away = (backbone_of(other), other.lm_head)
     sums, _ = loss_and_gradient(model, layout, noise, credit, spec, away)
     theirs = [
         ar_logprobs(tiny_ar_model(seed=1), p, a) for p, a in zip(PROMPTS, ANSWERS, strict=True)
@@ -164,7 +164,7 @@ def test_drafts_learn_beside_the_policy_and_alone_where_nothing_was_earned():
     layout, noise = laid_out(EXACT)
     credit = Credit(advantage_R=torch.zeros(3), old_RT=torch.zeros(layout.ids_RT.shape))
     sums, _ = loss_and_gradient(model, layout, noise, credit, PolicySpec(draft_weight=0.5))
-    head = model.lm_head.weight
+    head = model.lm_head
     drafts = diffusion_loss(layout, noise, backbone_of(model), head, READING)
     assert sums.loss.item() == pytest.approx(0.5 * drafts.loss.item(), rel=1e-5)
 
@@ -173,7 +173,7 @@ def test_the_bound_is_the_held_out_one_and_ends_with_the_answer():
     """Terms of each row add up to its share of `nelbo_sums` with the same draws."""
     model = tiny_a2d_model()
     backbone = backbone_of(model, is_causal=False)
-    head = model.lm_head.weight.detach()
+    head = model.lm_head
     cut = rows(is_complete=(False,) * 3)
     spec = replace(BOUND, views=2)
     layout = build_layout(cut, spec)
@@ -200,7 +200,7 @@ def test_with_the_bound_too_the_gradient_is_that_of_reinforce():
     credit = Credit(advantage_R=ADVANTAGES, old_RT=torch.zeros(layout.ids_RT.shape))
     spec = PolicySpec(ratio="sequence")
     backbone = backbone_of(model, is_causal=False)
-    head = model.lm_head.weight
+    head = model.lm_head
     policy_loss(layout, noise, credit, backbone, head, spec, READING).loss.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()

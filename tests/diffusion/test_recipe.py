@@ -92,7 +92,7 @@ def test_preset_equals_the_dense_recipe(objective, right_shift, norm):
         layout,
         normalise(noise, layout, norm),
         backbone_of(model),
-        model.lm_head.weight,
+        model.lm_head,
         LossSpec(mask_id=MASK, keeps_mask_logit=True, right_shift=right_shift),
     )
     assert_close(ours.loss, expected)

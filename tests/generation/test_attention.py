@@ -132,17 +132,13 @@ def test_gpu_equals_cpu(dtype, runs):
 @pytest.mark.parametrize("runs", [[(0, S)], [(300, 400), (20, 180)], [(10, 11), (500, 759)]])
 def test_keys_and_values_are_read_as_they_were_written(runs):
     query, key, value = tensors()
-    store = KVStore(
-        num_layers=2,
-        num_key_heads=K,
-        head_dim=D,
-        capacity=800,
-        dtype=torch.float32,
-    )
-    store.write(1, runs, key, value)
-    got = store.read(1, runs)
+    store = KVStore(800)
+    store.write(0, runs, key, value)
+    store.write(1, runs, key[:1], value[:, :, :3])  # a layer of other widths
+    got = store.read(0, runs)
+    assert store.read(1, runs)[1].shape == (K, S, 3)
     assert torch.equal(got[0], key) and torch.equal(got[1], value)
     part = Slice(num_tokens=N, new_runs=[], all_runs=runs, tiles=make_tiles(VISIBLE))
     round_ = Round(slices=[part], store=store)
-    output = round_.attend(1, query, key[:, :N].transpose(0, 1), value[:, :N].transpose(0, 1), 0.3)
+    output = round_.attend(query, key[:, :N].transpose(0, 1), value[:, :N].transpose(0, 1), 0.3)
     assert_close(output, plain(query, key, value))

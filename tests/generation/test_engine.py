@@ -132,8 +132,8 @@ def test_empty_prompt_is_allowed():
 def test_prompt_is_run_once():
     model = tiny_a2d_model("llama")
     lengths = []
-    model.model.embed_tokens.register_forward_hook(lambda m, i, o: lengths.append(o.shape[1]))
     engine = Engine(model, contract(), eos_ids={EOS}, max_length=512)
+    model.model.embed_tokens.register_forward_hook(lambda m, i, o: lengths.append(o.shape[1]))
     params = SamplingParams(max_new_tokens=12, rule="steps", ignore_eos=True)
     engine.add_request(Request(request_id="a", prompt=[[9] * 40], params=params))
     run(engine)
@@ -195,12 +195,11 @@ def test_logits_of_a_round_are_held_for_a_few_works_at_a_time(monkeypatch):
 
     def answer() -> tuple[dict, int]:
         engine = Engine(model, contract("mdlm"), eos_ids={EOS}, max_length=512)
-        head, sizes = engine._runner.twin.lm_head, []
-        hook = head.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[0]))
+        head, sizes = engine._runner._logits_of, []
+        engine._runner._logits_of = lambda rows_NH: sizes.append(len(rows_NH)) or head(rows_NH)
         for i, (prompt, params) in enumerate(itertools.product(PROMPTS, [*PARAMS, guided])):
             engine.add_request(Request(request_id=str(i), prompt=prompt, params=params))
         answers, _ = run(engine)
-        hook.remove()
         return answers, max(sizes)
 
     expected, together = answer()

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from a2d_ray.models import architectures
-from a2d_ray.models.architectures import ARCHITECTURES, find_architecture
+from a2d_ray.models.architectures import ARCHITECTURES, Architecture, find_architecture
 from tests.tiny import tiny_a2d_model
 
 
@@ -20,12 +20,15 @@ def test_public_names():
     assert architectures.A2DQwen2LMHeadModel is ARCHITECTURES[1].model_class
     assert architectures.A2DQwen3Config is ARCHITECTURES[2].config_class
     with pytest.raises(AttributeError):
-        _ = architectures.A2DQwen4LMHeadModel
+        _ = architectures.A2DNobodysLMHeadModel
 
 
 def test_rows_are_found_by_either_model_type():
-    assert find_architecture("qwen2") is find_architecture("a2d-qwen2") is ARCHITECTURES[1]
-    assert find_architecture("gpt2") is None
+    assert find_architecture("qwen2") == find_architecture("a2d-qwen2") == ARCHITECTURES[1]
+    assert find_architecture("gpt2") is None  # nothing but transformers can say what it is
+    assert find_architecture("a2d-gpt2") == Architecture.of("gpt2")
+    with pytest.raises(ValueError, match="no causal language model of type 'vit'"):
+        Architecture.of("vit")
     assert find_architecture(None) is None
 
 
@@ -38,6 +41,13 @@ def test_classes_are_registered_and_pickle(row):
     copy = pickle.loads(pickle.dumps(model))
     ids = torch.arange(6)[None]
     assert torch.equal(copy(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("row", ARCHITECTURES, ids=lambda row: row.ar_model_type)
+def test_hidden_states_can_be_asked_for(row):
+    model = tiny_a2d_model(row.ar_model_type)
+    outputs = model(torch.arange(6)[None], output_hidden_states=True)
+    assert len(outputs.hidden_states) == model.config.num_hidden_layers + 1
 
 
 def test_sliding_windows_and_left_to_right_decoding_are_refused():

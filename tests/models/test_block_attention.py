@@ -62,3 +62,38 @@ def test_autocast_computes_products_in_bfloat16_and_stays_close():
     assert_close(rounded, exact, rounding=0.03)
     rounded.float().sum().backward()
     assert q.grad.dtype == torch.float32 and q.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_soft_caps_sinks_and_narrow_values_equal_the_dense_mask(softcap, has_sinks):
+    spec, documents = CASES[0]
+    layout, mask = case_layout(spec, documents)
+    sinks = torch.randn(HEADS, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    tiles = attention_tiles(layout, is_causal_clean=spec.causal_clean, max_queries=16)
+    results = []
+    for attention in (dense_attention, block_sparse_attention):
+        q, k, v = inputs(len(mask))
+        sinks.grad = None
+        options = {"softcap": softcap, "s_aux": sinks if has_sinks else None}
+        options |= {"mask": mask} if attention is dense_attention else {"tiles": tiles}
+        out = attention(None, q, k, v[..., :5], None, scaling=0.3, **options)[0]
+        (out * torch.arange(out.numel()).view(out.shape).sin()).sum().backward()
+        gradients = [x.grad for x in (q, k, v)] + ([sinks.grad.clone()] if has_sinks else [])
+        results.append([out, *gradients])
+    assert_close(results[1], results[0])
+
+
+def dense_attention(module, q, k, v, _, *, scaling, softcap, s_aux, mask):
+    """The formulas of Gemma 2's soft-cap and GPT-OSS's sinks, written out."""
+    k, v = (x.repeat_interleave(HEADS // KEY_HEADS, dim=1) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if s_aux is not None:
+        column = s_aux.view(1, -1, 1, 1).expand(1, HEADS, scores.shape[2], 1)
+        shares = torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
+    else:
+        shares = scores.softmax(-1)
+    return (shares @ v).transpose(1, 2), None

@@ -15,6 +15,7 @@ from a2d_ray.models.checkpoint import (
     save_checkpoint,
 )
 from a2d_ray.models.contract import Contract
+from a2d_ray.text.language_model import LanguageModel
 from tests.closeness import assert_close
 from tests.tiny import save_tiny_ar, tiny_a2d_model
 
@@ -82,6 +83,15 @@ def test_a_given_state_dict_is_what_is_saved(tmp_path):
 def test_overrides_replace_the_contract(converted):
     contract = read_contract(converted, objective="mdlm", block_size=8, mask_token_id=None)
     assert (contract.objective, contract.block_size, contract.mask_token_id) == ("mdlm", 8, 259)
+    terms = {"clean_attention": "causal", "right_shift_logits": True, "eos_token_ids": [5, 6]}
+    contract = read_contract(converted, **terms)
+    assert contract.clean_attention == "causal" and contract.right_shift_logits
+    assert contract.eos_token_ids == (5, 6)
+    loaded = load_checkpoint(converted, **FP32, **terms)
+    ends = LanguageModel(loaded.model, loaded.tokenizer, loaded.contract).eos_token_ids
+    assert ends == {2, 5, 6}
+    with pytest.raises(ValueError, match=r"eos_token_ids \(320\).*vocabulary of 320 rows"):
+        read_contract(converted, eos_token_ids=[5, 320])
 
 
 def test_a_directory_without_contract(copy, caplog):
@@ -130,7 +140,7 @@ def test_weights_must_be_there_and_fit(copy):
 def test_what_is_no_a2d_checkpoint_is_named(converted, tmp_path):
     cases = {
         str(converted.parent / "ar"): r"convert it first with python jobs/convert\.py",
-        str(save_tiny_ar(tmp_path / "gpt2", "gpt2")): "supported are llama, qwen2, qwen3",
+        str(save_tiny_ar(tmp_path / "gpt2", "gpt2")): "autoregressive gpt2 model: convert it first",
         str(tmp_path / "nothing"): "does not exist",
         str(tmp_path): "no config.json",
         str(tmp_path / "gpt2" / "config.json"): "is a file",

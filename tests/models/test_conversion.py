@@ -188,8 +188,8 @@ def test_a_sliding_window_is_dropped_with_a_warning(tmp_path, caplog):
 def test_a_window_of_all_layers_is_dropped_with_a_warning_too(
     tmp_path, caplog, monkeypatch, window
 ):
-    """Mistral's configuration has a window and no layer_types; its row would be this one."""
-    mistral = architectures.Architecture("mistral", "Mistral")
+    """A known architecture whose configuration has a window and no layer_types."""
+    mistral = architectures.Architecture("mistral")
     monkeypatch.setattr(architectures, "ARCHITECTURES", (*architectures.ARCHITECTURES, mistral))
     classes = (transformers.MistralConfig, transformers.MistralForCausalLM)
     monkeypatch.setitem(tiny._CLASSES, "mistral", classes)

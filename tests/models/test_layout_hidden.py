@@ -6,7 +6,11 @@ import torch
 from a2d_ray.diffusion.layout import PAD_DOC, build_layout
 from a2d_ray.diffusion.masks import dense_mask
 from a2d_ray.models import flex_attention
+from a2d_ray.models.architectures import Architecture
+from a2d_ray.models.attention_state import attention_state
 from a2d_ray.models.layout_hidden import layout_hidden
+from a2d_ray.models.miniature import make_miniature
+from a2d_ray.proving.tiny import tiny_config
 from tests.closeness import assert_close
 from tests.diffusion.test_objectives import CASES, backbone_of
 from tests.rows import packed_row, split_documents
@@ -79,3 +83,30 @@ def test_a_model_is_left_as_it_was():
     before = model.config._attn_implementation
     layout_hidden(model, layout.ids_RT, layout, False)
     assert model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "deepseek_v3", "stablelm"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_of_families_outside_llamas_form(family):
+    """Soft-caps, sinks, values of another width, layers that drop keyword arguments."""
+    spec, documents = CASES[0]
+    layout = case_layout(spec, documents)
+    is_real = layout.doc_RT != PAD_DOC
+    model = make_miniature(Architecture.of(family), tiny_config(family)).a2d
+    mask = flex_attention.block_mask(layout, is_causal_clean=spec.causal_clean)
+    with torch.no_grad(), attention_state(model, block_mask=mask) as passed:
+        dense = model.base_model(
+            input_ids=layout.ids_RT,
+            attention_mask=dense_mask(layout, is_causal_clean=spec.causal_clean),
+            position_ids=layout.position_RT,
+            use_cache=False,
+        ).last_hidden_state
+        model.config._attn_implementation = flex_attention.FLEX_ATTENTION
+        ours = model.base_model(
+            input_ids=layout.ids_RT,
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
+            position_ids=layout.position_RT,
+            use_cache=False,
+            **passed,
+        ).last_hidden_state
+    assert_close(ours[is_real], dense[is_real])

@@ -6,6 +6,7 @@ import shutil
 
 import huggingface_hub
 import pytest
+import transformers
 
 from a2d_ray import convert
 from a2d_ray.models.sources import find_source
@@ -58,13 +59,14 @@ def test_a_hub_id_that_cannot_be_reached_fails_fast(monkeypatch):
 
 
 def test_models_that_cannot_be_converted(llama, tmp_path):
-    gpt2 = save_tiny_ar(tmp_path / "gpt2", "gpt2")
+    bert = tmp_path / "bert"
+    transformers.BertConfig().save_pretrained(bert)
     quantized = edited(llama, tmp_path / "q", quantization_config={"quant_method": "awq"})
     bare = edited(llama, tmp_path / "bare")
     (bare / "model.safetensors").unlink()
     a2d = convert(str(llama), tmp_path / "a2d")
     cases = {
-        gpt2: r"'gpt2', which is not supported: .* llama, qwen2, qwen3.*\(docs/adding-an-arch",
+        bert: "'bert', which is not supported: .* encoder",
         quantized: "is quantized",
         bare: "has no weights",
         a2d: "A2D checkpoint already",

@@ -8,11 +8,14 @@ import torch
 from a2d_ray.diffusion import losses
 from a2d_ray.diffusion.layout import LayoutSpec, build_layout
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
-from a2d_ray.models.architectures import ARCHITECTURES
+from a2d_ray.models.architectures import ARCHITECTURES, Architecture
+from a2d_ray.models.miniature import make_miniature
 from a2d_ray.planning import memory
 from a2d_ray.planning.flops import WHOLE
 from a2d_ray.planning.memory import layer_activations, token_activations, worker_memory
 from a2d_ray.planning.sizes import KNOWN_MODELS, find_sizes, sizes_of
+from a2d_ray.proving.tiny import tiny_config
+from a2d_ray.training.flops import StepFlops
 from tests.planning.test_flops import trained
 from tests.rows import packed_row
 from tests.tiny import tiny_a2d_model
@@ -64,13 +67,29 @@ def test_known_models_have_their_published_sizes(name, millions):
     assert find_sizes(name).parameters / 1e6 == pytest.approx(millions, abs=0.06)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gemma3_text", "deepseek_v3", "qwen3_moe", "cohere2"])
+def test_parameters_of_other_families_are_counted(name):
+    config = tiny_config(name)
+    architecture = Architecture.of(name)
+    with torch.device("meta"):
+        model = architecture.ar_model_class(config)
+    sizes = sizes_of(config.to_dict() | {"model_type": architecture.model_type})
+    assert sizes.parameters == sum(p.numel() for p in model.parameters())
+    assert sizes.layers == config.num_hidden_layers and sizes.vocab == 320
+    flops = StepFlops.of(make_miniature(architecture, config).a2d)
+    assert 2 * 3 * sizes.layers * sizes.pair_products == pytest.approx(flops.per_pair, rel=1e-6)
+    if name != "deepseek_v3":  # its miniature has one layer more than the configuration
+        counted = 2 * 3 * sizes.layers * sizes.layer_matrix_parameters
+        assert counted == pytest.approx(flops.per_token, rel=0.01)
+
+
 def test_a_directory_is_read_and_a_stranger_refused(tmp_path):
     tiny_a2d_model("qwen3").config.save_pretrained(tmp_path)
     assert find_sizes(str(tmp_path)).layers == 2
     with pytest.raises(ValueError, match=r"train.model.path.*/nowhere/.*Qwen3-0.6B"):
         find_sizes("/nowhere/at-all")
-    with pytest.raises(ValueError, match="gpt2"):
-        sizes_of({"model_type": "gpt2"})
+    with pytest.raises(ValueError, match="no causal language model of type 'vit'"):
+        sizes_of({"model_type": "vit"})
     with pytest.raises(ValueError, match="vocab_size"):
         sizes_of({"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2,
                   "intermediate_size": 8})  # fmt: skip

@@ -6,8 +6,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from a2d_ray.diffusion.layout import PAD_DOC, build_layout
 from a2d_ray.diffusion.masks import dense_mask
-from a2d_ray.models.architectures import ARCHITECTURES
+from a2d_ray.models.architectures import ARCHITECTURES, Architecture
+from a2d_ray.models.miniature import make_miniature
 from a2d_ray.planning.devices import PEAK_TFLOPS, peak_tflops
+from a2d_ray.proving.tiny import tiny_config
 from a2d_ray.training.flops import StepFlops, attended_pairs
 from tests.diffusion.test_objectives import CASES
 from tests.rows import packed_row
@@ -31,6 +33,20 @@ def test_flops_are_those_that_torch_counts(name):
         model(torch.arange(num_tokens)[None]).logits.sum().backward()
     expected = StepFlops.of(model).step(num_tokens, num_tokens**2, num_tokens)
     # The first layer's input needs no gradient beyond the embedding: all matmuls run, though.
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "phi3", "minicpm3", "mixtral", "qwen3_moe"])
+def test_flops_of_other_families_are_those_that_torch_counts(name):
+    """Latent attention has values of another width; of experts the chosen ones count."""
+    config = tiny_config(name, hidden_size=64, intermediate_size=128, tie_word_embeddings=False)
+    model = make_miniature(Architecture.of(name), config).a2d
+    model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")
+    num_tokens = 24
+    with FlopCounterMode(display=False) as counter:
+        model(torch.arange(num_tokens)[None]).logits.sum().backward()
+    expected = StepFlops.of(model).step(num_tokens, num_tokens**2, num_tokens)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
 
 

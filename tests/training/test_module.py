@@ -28,7 +28,7 @@ def test_ragged_equals_dense(architecture, spec, documents):
     )
     dense = tiny_a2d_model(architecture)
     backbone = backbone_of(dense, is_causal_clean=spec.causal_clean)
-    expected = diffusion_loss(layout, noise, backbone, dense.lm_head.weight, LossSpec(mask_id=MASK))
+    expected = diffusion_loss(layout, noise, backbone, dense.lm_head, LossSpec(mask_id=MASK))
     module = DiffusionModule(
         tiny_a2d_model(architecture),
         LossSpec(mask_id=MASK),

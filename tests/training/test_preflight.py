@@ -43,10 +43,10 @@ def test_model_that_was_not_converted(make_config, workshop):
     refused(make_config(model={"path": str(path)}), f"model.path={path}", f"source={path}")
 
 
-def test_unsupported_architecture(make_config, tmp_path):
+def test_a_family_that_was_not_converted_either(make_config, tmp_path):
     save_tiny_ar(tmp_path / "gpt2", "gpt2")
     path = tmp_path / "gpt2"
-    refused(make_config(model={"path": str(path)}), f"model.path={path}", "llama", "qwen3")
+    refused(make_config(model={"path": str(path)}), f"model.path={path}", "convert it first")
 
 
 def test_objective_of_another_kind(make_config, workshop, tmp_path):

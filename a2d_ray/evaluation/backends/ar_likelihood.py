@@ -17,6 +17,7 @@ from torch import Tensor
 from a2d_ray.diffusion.losses import token_scores
 from a2d_ray.evaluation.backends.requests import Score, ScoreRequest
 from a2d_ray.evaluation.backends.score_batches import shared_rows
+from a2d_ray.models.parts import head_of
 
 _CONTEXT = 0
 _PAD = -1
@@ -46,9 +47,8 @@ class ARLikelihood:
         for request in requests:
             self._check(request)
         batch = _batch(requests)
-        head_VH = self._model.lm_head.weight
-        device = head_VH.device
-        hidden_RTH = self._model.model(
+        device = self._model.device
+        hidden_RTH = self._model.base_model(
             input_ids=batch.ids_RT.to(device),
             attention_mask=_mask(batch).to(device),
             position_ids=batch.position_RT.to(device),
@@ -56,7 +56,7 @@ class ARLikelihood:
         ).last_hidden_state
         nats_N, is_right_N = token_scores(
             hidden_RTH[batch.row_N.to(device), batch.column_N.to(device)],
-            head_VH,
+            head_of(self._model),
             batch.label_N.to(device),
             self._mask_id,
         )

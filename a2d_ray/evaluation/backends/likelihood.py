@@ -27,6 +27,7 @@ from a2d_ray.evaluation.backends.requests import Score, ScoreRequest
 from a2d_ray.evaluation.backends.score_batches import draws_per_forward, is_exact, needed_draws
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.layout_hidden import layout_hidden
+from a2d_ray.models.parts import head_of
 
 
 @dataclass(frozen=True)
@@ -111,15 +112,14 @@ class Likelihood:
         """Weighted cross-entropy of both views / 2, per draw and document; float64 [E, D]."""
         one = self._mdlm_pass if self._spec.objective == "mdlm" else self._bd3lm_pass
         plan = one(row, draws)
-        head_VH = self._model.lm_head.weight
-        layout = plan.layout.to(head_VH.device)
-        noise = plan.noise.to(head_VH.device)
+        layout = plan.layout.to(self._model.device)
+        noise = plan.noise.to(self._model.device)
         ids_RT = noised_ids(layout, noise, self._mask_id)
         hidden_RTH = layout_hidden(self._model, ids_RT, layout, self._spec.causal_clean)
         picked = noise.is_masked_RT
         _, loss_N = masked_cross_entropy(
             hidden_RTH[picked],
-            head_VH,
+            head_of(self._model),
             layout.ids_RT[picked],
             noise.weight_RT[picked],
             self._mask_id,

@@ -17,6 +17,8 @@ from transformers import AttentionInterface
 
 from a2d_ray.generation.engine.cache import KVStore, Runs, SlotStore
 from a2d_ray.generation.engine.spans import SpanPlan, attend
+from a2d_ray.models.attention_state import state_of
+from a2d_ray.models.block_attention import softmax_beside_sinks
 
 ENGINE_ATTENTION = "a2d_engine"
 _CONTIGUOUS = torch.contiguous_format
@@ -85,6 +87,7 @@ class Round:
     slices: Sequence[Slice] = ()
     spans: SpanPlan | None = None
     store: KVStore | SlotStore | None
+    _num_attended: int = field(default=0, init=False)
     _signed_sin: Tensor | None = field(default=None, init=False)
 
     def rotate(self, x_NHd: Tensor, cos_1Nd: Tensor, sin_1Nd: Tensor) -> Tensor:
@@ -97,21 +100,44 @@ class Round:
         return torch.addcmul(x_NHd * cos_1Nd[0, :, None], x_NHd.roll(half, -1), self._signed_sin)
 
     def attend(
-        self, layer: int, query_NHd: Tensor, key_NKd: Tensor, value_NKd: Tensor, scale: float
+        self,
+        query_NHd: Tensor,
+        key_NKd: Tensor,
+        value_NKd: Tensor,
+        scale: float,
+        *,
+        softcap: float | None = None,
+        sink_H: Tensor | None = None,
     ) -> Tensor:
         """Attention output [N, H, d]; stores the new keys and values of every request first.
 
         All are stored before any are read, so requests may share pages that this round fills.
+        Layers are told apart by the order in which they call: it is the same in every forward.
+
+        Args:
+            query_NHd, key_NKd, value_NKd: of the new tokens; values may have a width of their own.
+            scale: of the scores.
+            softcap: c, where scores are c tanh(scores / c).
+            sink_H: a score per head that takes its share of the probability and gives nothing.
         """
+        layer = self._num_attended
+        self._num_attended += 1
+        extras = {"softcap": softcap, "sink_H": sink_H}
         if self.spans is None:
-            return self._attend_slices(layer, query_NHd, key_NKd, value_NKd, scale)
+            return self._attend_slices(layer, query_NHd, key_NKd, value_NKd, scale, **extras)
         if isinstance(self.store, SlotStore) and self.spans.slot_N is not None:
             self.store.write(layer, self.spans.slot_N, key_NKd, value_NKd)
             key_NKd, value_NKd = self.store.read(layer)
-        return attend(self.spans, query_NHd, key_NKd, value_NKd, scale)
+        return attend(self.spans, query_NHd, key_NKd, value_NKd, scale, **extras)
 
     def _attend_slices(
-        self, layer: int, query_NHd: Tensor, key_NKd: Tensor, value_NKd: Tensor, scale: float
+        self,
+        layer: int,
+        query_NHd: Tensor,
+        key_NKd: Tensor,
+        value_NKd: Tensor,
+        scale: float,
+        **extras: Any,
     ) -> Tensor:
         """One request after the other: on a CPU each has its keys in the caches."""
         sizes = [part.num_tokens for part in self.slices]
@@ -128,12 +154,19 @@ class Round:
             else:
                 assert isinstance(self.store, KVStore)
                 seen = self.store.read(layer, part.all_runs)
-            outputs.append(_attend_slice(query, *seen, part.tiles, scale))
+            outputs.append(_attend_slice(query, *seen, part.tiles, scale, **extras))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _attend_slice(
-    query_nHd: Tensor, key_KSd: Tensor, value_KSd: Tensor, tiles: Sequence[RowTile], scale: float
+    query_nHd: Tensor,
+    key_KSd: Tensor,
+    value_KSd: Tensor,
+    tiles: Sequence[RowTile],
+    scale: float,
+    *,
+    softcap: float | None = None,
+    sink_H: Tensor | None = None,
 ) -> Tensor:
     """Two matrix products per tile; the G query heads of a key head are rows of one product."""
     (n, num_heads, dim) = query_nHd.shape
@@ -147,13 +180,20 @@ def _attend_slice(
         first, stop = tile.rows
         rows = folded_KRd[:, first * group : stop * group]
         scores = torch.bmm(rows, key_KSd[:, : tile.num_keys].transpose(1, 2))
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
         if tile.hidden_RS is not None:
             by_token = scores.view(num_key_heads, stop - first, group, tile.num_keys)
             by_token[..., tile.num_common :].masked_fill_(tile.hidden_RS[:, None], -torch.inf)
-        probabilities = torch.softmax(scores, -1)  # float32 inside, whatever the dtype
+        if sink_H is None:
+            probabilities = torch.softmax(scores, -1)  # float32 inside, whatever the dtype
+        else:
+            sink_KR = sink_H.view(num_key_heads, group).repeat(1, stop - first)
+            probabilities = softmax_beside_sinks(scores, sink_KR)
         outputs.append(torch.bmm(probabilities, value_KSd[:, : tile.num_keys]))
     output_KRd = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-    return output_KRd.view(num_key_heads, n, group, dim).transpose(0, 1).reshape(n, num_heads, dim)
+    width = value_KSd.shape[-1]
+    return output_KRd.view(num_key_heads, n, group, width).transpose(0, 1).reshape(n, -1, width)
 
 
 def engine_attention(
@@ -163,13 +203,18 @@ def engine_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    ragged: Round,
-    scaling: float,
+    ragged: Round | None = None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' form of `Round.attend`: query [1, H, N, d] -> [1, N, H, d]."""
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    return ragged.attend(module.layer_idx, query, key, value, scaling)[None], None
+    ragged = state_of(module, "ragged") if ragged is None else ragged
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    attended = ragged.attend(query, key, value, scale, softcap=softcap, sink_H=s_aux)
+    return attended[None].contiguous(), None
 
 
 AttentionInterface.register(ENGINE_ATTENTION, engine_attention)

@@ -14,36 +14,36 @@ _PAGE_OF_MEMORY = 2048  # bfloat16 numbers in 4 KiB
 
 
 class KVStore:
-    """Preallocated keys and values of `capacity` tokens in every layer, on a CPU.
+    """Keys and values of `capacity` tokens in every layer, on a CPU.
+
+    The first forward says what a layer takes: heads, widths and dtype may differ by layer, and the
+    widths of keys and values. A layer is the n-th attention of a forward.
 
     Args:
-        num_layers: layers of the model.
-        num_key_heads: key/value heads, K.
-        head_dim: width of a head, d.
         capacity: tokens that fit.
-        dtype: of the keys and values.
     """
 
-    def __init__(
-        self,
-        *,
-        num_layers: int,
-        num_key_heads: int,
-        head_dim: int,
-        capacity: int,
-        dtype: torch.dtype,
-    ) -> None:
-        self._values = [
-            torch.empty(num_key_heads, capacity, head_dim, dtype=dtype) for _ in range(num_layers)
-        ]
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    def _add_layer(self, key_KnD: Tensor, value_KnD: Tensor) -> None:
+        """Room for keys and values like these."""
+        num_heads, _, width = value_KnD.shape
         # Keys lie as [d, S]: the score product then reads them as they are (15 % faster). Rows
         # one page of memory apart would all fall into the same lines of the L1 cache.
-        width = -(-capacity // _PAGE_OF_MEMORY) * _PAGE_OF_MEMORY + 32
-        shape = (num_layers, num_key_heads, head_dim, width)
-        self._keys = list(torch.empty(shape, dtype=dtype).transpose(2, 3))
+        padded = -(-self._capacity // _PAGE_OF_MEMORY) * _PAGE_OF_MEMORY + 32
+        shape = (key_KnD.shape[0], key_KnD.shape[2], padded)
+        dtype = key_KnD.dtype
+        with torch.inference_mode(False):  # an inference tensor could not be written outside
+            self._values.append(torch.empty(num_heads, self._capacity, width, dtype=dtype))
+            self._keys.append(torch.empty(shape, dtype=dtype).transpose(1, 2))
 
     def write(self, layer: int, runs: Runs, key_KnD: Tensor, value_KnD: Tensor) -> None:
         """Puts n tokens, [K, n, d], into the slots of `runs`."""
+        if layer == len(self._values):
+            self._add_layer(key_KnD, value_KnD)
         first = 0
         for start, stop in runs:
             last = first + stop - start
@@ -67,28 +67,25 @@ class SlotStore:
     """The same on an accelerator, a row [K, d] per slot: fused attention reads such rows.
 
     Args:
-        num_layers, num_key_heads, head_dim, capacity, dtype: as in `KVStore`.
-        device: where it is.
+        capacity: tokens that fit.
     """
 
-    def __init__(
-        self,
-        *,
-        num_layers: int,
-        num_key_heads: int,
-        head_dim: int,
-        capacity: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        shape = (capacity, num_key_heads, head_dim)
-        self._keys, self._values = (
-            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-            for _ in range(2)
-        )
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    def _add_layer(self, key_NKd: Tensor, value_NKd: Tensor) -> None:
+        """Room for keys and values like these."""
+        with torch.inference_mode(False):
+            for held, new in ((self._keys, key_NKd), (self._values, value_NKd)):
+                shape = (self._capacity, *new.shape[1:])
+                held.append(torch.zeros(shape, dtype=new.dtype, device=new.device))
 
     def write(self, layer: int, slot_N: Tensor, key_NKd: Tensor, value_NKd: Tensor) -> None:
         """Puts N tokens into their slots."""
+        if layer == len(self._values):
+            self._add_layer(key_NKd, value_NKd)
         self._keys[layer].index_copy_(0, slot_N, key_NKd)
         self._values[layer].index_copy_(0, slot_N, value_NKd)
 

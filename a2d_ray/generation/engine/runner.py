@@ -15,7 +15,7 @@ from a2d_ray.diffusion.decoding import guide
 from a2d_ray.generation.decoding.decide import decide
 from a2d_ray.generation.decoding.reading import is_wide, read
 from a2d_ray.generation.engine.attention import Round
-from a2d_ray.generation.engine.cache import KVStore, SlotStore
+from a2d_ray.generation.engine.cache import KVStore, Runs, SlotStore
 from a2d_ray.generation.engine.drafting import CALIBRATED, Acceptance, Costs, Drafter
 from a2d_ray.generation.engine.plan import (
     HeadRows,
@@ -31,7 +31,9 @@ from a2d_ray.generation.engine.storage import StoredBlocks
 from a2d_ray.generation.engine.transfer import send
 from a2d_ray.generation.engine.twins import inference_twin
 from a2d_ray.generation.engine.work import Question, Verdict, Work
+from a2d_ray.models.attention_state import attention_state
 from a2d_ray.models.gated_lora import gate_of
+from a2d_ray.models.parts import head_of
 
 # What is known of a model, by its twin.
 _costs: "weakref.WeakKeyDictionary[Any, Costs]" = weakref.WeakKeyDictionary()
@@ -59,24 +61,22 @@ class ModelRunner:
     def __init__(self, model: Any, *, kv_tokens: int | None, is_shifted: bool) -> None:
         self.twin = inference_twin(model)
         self._is_shifted = is_shifted
-        config = model.config
-        weight = model.lm_head.weight
-        self.device = weight.device
-        self._unread_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=weight.device)
+        self._logits_of = head_of(self.twin)
+        self.device = model.device
+        self._unread_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         self._rows = HiddenRows([], is_shifted=is_shifted)
-        self._hidden_NH = weight.new_empty(0, weight.shape[1])
+        self._hidden_NH = torch.empty(0, model.config.hidden_size, device=self.device)
         self._store: KVStore | SlotStore | None = None
         if kv_tokens is not None:
-            shape = {
-                "num_layers": config.num_hidden_layers,
-                "num_key_heads": config.num_key_value_heads,
-                "head_dim": getattr(config, "head_dim", None)
-                or config.hidden_size // config.num_attention_heads,
-                "capacity": kv_tokens,
-                "dtype": weight.dtype,
-            }
-            is_cpu = weight.device.type == "cpu"
-            self._store = KVStore(**shape) if is_cpu else SlotStore(**shape, device=weight.device)
+            is_cpu = self.device.type == "cpu"
+            self._store = KVStore(kv_tokens) if is_cpu else SlotStore(kv_tokens)
+            self._make_room()
+
+    @torch.inference_mode()
+    def _make_room(self) -> None:
+        """A forward over one token, so that memory is taken now and not by the first request."""
+        first = [(0, 1)]
+        self._run(self._idle_tokens(1, new_runs=first, all_runs=first), self._store)
 
     def run(self, works: Sequence[Work], questions: Sequence[Question]) -> list[Verdict]:
         """Runs a round: its finished blocks are stored, its questions are answered.
@@ -168,7 +168,7 @@ class ModelRunner:
 
     def _head(self, hidden_RH: Tensor, head: HeadRows) -> Tensor:
         """float32 logits, guided where that is asked for."""
-        logits_RV = self.twin.lm_head(hidden_RH).float()
+        logits_RV = self._logits_of(hidden_RH).float()
         if head.guided_G is None or head.factor_G1 is None:
             return logits_RV
         num_asked = len(logits_RV) - len(head.guided_G)
@@ -177,13 +177,15 @@ class ModelRunner:
 
     def _run(self, tokens: RoundTokens, store: KVStore | SlotStore | None) -> Tensor:
         """Final hidden states [N, H]; gated adapters act at the noised tokens, None: at none."""
-        with self._gate_opened(tokens):
-            return self.twin.model(
+        ragged = Round(slices=tokens.slices, spans=tokens.spans, store=store)
+        state = attention_state(self.twin, ragged=ragged)
+        with self._gate_opened(tokens), state as passed:
+            return self.twin.base_model(
                 input_ids=tokens.id_N[None],
                 position_ids=tokens.position_N[None],
                 attention_mask=self._unread_mask,
                 use_cache=False,
-                ragged=Round(slices=tokens.slices, spans=tokens.spans, store=store),
+                **passed,
             ).last_hidden_state[0]
 
     def _gate_opened(self, tokens: RoundTokens) -> AbstractContextManager[None]:
@@ -195,6 +197,12 @@ class ModelRunner:
 
     def idle_forward(self, num_tokens: int) -> Tensor:
         """A forward whose tokens attend to each other and are stored nowhere: for measuring."""
+        return self._run(self._idle_tokens(num_tokens, new_runs=None, all_runs=()), None)
+
+    def _idle_tokens(
+        self, num_tokens: int, *, new_runs: Runs | None, all_runs: Runs
+    ) -> RoundTokens:
+        """A round of tokens that nobody asked for."""
         work = Work(
             sequence=None,
             storage=None,
@@ -202,17 +210,17 @@ class ModelRunner:
             ids=[0] * num_tokens,
             positions=range(num_tokens),
             num_noised=0,
-            new_runs=None,
-            all_runs=(),
+            new_runs=new_runs,
+            all_runs=all_runs,
             num_visible=[*range(1, num_tokens + 1)],
         )
         is_cpu = self.device.type == "cpu"
         tokens = plan_tokens([work], is_cpu=is_cpu, is_gated=False, keeps_last=False)
-        return self._run(send(tokens, self.device), None)
+        return send(tokens, self.device)
 
     def idle_head(self, hidden_RH: Tensor) -> Tensor:
         """Logits that nobody asks for: for measuring."""
-        return self.twin.lm_head(hidden_RH).float()
+        return self._logits_of(hidden_RH).float()
 
     def timed(self, run: Callable[[], T]) -> tuple[float, T]:
         """Seconds that it takes, CPU seconds on a CPU, and what it returns."""

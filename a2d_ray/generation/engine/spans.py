@@ -13,6 +13,7 @@ key/value heads, d head width.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -190,10 +191,22 @@ def _spans(own: Sequence[_Span], *, is_causal: bool, is_whole: bool = False) -> 
 
 
 def attend(
-    plan: SpanPlan, query_NHd: Tensor, key_SKd: Tensor, value_SKd: Tensor, scale: float
+    plan: SpanPlan,
+    query_NHd: Tensor,
+    key_SKd: Tensor,
+    value_SKd: Tensor,
+    scale: float,
+    *,
+    softcap: float | None = None,
+    sink_H: Tensor | None = None,
 ) -> Tensor:
-    """Attention output [N, H, d] over keys and values of all slots."""
+    """Attention output [N, H, d] over keys and values of all slots.
+
+    Soft-caps, and values of another width than keys, take the plain kernel.
+    """
     kernel = kernel_of(query_NHd)
+    if softcap is not None or key_SKd.shape[-1] != value_SKd.shape[-1]:
+        kernel = partial(plain, softcap=softcap)
     outputs = []
     weights = []
     for spans in plan.calls:
@@ -202,14 +215,25 @@ def attend(
         outputs.append(output_THd)
         weights.append(lse_TH)
     if plan.row_T is None:
-        return outputs[0]
+        return _beside_sinks(outputs[0], weights[0], sink_H)
     output_THd = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     lse_TH = weights[0] if len(weights) == 1 else torch.cat(weights)
-    return _merged(output_THd, lse_TH, plan.row_T, len(query_NHd))
+    output_NHd, lse_NH = _merged(output_THd, lse_TH, plan.row_T, len(query_NHd))
+    return _beside_sinks(output_NHd, lse_NH, sink_H)
 
 
-def _merged(output_THd: Tensor, lse_TH: Tensor, row_T: Tensor, num_rows: int) -> Tensor:
-    """The spans of each row as one: softmax over all its keys."""
+def _beside_sinks(output_NHd: Tensor, lse_NH: Tensor, sink_H: Tensor | None) -> Tensor:
+    """The output where a sink takes its share of the probability."""
+    if sink_H is None:
+        return output_NHd
+    share_NH = torch.sigmoid(lse_NH.float() - sink_H.float())
+    return output_NHd * share_NH[..., None].to(output_NHd.dtype)
+
+
+def _merged(
+    output_THd: Tensor, lse_TH: Tensor, row_T: Tensor, num_rows: int
+) -> tuple[Tensor, Tensor]:
+    """The spans of each row as one: softmax over all its keys, and its log-sum-exps [N, H]."""
     shape = (num_rows, lse_TH.shape[1])
     most_NH = torch.full(shape, -torch.inf, device=lse_TH.device)
     index_TH = row_T[:, None].expand_as(lse_TH)
@@ -219,7 +243,8 @@ def _merged(output_THd: Tensor, lse_TH: Tensor, row_T: Tensor, num_rows: int) ->
     weight_TH = weight_TH / total_NH[row_T]
     merged_NHd = torch.zeros((*shape, output_THd.shape[2]), device=lse_TH.device)
     weighted_THd = output_THd.float() * weight_TH[..., None]
-    return merged_NHd.index_add_(0, row_T, weighted_THd).to(output_THd.dtype)
+    merged_NHd.index_add_(0, row_T, weighted_THd)
+    return merged_NHd.to(output_THd.dtype), most_NH + total_NH.log()
 
 
 def kernel_of(query: Tensor) -> Kernel:
@@ -260,7 +285,13 @@ def flash(
 
 
 def plain(
-    spans: Spans, query_THd: Tensor, key_SKd: Tensor, value_SKd: Tensor, scale: float
+    spans: Spans,
+    query_THd: Tensor,
+    key_SKd: Tensor,
+    value_SKd: Tensor,
+    scale: float,
+    *,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A `Kernel` for any device and dtype: right, not fast. Every span is as wide as the widest."""
     device = query_THd.device
@@ -273,6 +304,8 @@ def plain(
     num_heads, num_key_heads = query_THd.shape[1], key_SKd.shape[1]
     query_PQKGd = query_THd[row_PQ].unflatten(2, (num_key_heads, num_heads // num_key_heads))
     score_PKGQL = torch.einsum("pqkgd,plkd->pkgql", query_PQKGd, key_SKd[slot_PL]).float() * scale
+    if softcap is not None:
+        score_PKGQL = torch.tanh(score_PKGQL / softcap) * softcap
     num_seen_PQ = spans.num_keys_P[:, None].expand(-1, spans.most_rows)
     if spans.is_causal:
         num_seen_PQ = num_seen_PQ - (num_rows_P1 - 1 - row_Q)

@@ -21,7 +21,7 @@ from a2d_ray.generation.engine.attention import ENGINE_ATTENTION, Round
 from a2d_ray.models.gated_lora import NoiseGate, gate_of, gated_linear
 
 # Prefixes of transformers' classes whose Attention, MLP and RMSNorm compute what the twins do.
-FUSED_PREFIXES = ("Llama", "Qwen2", "Qwen3")
+FUSED_PREFIXES = ("Llama", "Mistral", "Ministral", "Granite", "Qwen2", "Qwen3")
 SILU = ("SiLU", "SiLUActivation")
 
 _known: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]]" = weakref.WeakKeyDictionary()
@@ -37,6 +37,11 @@ def inference_twin(model: nn.Module) -> Any:
         with torch.no_grad():
             known = _known[model] = (stamp, _twin(model, model.config, config, gate_of(model)))
     return known[1]
+
+
+def is_fused(prefix: str) -> bool:
+    """Whether modules of transformers' classes with this prefix are fused here."""
+    return prefix in FUSED_PREFIXES
 
 
 def _version(parameter: Tensor) -> int:
@@ -195,7 +200,6 @@ class FusedAttention(nn.Module):
         self.out = PackedLinear(attention.o_proj, gate=gate)
         self.dim = attention.head_dim
         self.scale = attention.scaling
-        self.layer = attention.layer_idx
         self.num_heads = attention.q_proj.out_features // self.dim
         self.num_key_heads = attention.k_proj.out_features // self.dim
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
@@ -218,7 +222,6 @@ class FusedAttention(nn.Module):
             qk_NHd = torch.cat([norm(x) for norm, x in zip(self.norms, parts, strict=True)], dim=1)
         qk_NHd = ragged.rotate(qk_NHd, *position_embeddings)
         attended_NHd = ragged.attend(
-            self.layer,
             qk_NHd[:, : self.num_heads],
             qk_NHd[:, self.num_heads :],
             qkv_NHd[:, num_rotated:],
