@@ -142,3 +142,17 @@ def test_keys_and_values_are_read_as_they_were_written(runs):
     round_ = Round(slices=[part], store=store)
     output = round_.attend(query, key[:, :N].transpose(0, 1), value[:, :N].transpose(0, 1), 0.3)
     assert_close(output, plain(query, key, value))
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_spans_equal_slices_with_soft_caps_sinks_and_narrow_values(softcap, has_sinks):
+    query, key, value = tensors()
+    value = value[..., :5]
+    sinks = torch.randn(H, generator=torch.Generator().manual_seed(3)) if has_sinks else None
+    keys, values = key.transpose(0, 1), value.transpose(0, 1)
+    ours = attend(spans_of([(0, S)]), query, keys, values, 0.3, softcap=softcap, sink_H=sinks)
+    expected = _attend_slice(
+        query, key, value, make_tiles(VISIBLE), 0.3, softcap=softcap, sink_H=sinks
+    )
+    assert_close(ours, expected)
