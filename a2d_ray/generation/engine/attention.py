@@ -122,7 +122,7 @@ class Round:
         """
         layer = self._num_attended
         self._num_attended += 1
-        extras = {"softcap": softcap, "sink_H": sink_H}
+        extras: dict[str, Any] = {"softcap": softcap, "sink_H": sink_H}
         if self.spans is None:
             return self._attend_slices(layer, query_NHd, key_NKd, value_NKd, scale, **extras)
         if isinstance(self.store, SlotStore) and self.spans.slot_N is not None:
