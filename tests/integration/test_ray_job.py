@@ -58,7 +58,7 @@ def cluster():
 
 
 def _wait_until_up(url: str, process: subprocess.Popen) -> None:
-    deadline = time.time() + 60
+    deadline = time.time() + 180
     while True:
         assert process.poll() is None, "ray start failed"
         try:

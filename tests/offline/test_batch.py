@@ -270,7 +270,7 @@ def test_what_the_model_cannot_decode_fails_before_ray(original, tmp_path):
 
 @pytest.mark.cluster
 @pytest.mark.slow
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_a_killed_job_goes_on_and_does_nothing_twice(checkpoint, lm, tmp_path):
     rows = [{"prompt": f"prompt {i}"} for i in range(24)]
     sampling = {"max_new_tokens": 240, "rule": "steps", "ignore_eos": True}
@@ -283,7 +283,7 @@ def test_a_killed_job_goes_on_and_does_nothing_twice(checkpoint, lm, tmp_path):
     environ = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     answers = tmp_path / "out/answers"
     first = subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 200
     while not list(answers.glob("part-*")) and time.monotonic() < deadline:
         assert first.poll() is None
         time.sleep(0.02)
@@ -292,7 +292,7 @@ def test_a_killed_job_goes_on_and_does_nothing_twice(checkpoint, lm, tmp_path):
     before = {path.name: path.stat().st_mtime_ns for path in answers.glob("part-*")}
     assert 0 < len(before) < 12
     second = subprocess.run(
-        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=100
+        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=250
     )
     assert second.returncode == 0, second.stderr
     # An engine outlives its driver by a moment, and may finish the part that it is in.
