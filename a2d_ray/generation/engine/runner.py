@@ -42,7 +42,7 @@ T = TypeVar("T")
 MEASURED_TIMES = 3
 HEAD_ROWS = 512  # positions whose logits are held at a time: 300 MB for a vocabulary of 152,000
 BATCH_ROWS = 32  # decided at a time on CPUs: more would leave the caches
-DEVICE_ROWS = 2048  # both, elsewhere: one pass over 64 requests
+DEVICE_ROWS = 2048  # both, elsewhere: one pass over 64 requests; 1.2 GB of logits, and copies
 
 
 class ModelRunner:
