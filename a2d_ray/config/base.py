@@ -37,6 +37,11 @@ Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 """Seconds; written as a number or as 90s, 30m, 2h, 1d."""
 
 
+GpuShare = Annotated[float, Field(ge=0)] | Literal["auto"]
+
+GPUS_EACH = "GPUs of each; auto: one, or a fair share of those that there are; 0: CPUs compute."
+
+
 GIVEN = object()
 """As what another option has to be: anything but null, 0 and empty."""
 

@@ -7,7 +7,7 @@ from pydantic import (
     model_validator,
 )
 
-from a2d_ray.config.base import GIVEN, Conditions, Section
+from a2d_ray.config.base import GIVEN, GPUS_EACH, Conditions, GpuShare, Section
 from a2d_ray.config.errors import OptionError
 from a2d_ray.config.models import LoadSection
 from a2d_ray.config.rules import override
@@ -80,7 +80,7 @@ class EvaluateConfig(Section):
     served_model: str | None = Field(None, description="Model id there; default: the only one.")
     num_workers: int = Field(0, ge=0, description="Ray actors; 0: in this process.")
     cpus_per_worker: int = Field(1, ge=1, description="CPUs (and torch threads) of an actor.")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs of an actor.")
+    gpus_per_worker: GpuShare = Field("auto", description=GPUS_EACH)
     batch_size: int = Field(32, ge=1, description="Requests that share a forward.")
     likelihood: LikelihoodKind | Literal["auto"] = Field(
         "auto",

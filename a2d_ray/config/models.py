@@ -44,7 +44,10 @@ class ModelSection(CheckpointSection):
         description="Compute precision; masters stay fp32. auto: bfloat16 where the device has it.",
     )
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
-    compile: bool = Field(False, description="Compile the layers with torch.compile.")
+    compile: bool | Literal["auto"] = Field(
+        "auto",
+        description="Compile the layers with torch.compile; auto: on GPUs, without model.lora.",
+    )
     lora: LoraSection | None = Field(
         None, description="Train low-rank adapters and the mask token's row; null: the weights."
     )

@@ -7,7 +7,7 @@ from pydantic import (
     model_validator,
 )
 
-from a2d_ray.config.base import Conditions, Section
+from a2d_ray.config.base import GPUS_EACH, Conditions, GpuShare, Section
 from a2d_ray.config.errors import OptionError
 from a2d_ray.config.evaluation import EvaluationsSection
 from a2d_ray.config.models import LoadSection
@@ -99,7 +99,7 @@ class ServeConfig(Section):
         None, description="Replicas by load, instead of num_replicas."
     )
     cpus_per_replica: float = Field(1, gt=0, description="CPUs (and torch threads) per replica.")
-    gpus_per_replica: float = Field(0, ge=0, description="GPUs per replica.")
+    gpus_per_replica: GpuShare = Field("auto", description=GPUS_EACH)
     max_ongoing_requests: int = Field(64, ge=1, description="Requests in one replica at a time.")
     max_queued_requests: int = Field(256, ge=1, description="Beyond: 429 with Retry-After.")
     is_prefix_aware: bool = Field(
@@ -174,6 +174,6 @@ class GenerateConfig(Section):
     )
     num_replicas: int = Field(1, ge=1, description="Engines, each with the model.")
     cpus_per_replica: int = Field(1, ge=1, description="CPUs (and torch threads) per engine.")
-    gpus_per_replica: float = Field(0, ge=0, description="GPUs per engine.")
+    gpus_per_replica: GpuShare = Field("auto", description=GPUS_EACH)
     engine: EngineSection = EngineSection()
     sampling: SamplingSection = SamplingSection()

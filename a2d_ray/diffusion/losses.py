@@ -204,7 +204,9 @@ def _logits(hidden_NH: Tensor, head: Head, excluded_id: int | None) -> Tensor:
     """Logits [N, V], float32, -inf at one id."""
     logits_NV = head(hidden_NH).float()
     if excluded_id is not None:
-        logits_NV[:, excluded_id] = -torch.inf
+        # Not seen by autograd, which would copy the gradient [N, V]. The gradient there is zero
+        # anyway: the token's probability is, and no label is this id.
+        logits_NV.detach()[:, excluded_id] = -torch.inf
     return logits_NV
 
 

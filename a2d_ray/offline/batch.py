@@ -22,7 +22,13 @@ from a2d_ray.offline.parts import (
 )
 from a2d_ray.runs.cluster import start_ray
 from a2d_ray.runs.environment import worker_env
-from a2d_ray.runs.resources import Share, available_resources, check_room
+from a2d_ray.runs.resources import (
+    Share,
+    available_resources,
+    check_room,
+    gpu_share,
+    reserved_device,
+)
 from a2d_ray.runs.storage import RunDirectory
 from a2d_ray.terminal.notices import mark_warnings
 from a2d_ray.terminal.progress import Progress
@@ -56,7 +62,7 @@ def answer_parts(config: GenerateConfig, plan: BatchPlan) -> Iterator[dict[str, 
         batch_size=1,
         compute=ActorPoolStrategy(size=num_replicas),
         num_cpus=config.cpus_per_replica,
-        num_gpus=config.gpus_per_replica,
+        num_gpus=gpu_share(config.gpus_per_replica, num_replicas, available_resources()),
         runtime_env={"env_vars": worker_env(config.cpus_per_replica)},
     )
     for row in answered.iter_rows():
@@ -89,12 +95,13 @@ def _since(started: float) -> float:
 
 
 def _check_replicas(config: GenerateConfig, num_replicas: int) -> None:
+    there = available_resources()
     check_room(
-        available_resources(),
+        there,
         "num_replicas",
         num_replicas,
         cpus=Share(config.cpus_per_replica, "cpus_per_replica"),
-        gpus=Share(config.gpus_per_replica, "gpus_per_replica"),
+        gpus=Share(gpu_share(config.gpus_per_replica, num_replicas, there), "gpus_per_replica"),
     )
 
 
@@ -115,7 +122,8 @@ class BatchReplica:
         self._config = GenerateConfig.model_validate(config)
         self._folder = folder
         torch.set_num_threads(self._config.cpus_per_replica)
-        lm = load(**self._config.model.model_dump(exclude_none=True))
+        options = self._config.model.model_dump(exclude_none=True)
+        lm = load(**options | {"device": reserved_device(self._config.model.device)})
         record_model(self._config.output, folder, lm.fingerprint())
         self._tokenizer = lm.tokenizer
         self._answerer = PartAnswerer(lm, self._config)

@@ -8,6 +8,8 @@ _COMPUTING = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    # Where layers are compiled, each process would start up to 32 that compile.
+    "TORCHINDUCTOR_COMPILE_THREADS": "4",
 }
 _PRIVATE_RAY = {
     # Ray's default is 15: beside any other program of the machine a run would starve.

@@ -1,7 +1,9 @@
 """What the machine or cluster has, and the refusal of more."""
 
+import math
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 from a2d_ray.config import ScalingSection
 from a2d_ray.config.errors import OptionError
@@ -60,6 +62,35 @@ def num_cores() -> int:
 def wants_gpu(scaling: ScalingSection) -> bool:
     """Whether workers get a GPU each: as configured, or because there are GPUs."""
     return available_resources().gpus > 0 if scaling.use_gpu == "auto" else scaling.use_gpu
+
+
+def gpu_share(asked: float | Literal["auto"], count: int, there: Resources) -> float:
+    """GPUs that each of several processes reserves.
+
+    Args:
+        asked: as configured; auto: one each, or an equal share where there are fewer; 0 without.
+        count: processes.
+        there: what there is.
+    """
+    if asked != "auto":
+        return asked
+    num_gpus = int(there.gpus)
+    if not num_gpus:
+        return 0.0
+    sharers = math.ceil(max(1, count) / num_gpus)
+    return math.floor(10_000 / sharers) / 10_000  # Ray counts in ten-thousandths
+
+
+def reserved_device(asked: str) -> str:
+    """The device for a process that Ray started, by the name that was configured.
+
+    ``auto`` is the CPU where Ray reserved no GPU for it: Ray hides none, and all such processes of
+    a machine would share the first.
+    """
+    import ray
+
+    is_reserved = ray.get_runtime_context().get_accelerator_ids().get("GPU")
+    return "cpu" if asked == "auto" and not is_reserved else asked
 
 
 def check_room(

@@ -70,7 +70,7 @@ def build_module(loaded: Checkpoint, config: TrainConfig, device: torch.device) 
     Raises:
         OptionError: more trainable layers than the model has.
     """
-    prepare_layers(loaded.model, config.model)
+    prepare_layers(loaded.model, config.model, device)
     num_positions = learned_positions(loaded.model)
     if num_positions is not None and config.data.max_length > num_positions:
         raise OptionError(
@@ -96,12 +96,21 @@ def build_module(loaded: Checkpoint, config: TrainConfig, device: torch.device) 
     )
 
 
-def prepare_layers(model: Any, section: ModelSection) -> None:
-    """Freezes, checkpoints and compiles layers as the configuration asks."""
+def prepare_layers(model: Any, section: ModelSection, device: torch.device) -> None:
+    """Freezes, checkpoints and compiles layers as the configuration asks.
+
+    Args:
+        model: A2D model with head.
+        section: of the configuration.
+        device: where it trains; `compile: auto` depends on it.
+    """
     if section.trainable_layers is not None:
         freeze_below(model, section.trainable_layers)
     if section.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    if section.compile:
+    is_compiled = section.compile
+    if is_compiled == "auto":
+        is_compiled = device.type == "cuda" and section.lora is None
+    if is_compiled:
         for layer in layers_of(model):
             layer.compile()

@@ -12,14 +12,21 @@ from torch import Tensor
 from a2d_ray.config import TrainConfig
 from a2d_ray.models.parts import head_parameters
 
+# Gradients travel while the backward goes on, in buckets that are soon full (DeepSpeed's own: after
+# it, and 5e8 elements).
+_OVERLAPPED = {"overlap_comm": True, "reduce_bucket_size": 100_000_000}
 
-def deepspeed_config(config: TrainConfig, *, world: int, num_micro: int) -> dict[str, Any]:
+
+def deepspeed_config(
+    config: TrainConfig, *, world: int, num_micro: int, device_type: str = "cpu"
+) -> dict[str, Any]:
     """DeepSpeed's own configuration: what we derive, and the user's `deepspeed:` section on top.
 
     Args:
         config: the resolved training configuration.
         world: ranks.
         num_micro: micro-batches of one rank in one step.
+        device_type: where it trains; GPUs get defaults that hide the network behind the backward.
     """
     derived: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.batch.rows // world // num_micro,
@@ -36,13 +43,17 @@ def deepspeed_config(config: TrainConfig, *, world: int, num_micro: int) -> dict
         # even fail: weights stay "in flight".) Options such as offloading need their stage.
         is_plain = set(zero) == {"stage"}
         settings["zero_optimization"] = zero | {"stage": 0 if is_plain else min(zero["stage"], 2)}
+    elif device_type == "cuda" and zero.get("stage") == 2:
+        settings["zero_optimization"] = _OVERLAPPED | zero
     return settings
 
 
 def make_engine(module: Any, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
     """A DeepSpeed engine for a module around a model, whose head its loss calls."""
-    # Its shared-memory all-reduce would be compiled at first use (35 s, a C++ compiler); gloo does.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if deepspeed.get_accelerator().device_name() == "cpu":
+        # Its shared-memory all-reduce would be compiled at first use (35 s, a C++ compiler); gloo
+        # does. Other devices never ask for it, and reading this table probes every op.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     if engine_stage(engine) == 0 and dist.get_world_size() == 1:
         engine.enable_backward_allreduce = False  # it would flatten every gradient for nobody

@@ -1,7 +1,6 @@
 """The training loop of one Ray Train worker."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +37,7 @@ from a2d_ray.training.reporting import MetricsLog, RunReporter
 from a2d_ray.training.samples import HeldOutSample
 from a2d_ray.training.state import RunProgress, restore_state
 from a2d_ray.training.stopping import StopWatch
+from a2d_ray.training.toolchain import check_toolchain
 
 
 def run_train_worker(plan: dict[str, Any]) -> None:
@@ -71,8 +71,9 @@ class Worker:
         self.ranks = Ranks(
             context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
         )
+        if self.ranks.device.type == "cuda":
+            check_toolchain()
         if self.ranks.device.type == "cpu":
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
             torch.set_num_threads(self.config.scaling.cpus_per_worker)
             torch.set_flush_denormal(True)
         storage = context.get_storage()
@@ -181,7 +182,12 @@ class Worker:
         )
         module = self.make_module(loaded)
         self.counter = StepCounter.of(config, self.builder, ranks, loaded.model)
-        settings = deepspeed_config(config, world=ranks.world, num_micro=rows // rows_per_micro)
+        settings = deepspeed_config(
+            config,
+            world=ranks.world,
+            num_micro=rows // rows_per_micro,
+            device_type=ranks.device.type,
+        )
         self.engine = make_engine(module, make_optimizer(module, config.optim), settings)
         if resumed is not None:
             restore_state(self.engine, resumed)

@@ -9,6 +9,7 @@ from a2d_ray.models.checkpoint import check_checkpoint
 from a2d_ray.models.contract import Contract
 from a2d_ray.runs.resources import Share, available_resources, check_room, wants_gpu
 from a2d_ray.runs.storage import RunDirectory, check_writable
+from a2d_ray.training.toolchain import check_gpus
 
 
 def check_run(config: TrainConfig) -> Contract:
@@ -31,6 +32,7 @@ def check_run(config: TrainConfig) -> Contract:
             "pip install bitsandbytes (CUDA), or set it to false",
         )
     _check_deepspeed(config)
+    check_gpus(config.scaling, config.model.dtype)
     check_spec(config.data.spec)
     check_storage(config.run)
     check_writable("data.packed_path", config.data.packed_path)

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -162,6 +163,7 @@ def make_trainer(
         data: `TorchTrainer`'s options of its data.
     """
     config = plan.config
+    use_gpu = wants_gpu(config.scaling)
     directory.delete(STOP_FILE)
     workers = config.scaling.world_sizes[-1]
     size = (config.run.name, plan.num_steps, config.batch.rows, workers)
@@ -171,7 +173,7 @@ def make_trainer(
         train_loop_config=plan.to_dict(),
         scaling_config=ScalingConfig(
             num_workers=_worker_range(config.scaling),  # type: ignore[arg-type]  # mypy sees V1's
-            use_gpu=wants_gpu(config.scaling),
+            use_gpu=use_gpu,
             resources_per_worker={"CPU": config.scaling.cpus_per_worker},
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees V1's
@@ -181,7 +183,7 @@ def make_trainer(
                 max_failures=config.scaling.max_failures, controller_failure_limit=3
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=config.schedule.keep_last),
-            worker_runtime_env={"env_vars": worker_env()},
+            worker_runtime_env={"env_vars": training_env(use_gpu)},
             callbacks=list(callbacks),  # type: ignore[arg-type]
         ),
         **data,
@@ -189,6 +191,16 @@ def make_trainer(
     trainer.plan = plan
     trainer.run_directory = directory
     return trainer
+
+
+def training_env(use_gpu: bool) -> dict[str, str]:
+    """Variables of training workers.
+
+    DeepSpeed chooses its accelerator when it is imported, by what the machine has, and Ray hides no
+    GPU from a worker that asked for none. So it is told before the process starts.
+    """
+    accelerator = os.environ.get("DS_ACCELERATOR", "" if use_gpu else "cpu")
+    return worker_env() | ({"DS_ACCELERATOR": accelerator} if accelerator else {})
 
 
 def run_deadline(config: TrainConfig) -> float | None:

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from a2d_ray.diffusion.layout import LayoutSpec, build_layout
 from a2d_ray.diffusion.likelihood import DRAW_SEED, masked_ratio, nelbo_sums
@@ -243,3 +244,47 @@ def test_scores_by_masked_share_add_up():
         is_same = (keys[:, row] == keys[:, row, column, None]).all(0) & layout.is_target_RT[row]
         share = noise.is_masked_RT[row][is_same].double().mean()
         assert ratio[row, column] == share
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies of tensors of at least `size` elements."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+        self.count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        found = op(*args, **(kwargs or {}))
+        is_copy = op.overloadpacket.__name__ in ("clone", "copy_", "new_empty_strided")
+        self.count += is_copy and args[0].numel() >= self.size
+        return found
+
+
+@pytest.mark.parametrize("confidence_weight", [0.0, 0.5])
+def test_excluding_a_token_copies_no_gradient_of_logits(confidence_weight):
+    num_tokens, width, vocabulary = 6, 8, 50
+    hidden = torch.randn(num_tokens, width, requires_grad=True)
+    head = torch.randn(vocabulary, width, requires_grad=True)
+    labels = torch.arange(num_tokens)
+    weight = torch.rand(num_tokens)
+
+    def loss(excluded):
+        return masked_cross_entropy(
+            hidden, head, labels, weight, excluded, confidence_weight=confidence_weight
+        )[0]
+
+    with Copies(num_tokens * vocabulary) as plain:
+        torch.autograd.grad(loss(None), (hidden, head))
+    with Copies(num_tokens * vocabulary) as ours:
+        gradients_of = torch.autograd.grad(loss(49), (hidden, head))
+    assert ours.count <= plain.count
+    kept = linear(hidden, head[:49])
+    expected = (cross_entropy(kept, labels, reduction="none") * weight).sum()
+    if confidence_weight:
+        logp = kept.log_softmax(-1)[kept.argmax(-1) == labels]
+        expected = expected - confidence_weight * (logp.exp() * logp).sum()
+    for found, wanted in zip(
+        gradients_of, torch.autograd.grad(expected, (hidden, head)), strict=True
+    ):
+        assert_close(found, wanted)

@@ -1,5 +1,7 @@
 """Every attention backend gives the hidden states and gradients of the dense mask."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -56,6 +58,18 @@ def test_block_mask_is_the_predicate(spec, documents):
         seen = mask.mask_mod(torch.tensor(row), torch.tensor(0), index[:, None], index[None, :])
         expected = dense_mask(layout, is_causal_clean=spec.causal_clean)[row, 0]
         assert torch.equal(seen, expected)
+
+
+def test_the_block_mask_lies_where_the_layout_does(monkeypatch):
+    """On the second GPU of a machine as well: a device has an index."""
+    asked = []
+    monkeypatch.setattr(
+        flex_attention, "create_block_mask", lambda *_, device: asked.append(torch.device(device))
+    )
+    second = torch.device("cuda", 1)
+    ids = SimpleNamespace(shape=(1, 128), device=second)
+    flex_attention.block_mask(SimpleNamespace(ids_RT=ids))
+    assert asked == [second]
 
 
 @pytest.mark.gpu

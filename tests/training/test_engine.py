@@ -118,6 +118,54 @@ def test_one_rank_partitions_nothing(make_config, world, zero, expected):
     assert settings["zero_optimization"] == expected
 
 
+OWN = {"overlap_comm": False, "reduce_bucket_size": 9}
+
+
+@pytest.mark.parametrize(
+    ("world", "device", "zero", "expected"),
+    [
+        (2, "cuda", {}, {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 100_000_000}),
+        (2, "cuda", OWN, {"stage": 2, **OWN}),
+        (2, "cuda", {"stage": 1}, {"stage": 1}),  # DeepSpeed overlaps nothing there
+        (1, "cuda", {}, {"stage": 0}),
+        (2, "cpu", {}, {"stage": 2}),
+    ],
+)  # fmt: skip
+def test_gpus_reduce_gradients_during_the_backward(make_config, world, device, zero, expected):
+    from a2d_ray.training.engine import deepspeed_config
+
+    config = make_config(deepspeed={"zero_optimization": zero})
+    settings = deepspeed_config(config, world=world, num_micro=1, device_type=device)
+    assert settings["zero_optimization"] == expected
+
+
+def test_only_cpus_ask_which_ops_deepspeed_could_compile(monkeypatch):
+    """The table probes compilers for every op when it is read first."""
+    import deepspeed
+
+    from a2d_ray.training import engine as engines
+
+    class Gpu:
+        def device_name(self):
+            return "cuda"
+
+    class Unread(dict):
+        def __setitem__(self, key, value):
+            raise AssertionError(f"{key} was looked up")
+
+    monkeypatch.setattr(deepspeed.ops, "__compatible_ops__", Unread())
+    monkeypatch.setattr(engines.deepspeed, "initialize", lambda **_: [_Engine()])
+    with pytest.raises(AssertionError, match="deepspeed_shm_comm"):
+        engines.make_engine(None, None, {})
+    monkeypatch.setattr(deepspeed, "get_accelerator", Gpu)
+    engines.make_engine(None, None, {})
+
+
+class _Engine:
+    def zero_optimization_stage(self):
+        return 0
+
+
 STAGES = [(3, 3), (0, 3), (3, 2)]
 
 

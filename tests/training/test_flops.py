@@ -50,6 +50,17 @@ def test_flops_of_other_families_are_those_that_torch_counts(name):
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
 
 
+def test_weights_in_4_bits_multiply_as_often():
+    """They are packed, two to a byte, in one column."""
+    model = tiny_a2d_model("llama")
+    expected = StepFlops.of(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            packed = torch.zeros(module.weight.numel() // 2, 1, dtype=torch.uint8)
+            module.weight = torch.nn.Parameter(packed, requires_grad=False)
+    assert StepFlops.of(model) == expected
+
+
 @pytest.mark.parametrize(
     ("name", "peak"),
     [

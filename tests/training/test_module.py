@@ -4,16 +4,18 @@ import shutil
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from a2d_ray.diffusion.layout import build_layout
 from a2d_ray.diffusion.masks import dense_mask
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
 from a2d_ray.diffusion.objectives import LossSpec, diffusion_loss
+from a2d_ray.models import flex_attention
 from a2d_ray.models.architectures import ARCHITECTURES
 from a2d_ray.training.module import DiffusionModule
 from tests.closeness import assert_close
 from tests.diffusion.test_objectives import CASES, MASK, backbone_of, gradients
-from tests.rows import packed_row, split_documents
+from tests.rows import MIXED, packed_row, split_documents
 from tests.tiny import tiny_a2d_model
 from tests.training.modules import module_of
 
@@ -69,10 +71,55 @@ def test_compiled_layers_change_nothing():
     results = []
     for is_compiled in (False, True):
         model = tiny_a2d_model("llama").train()
-        prepare_layers(model, ModelSection(path="x", compile=is_compiled))
+        prepare_layers(model, ModelSection(path="x", compile=is_compiled), torch.device("cpu"))
         module = module_of(model)
         results.append(gradients(module, module(layout, noise).loss))
     assert_close(*results)
+
+
+@pytest.mark.parametrize(
+    ("device", "section", "is_compiled"),
+    [
+        ("cpu", {}, False),
+        ("cuda", {}, True),
+        ("cuda", {"lora": {"r": 4}}, False),
+        ("cuda", {"compile": False}, False),
+        ("cpu", {"compile": True}, True),
+    ],
+)
+def test_layers_are_compiled_on_gpus_unless_told_otherwise(device, section, is_compiled):
+    from a2d_ray.config import ModelSection
+    from a2d_ray.training.assembly import prepare_layers
+
+    model = tiny_a2d_model("llama")
+    prepare_layers(model, ModelSection(path="x", **section), torch.device(device))
+    assert {layer._compiled_call_impl is not None for layer in model.model.layers} == {is_compiled}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_a_layer_is_one_graph_in_few_compilations():
+    """As on GPUs: FlexAttention inside; layouts of several sizes."""
+    torch._dynamo.reset()
+    seen = CompileCounter()
+    model = tiny_a2d_model("qwen3")
+    model.config._attn_implementation = flex_attention.FLEX_ATTENTION
+    layer = model.model.layers[0]
+    layer.compile(fullgraph=True, backend=seen)
+    for num_rows in (2, 3, 1, 4):
+        rows = [packed_row(MIXED[: 1 + index % 2], seed=index) for index in range(num_rows)]
+        layout = build_layout(rows, CASES[0][0])
+        hidden = torch.randn(*layout.ids_RT.shape, model.config.hidden_size)
+        angles = model.model.rotary_emb(hidden, layout.position_RT)
+        with torch.no_grad():
+            layer(
+                hidden,
+                attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
+                position_ids=layout.position_RT,
+                position_embeddings=angles,
+                block_mask=flex_attention.block_mask(layout),
+            )
+    assert 1 <= seen.frame_count <= 4
 
 
 def test_bfloat16_is_close_and_keeps_masters_in_float32():

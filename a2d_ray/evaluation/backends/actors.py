@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.util import ActorPool
@@ -11,13 +11,20 @@ from a2d_ray.evaluation.backends.local import Description, load_backend
 from a2d_ray.evaluation.backends.requests import Answer, GenerateRequest, Score, ScoreRequest
 from a2d_ray.runs.cluster import start_ray
 from a2d_ray.runs.environment import worker_env
-from a2d_ray.runs.resources import Share, available_resources, check_room
+from a2d_ray.runs.resources import (
+    Share,
+    available_resources,
+    check_room,
+    gpu_share,
+    reserved_device,
+)
 
 
 class BackendActor:
     """One actor: a backend whose results are sent back piece by piece."""
 
     def __init__(self, model: dict[str, Any], objective: str | None, batch_size: int) -> None:
+        model = model | {"device": reserved_device(model.get("device", "auto"))}
         self._backend = load_backend(model, objective, batch_size=batch_size)
 
     def describe(self) -> Description:
@@ -45,7 +52,7 @@ class RayBackend:
         objective: how to use a directory that carries no contract.
         num_workers: actors.
         batch_size: requests that share a forward of one actor.
-        cpus_per_worker, gpus_per_worker: resources of one.
+        cpus_per_worker, gpus_per_worker: resources of one; auto: `gpu_share`.
 
     Raises:
         ValueError: there are fewer CPUs or GPUs.
@@ -59,20 +66,22 @@ class RayBackend:
         num_workers: int,
         batch_size: int,
         cpus_per_worker: float = 1,
-        gpus_per_worker: float = 0,
+        gpus_per_worker: float | Literal["auto"] = "auto",
     ) -> None:
         self._batch_size = batch_size
+        there = available_resources()
+        num_gpus = gpu_share(gpus_per_worker, num_workers, there)
         check_room(
-            available_resources(),
+            there,
             "num_workers",
             num_workers,
             cpus=Share(cpus_per_worker, "cpus_per_worker"),
-            gpus=Share(gpus_per_worker, "gpus_per_worker"),
+            gpus=Share(num_gpus, "gpus_per_worker"),
         )
         start_ray(max(1, math.ceil(num_workers * cpus_per_worker)))
         actor = ray.remote(BackendActor).options(
             num_cpus=cpus_per_worker,
-            num_gpus=gpus_per_worker,
+            num_gpus=num_gpus,
             max_restarts=3,
             max_task_retries=3,
             runtime_env={"env_vars": worker_env(max(1, int(cpus_per_worker)))},

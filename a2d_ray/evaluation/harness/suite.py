@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from a2d_ray.config import EvaluateConfig, EvaluatedTask, LikelihoodKind
 from a2d_ray.evaluation.harness.tasks import TASKS_DIRECTORY
 from a2d_ray.evaluation.report.provenance import code_state, data_fingerprint, model_state, versions
@@ -65,7 +67,9 @@ def build_model(config: EvaluateConfig) -> Any:
         from a2d_ray.evaluation.harness.ar import TimedHFLM
 
         load = config.model
-        device = "cpu" if load.device == "auto" else load.device
+        device = load.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         return TimedHFLM(
             pretrained=load.path, device=device, dtype=load.dtype, batch_size=config.batch_size
         )

@@ -11,10 +11,12 @@ from ray.serve.handle import DeploymentHandle
 from a2d_ray.config import ServeConfig, ServedModel
 from a2d_ray.http.access import ApiKeys, open_to_all
 from a2d_ray.runs.environment import worker_env
+from a2d_ray.runs.resources import available_resources
 from a2d_ray.runs.storage import absolute_if_local
 from a2d_ray.serving.http.app import create_app
 from a2d_ray.serving.openai.pieces import Server
 from a2d_ray.serving.ray.health import DeploymentHealth
+from a2d_ray.serving.ray.placement import replica_gpus
 from a2d_ray.serving.ray.remote import RemoteServer
 from a2d_ray.serving.ray.replica import SERVE_LOGGER, ModelReplica, log_through_serve
 
@@ -127,7 +129,7 @@ def _model_deployment(name: str, config: ServeConfig) -> serve.Deployment:
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         ray_actor_options={
             "num_cpus": config.cpus_per_replica,
-            "num_gpus": config.gpus_per_replica,
+            "num_gpus": replica_gpus(config, available_resources()),
             "runtime_env": {"env_vars": worker_env()},
         },
     )(ModelReplica)

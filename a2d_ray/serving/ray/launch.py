@@ -15,6 +15,7 @@ from a2d_ray.http.request_ids import SERVE_CALLBACK, SERVE_VARIABLE
 from a2d_ray.models.checkpoint import check_checkpoint
 from a2d_ray.runs.cluster import running_ray
 from a2d_ray.runs.resources import Resources, Share, available_resources, check_room
+from a2d_ray.serving.ray.placement import replica_gpus
 
 QUICKSTART_CHECKPOINT = "runs/quickstart/train/checkpoint-final"
 _FALLBACK_SOURCE = "package:smollm2"
@@ -160,5 +161,5 @@ def check_replicas(config: ServeConfig, there: Resources) -> None:
         field,
         count,
         cpus=Share(num_models * config.cpus_per_replica, "cpus_per_replica"),
-        gpus=Share(num_models * config.gpus_per_replica, "gpus_per_replica"),
+        gpus=Share(num_models * replica_gpus(config, there), "gpus_per_replica"),
     )

@@ -28,6 +28,7 @@ class ModelReplica:
     def __init__(self, model: dict[str, Any], config: dict[str, Any]) -> None:
         import torch
 
+        from a2d_ray.runs.resources import reserved_device
         from a2d_ray.serving.model.server import ModelServer
         from a2d_ray.text.language_model import load
 
@@ -35,8 +36,10 @@ class ModelReplica:
         served = ServedModel.model_validate(model)
         common = ServeConfig.model_validate(config)
         torch.set_num_threads(max(1, round(common.cpus_per_replica)))
+        load_options = served.load.model_dump(exclude_none=True)
+        load_options["device"] = reserved_device(served.load.device)
         self._server = ModelServer(
-            load(**served.load.model_dump(exclude_none=True)),
+            load(**load_options),
             served.sampling,
             limits=common.limits,
             engine=common.engine,
