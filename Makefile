@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: quickstart test test-all test-rounding test-clients check fix serve bench clean help install
+.PHONY: quickstart test test-all test-rounding test-clients check fix serve bench gpu-check clean help install
 
 quickstart: $(INSTALLED) ## convert, train, measure, serve and ask, on this machine (QUICKSTART_STEPS=2: smoke)
 	$(BIN)/python jobs/quickstart.py $(ARGS)
@@ -59,6 +59,9 @@ fix: $(INSTALLED) ## repair what lint and format can repair
 
 serve: $(INSTALLED) ## serve a checkpoint over HTTP (ARGS="key=value ...")
 	$(BIN)/python jobs/serve.py $(ARGS)
+
+gpu-check: $(INSTALLED) ## measure this machine's GPU beside the estimates (ARGS="--quick")
+	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 bench: $(INSTALLED) ## measure a suite against its baseline (SUITE=sampling)
 	$(BIN)/python jobs/benchmark.py $(SUITE) $(ARGS)
