@@ -105,7 +105,10 @@ def _matrices(module: nn.Module, config: Any) -> Iterator[tuple[str, int, float]
         if parameter.dim() == 2 and _EXPERT.search(name):
             experts: Any = module.get_submodule(f"{_EXPERT.split(name)[0]}.experts".lstrip("."))
             num_experts = len(experts)
-        yield name, parameter.numel(), min(1.0, chosen / num_experts) if num_experts else 1.0
+        numel = parameter.numel()
+        if isinstance(holder, nn.Linear):  # a weight in 4 bits is packed: fewer elements
+            numel = holder.in_features * holder.out_features
+        yield name, numel, min(1.0, chosen / num_experts) if num_experts else 1.0
 
 
 def _parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
