@@ -271,7 +271,12 @@ def test_excluding_a_token_copies_no_gradient_of_logits(confidence_weight):
 
     def loss(excluded):
         return masked_cross_entropy(
-            hidden, head, labels, weight, excluded, confidence_weight=confidence_weight
+            hidden,
+            lambda states: linear(states, head),
+            labels,
+            weight,
+            excluded,
+            confidence_weight=confidence_weight,
         )[0]
 
     with Copies(num_tokens * vocabulary) as plain:
