@@ -23,7 +23,7 @@ def measure_decoding(place: Place) -> Iterator[Figure]:
     model = make_a2d_model(place, place.dtype).eval()
     num_prompt, num_new = (32, 32) if place.is_tiny else (256, 64 if place.quick else 256)
     counts = (1, 2) if place.is_tiny else tuple(_ESTIMATES)
-    greedy: dict[str, Any] = {"rule": "steps", "tokens_per_forward": 2}
+    greedy: dict[str, Any] = {"rule": "steps", "steps": num_new * 2 // 5}
     sampled = greedy | {"temperature": 0.7, "top_p": 0.95}
     for count in counts:
         for name, options in (("greedy", greedy), ("T = 0.7, top_p", sampled)):
