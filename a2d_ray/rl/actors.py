@@ -108,7 +108,8 @@ class RolloutActors:
 
     def _assign(self, requests: Sequence[Request], place: int) -> Assignment:
         actor = self._actors[place]
-        return Assignment(requests, place, actor, actor.draw.remote(list(requests)))
+        version = None if self._weights is None else self._weights[1]
+        return Assignment(requests, place, actor, actor.draw.remote(list(requests), version))
 
     def _replace(self, place: int, error: Exception) -> None:
         """A new actor in place of a dead one."""

@@ -99,12 +99,21 @@ class RolloutWorker:
         self._version = version
         self._load_s = time.perf_counter() - started
 
-    def draw(self, requests: Sequence[Request]) -> Draw:
+    def draw(self, requests: Sequence[Request], version: int | None = None) -> Draw:
         """Answers to requests, in their order.
+
+        Args:
+            requests: with ids of their own.
+            version: of the weights that are to draw; None: whatever is loaded.
 
         Raises:
             FloatingPointError: the model's logits are not finite.
+            RuntimeError: other weights are loaded.
         """
+        if version not in (None, self._version):
+            raise RuntimeError(
+                f"weights of update {version} did not arrive: those of {self._version} are loaded"
+            )
         started = time.perf_counter()
         if self._engine is None:
             self._engine = self._lm.make_engine(self._options(requests))

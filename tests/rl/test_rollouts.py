@@ -93,6 +93,8 @@ def test_new_weights_decide_at_once(config, prompts, dtype):
     worker.load(arrays, 1)
     after = worker.draw(requests).rollouts[0]
     assert before.logprobs != after.logprobs and (before.version, after.version) == (0, 1)
+    with pytest.raises(RuntimeError, match="update 2 did not arrive: those of 1"):
+        worker.draw(requests, 2)
     worker.load({n: p.detach() for n, p in loaded.model.named_parameters()}, 2)
     assert worker.draw(requests).rollouts[0].ids == before.ids
 
