@@ -9,6 +9,7 @@ import torch
 
 from a2d_ray.diffusion.layout import PackedRow
 from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.generation.engine.drafting import max_masks
 from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.parts import context_length
@@ -54,13 +55,13 @@ def generate_samples(
     split = [split_last_answer(row) for row in rows]
     cases = [case for case in split if sum(map(len, case[0])) <= room]
     longest = max((sum(map(len, prompt)) for prompt, _ in cases), default=0)
-    kv_tokens = len(rows) * (longest + MAX_NEW_TOKENS + 4 * contract.block_size)
+    each = longest + MAX_NEW_TOKENS + 4 * contract.block_size + max_masks(params)
     engine = Engine(
         model,
         contract,
         eos_ids={tokenizer.eos_token_id},
         max_length=max_length,
-        options=EngineOptions(kv_tokens=kv_tokens),
+        options=EngineOptions(kv_tokens=len(rows) * each),
     )
     for index, (prompt, _) in enumerate(cases):
         engine.add_request(Request(request_id=str(index), prompt=prompt, params=params))

@@ -47,7 +47,8 @@ def gated(ray_local, workshop, make_config):
 
 @pytest.mark.cluster
 def test_joint_training_reports_drafts_and_leaves_an_ar_mode(ray_local, workshop, make_config):
-    changes = {"objective": DRAFTS | {"ar_loss_weight": 1.0}, "schedule": {"eval_rows": 8}}
+    schedule = {"eval_rows": 8, "eval_samples": 1}
+    changes = {"objective": DRAFTS | {"ar_loss_weight": 1.0}, "schedule": schedule}
     result = fit(make_config("joint", scaling={"num_workers": 2}, **changes))
     contract = read_contract(result.checkpoint.path)
     assert (contract.ar_mode, contract.clean_attention) == ("trained", "causal")
