@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: quickstart test test-all test-rounding test-clients check fix serve bench gpu-check clean help install
+.PHONY: quickstart test test-ci test-all test-rounding test-clients check fix serve bench gpu-check clean help install
 
 quickstart: $(INSTALLED) ## convert, train, measure, serve and ask, on this machine (QUICKSTART_STEPS=2: smoke)
 	$(BIN)/python jobs/quickstart.py $(ARGS)
@@ -36,6 +36,9 @@ rounding-%: $(INSTALLED)
 	$(ISA) TEST_THREADS=$(lastword $(subst -, ,$*)) $(BIN)/python -m pytest -q \
 		-m "not slow and not gpu and not browser and not cluster" $(ARGS) \
 		$$(grep -rlE "(tests.closeness|generation.reference) import" tests --include="test_*.py")
+
+test-ci: $(INSTALLED) ## the tests of .ci/run: all that this machine can run, but for the nightly ones
+	$(BIN)/python -m pytest $(PARALLEL) -m "(slow or not slow) and not nightly $(SKIPPED)" $(ARGS)
 
 test-all: $(INSTALLED) ## every test that this machine can run
 	$(BIN)/python -m pytest $(PARALLEL) -m "(slow or not slow) $(SKIPPED)" $(ARGS)

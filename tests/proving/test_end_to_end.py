@@ -27,7 +27,7 @@ from tests.tiny import tiny_tokenizer
 from tests.training.modules import module_of
 from tests.training.runs import assert_same_losses, fit, metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(600)]
 FAMILIES = ("gpt2", "gemma2", "phi3", "qwen3_moe", "deepseek_v3", "cohere2")
 SPEC = LayoutSpec(objective="bd3lm", block_size=4)
 PROMPT = [[5, 6, 8, 9, 10], [11, 12]]

@@ -151,6 +151,7 @@ def test_a_miniature_keeps_attention_and_every_kind_of_layer():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_proof_of_seven_billions_fits_and_ends():
     """In a process of its own, whose memory is measured."""
     code = (
@@ -213,6 +214,7 @@ def test_the_table_names_the_families():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_table_is_current():
     """The laws are other tests' business; here the other columns are made again."""
     page = table.PAGE.read_text()

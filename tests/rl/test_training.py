@@ -9,7 +9,12 @@ import time
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.nightly,
+    pytest.mark.timeout(600),
+]
 LONG = {
     "optim": {"lr": 3e-3},
     "schedule": {"max_steps": 30, "eval_steps": 15, "save_steps": 5, "eval_samples": 1},

@@ -55,6 +55,7 @@ async def leave_in_mid_stream(url: str, body: dict) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_five_hundred_clients_that_hang_up_leave_nothing(served):
     """500 streams over sockets, 50 at a time, each left after its first event."""
     server, url = served
@@ -85,6 +86,7 @@ def test_five_hundred_clients_that_hang_up_leave_nothing(served):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_memory_is_flat_over_a_thousand_requests(served):
     """Whole and streamed answers, errors, log-probabilities: 6 KB each would be seen.
 

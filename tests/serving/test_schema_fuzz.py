@@ -180,5 +180,6 @@ def test_a_random_schema_is_obeyed_or_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_two_thousand_random_schemas_are_obeyed_or_refused():
     fuzz(range(1_000, 3_000))

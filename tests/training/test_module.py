@@ -60,6 +60,7 @@ def test_gradient_checkpointing_changes_nothing():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_layers_change_nothing():
     from a2d_ray.config import ModelSection
