@@ -21,11 +21,13 @@ class Oracle:
         self.num_prompt, self.confidence, self.eos_at = num_prompt, confidence, eos_at
         self.asked = []
 
-    def model(self, position_ids, **_):
+    config = SimpleNamespace()
+
+    def base_model(self, position_ids, **_):
         """Hidden states that say where they are."""
         return SimpleNamespace(last_hidden_state=position_ids[..., None].float())
 
-    def lm_head(self, hidden):
+    def logits_of(self, hidden):
         places = [int(position) - self.num_prompt for position in hidden[:, 0]]
         self.asked.append(places)
         rows = torch.zeros(len(places), VOCAB)
@@ -41,6 +43,7 @@ def run(confidence, block_size=8, eos_at=None, **options):
     contract = Contract(objective="bd3lm", mask_token_id=MASK, block_size=block_size)
     engine = Engine(tiny_a2d_model("llama"), contract, eos_ids={EOS}, max_length=512)
     engine._runner.twin = oracle = Oracle(3, confidence, eos_at)
+    engine._runner._logits_of = oracle.logits_of
     params = SamplingParams(**{"max_new_tokens": 16, **options})
     engine.add_request(Request(request_id="a", prompt=[[9, 10, 11]], params=params))
     outputs = []

@@ -454,12 +454,14 @@ class Planted:
     def __init__(self, p):
         self.p, self.random = p, random.Random(0)
 
-    def model(self, input_ids, position_ids, **_):
+    config = SimpleNamespace()
+
+    def base_model(self, input_ids, position_ids, **_):
         """Hidden states that say where they are, and whether they draft."""
         hidden = torch.stack([position_ids, input_ids == MASK], dim=-1)
         return SimpleNamespace(last_hidden_state=hidden.float())
 
-    def lm_head(self, hidden):
+    def logits_of(self, hidden):
         tokens = []
         for position, drafts in hidden.int().tolist():
             if drafts:
@@ -479,7 +481,8 @@ def test_tokens_per_forward_follow_from_the_acceptance(num_drafts, p):
     for shape, wanted in (("tree", tree), ("linear", linear)):
         engine = make_engine(kv_tokens=4_000)
         engine._max_length = 4_000
-        engine._runner.twin = Planted(p)
+        engine._runner.twin = planted = Planted(p)
+        engine._runner._logits_of = planted.logits_of
         params = SamplingParams(
             rule="speculate",
             draft_tokens=num_drafts,
