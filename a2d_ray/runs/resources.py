@@ -85,10 +85,12 @@ def reserved_device(asked: str) -> str:
     """The device for a process that Ray started, by the name that was configured.
 
     ``auto`` is the CPU where Ray reserved no GPU for it: Ray hides none, and all such processes of
-    a machine would share the first.
+    a machine would share the first. A process of no Ray keeps the name: asking would start one.
     """
     import ray
 
+    if not ray.is_initialized():
+        return asked
     is_reserved = ray.get_runtime_context().get_accelerator_ids().get("GPU")
     return "cpu" if asked == "auto" and not is_reserved else asked
 
