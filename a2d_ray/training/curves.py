@@ -61,29 +61,26 @@ def smoothed(values: list[float], window: int) -> list[float]:
 
 def _losses(axes: Axes, steps: Lines, evaluations: Lines) -> None:
     _curve(axes, steps, "loss", "nats per token", is_noisy=True, label="training loss")
-    axes.plot(
-        [line["step"] for line in evaluations],
-        [line["eval/nelbo"] for line in evaluations],
-        marker="o",
-        markersize=4,
-        color=_ACCENT,
-        label="held-out NELBO",
-    )
+    _held_out(axes, evaluations, "eval/nelbo", "held-out NELBO")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
 
 
 def _rewards(axes: Axes, steps: Lines, evaluations: Lines) -> None:
     _curve(axes, steps, "rl/reward", "reward", is_noisy=True, label="roll-outs")
+    _held_out(axes, evaluations, "eval/reward", "held out, greedy")
+    axes.legend(frameon=False)
+
+
+def _held_out(axes: Axes, evaluations: Lines, key: str, label: str) -> None:
     axes.plot(
         [line["step"] for line in evaluations],
-        [line["eval/reward"] for line in evaluations],
+        [line[key] for line in evaluations],
         marker="o",
         markersize=4,
         color=_ACCENT,
-        label="held out, greedy",
+        label=label,
     )
-    axes.legend(frameon=False)
 
 
 def _accepted_length(length: Axes, evaluations: Lines) -> None:

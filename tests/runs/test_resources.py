@@ -73,3 +73,8 @@ def test_a_process_without_a_gpu_of_its_own_computes_on_the_cpu(ray_local):
 
     ask = ray.remote(reserved_device).options(num_cpus=0)
     assert ray.get([ask.remote("auto"), ask.remote("cuda:1")]) == ["cpu", "cuda:1"]
+
+
+@pytest.mark.parametrize("asked", ["auto", "cpu", "cuda:1"])
+def test_a_process_of_no_ray_keeps_its_device_and_starts_none(asked, no_ray):
+    assert reserved_device(asked) == asked
