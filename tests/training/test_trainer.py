@@ -90,7 +90,7 @@ def test_losses_and_norms_do_not_depend_on_workers_or_accumulation(
         load_file(workshop / "runs" / run / "checkpoint-final" / "state" / "exp_avg.safetensors")
         for run in (name, "one")
     )
-    assert_close(ours, theirs)
+    assert_close(ours, theirs, rounding=1e-4)  # six steps of Adam carry the rounding of each
 
 
 def test_mdlm_and_a_change_of_objective(one_worker, workshop, make_config):
