@@ -30,6 +30,7 @@ CELL_PX = (8.43, 19)  # of a monospace font of that size
 LONGEST_WAIT_S = 2.0
 FRAME_S = 0.08  # changes that follow each other faster are one frame
 LAST_S = 6.0  # the last frame stays
+WHERE = "\x1b[6n"  # a program asks for the place of the cursor
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class Typed:
 
 def record(command: Sequence[str], typed: Sequence[Typed]) -> Iterator[tuple[float, str]]:
     """Runs a command in a terminal; yields what it shows with the seconds since it began."""
+    import pyte
+
+    screen = pyte.Screen(COLUMNS, LINES)
+    stream = pyte.Stream(screen)
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update(TERM="xterm-256color", COLORTERM="truecolor", COLUMNS=str(COLUMNS))
@@ -86,6 +91,9 @@ def record(command: Sequence[str], typed: Sequence[Typed]) -> Iterator[tuple[flo
         except OSError:  # the command ended
             break
         unseen += shown
+        stream.feed(shown)
+        if WHERE in shown:
+            os.write(terminal, f"\x1b[{screen.cursor.y + 1};{screen.cursor.x + 1}R".encode())
         yield time.monotonic() - began, shown
     os.waitpid(pid, 0)
 

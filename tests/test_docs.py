@@ -157,4 +157,4 @@ nor does code count here
 
 def test_the_readme_is_short():
     assert len(text_of(ROOT / "README.md").splitlines()) <= 180
-    assert Path(ROOT / "docs/images/chat.png").exists()
+    assert Path(ROOT / "docs/images/chat.gif").exists()
