@@ -6,6 +6,7 @@ from a2d_ray.config import BenchmarkConfig
 from benchmarks import models, sampling
 
 
+@pytest.mark.slow
 def test_every_case_gives_a_line(small):
     cases = list(sampling.run(BenchmarkConfig(suite="sampling", quick=True)))
     assert [case.name for case in cases][:3] == ["p64_t1", "p512_t4", "p1024_t4"]

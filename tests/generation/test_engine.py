@@ -70,10 +70,13 @@ PARAMS += [
 ]
 
 
-@pytest.mark.parametrize("architecture", [row.ar_model_type for row in ARCHITECTURES])
+GRIDS = [("bd3lm", "segment"), ("bd3lm", "absolute"), ("bd3lm", "prompt_end"), ("mdlm", "segment")]
+OTHERS = [row.ar_model_type for row in ARCHITECTURES if row.ar_model_type != "llama"]
+
+
 @pytest.mark.parametrize(
-    ("objective", "grid"),
-    [("bd3lm", "segment"), ("bd3lm", "absolute"), ("bd3lm", "prompt_end"), ("mdlm", "segment")],
+    ("architecture", "objective", "grid"),
+    [*(("llama", *grid) for grid in GRIDS), *((name, *GRIDS[1]) for name in OTHERS)],
 )
 def test_engine_equals_reference_sampler(architecture, objective, grid):
     model, terms = tiny_a2d_model(architecture), contract(objective, grid)

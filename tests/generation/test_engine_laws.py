@@ -14,7 +14,7 @@ from tests.tiny import tiny_a2d_model
 MASK, EOS = 300, 7
 MODEL = tiny_a2d_model("llama")
 LAW = settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -1,6 +1,7 @@
 """Rule ``speculate`` writes what rule ``ar`` writes, and ``ar`` what the AR model writes."""
 
 import copy
+import itertools
 import random
 from types import SimpleNamespace
 
@@ -185,9 +186,14 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("contract", [CAUSAL, SHIFTED], ids=["in place", "shifted"])
-@pytest.mark.parametrize("shape", ["linear", "tree"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "shape", "contract"),
+    [
+        *itertools.product(NAMES, ["tree"], [CAUSAL]),
+        *itertools.product(NAMES[:1], ["linear"], [CAUSAL, SHIFTED]),
+        *itertools.product(NAMES[1:], ["linear"], [SHIFTED]),
+    ],
+)
 def test_speculate_is_ar_and_the_engine_is_the_reference(name, shape, contract):
     model = tiny_a2d_model(name)
     num_accepted = 0
@@ -396,7 +402,8 @@ def test_prompts_around_a_page(num_prompt):
     assert answer(SamplingParams(rule="speculate", **given), prompt)[0] == expected
 
 
-def test_soak_of_two_thousand_requests_among_other_rules():
+@pytest.mark.parametrize("num_requests", [300, pytest.param(2_000, marks=pytest.mark.slow)])
+def test_soak_of_requests_among_other_rules(num_requests):
     """No leak, no stall, no neighbour effect, whatever is aborted and wherever it was."""
     rng = random.Random(0)
     shared = [[rng.randrange(8, 250) for _ in range(n)] for n in (3, 8, 21, 40)]
@@ -421,7 +428,7 @@ def test_soak_of_two_thousand_requests_among_other_rules():
         )
         return Request(request_id=name, prompt=prompt, params=params)
 
-    requests = {str(i): make_request(str(i)) for i in range(2_000)}
+    requests = {str(i): make_request(str(i)) for i in range(num_requests)}
     waiting, alive, answers, since, round_index = list(requests), {}, {}, {}, 0
     while waiting or engine.has_unfinished():
         for _ in range(rng.randrange(9)):
@@ -440,8 +447,8 @@ def test_soak_of_two_thousand_requests_among_other_rules():
         round_index += 1
         assert all(round_index - since[name] < 1_500 for name in alive), "a request stalls"
     assert engine.num_used_kv_tokens == 0
-    assert 1_500 < len(answers) < 2_000
-    for name in rng.sample(sorted(answers), 60):
+    assert 0.75 * num_requests < len(answers) < num_requests
+    for name in rng.sample(sorted(answers), num_requests // 30):
         assert run(make_engine(), requests[name])[name][0] == answers[name]
 
 
@@ -472,8 +479,7 @@ class Planted:
         return torch.nn.functional.one_hot(torch.tensor(tokens), 320).float() * 9
 
 
-@pytest.mark.parametrize("p", [0.3, 0.8, 0.95])
-@pytest.mark.parametrize("num_drafts", [1, 3, 7])
+@pytest.mark.parametrize(("num_drafts", "p"), [(1, 0.3), (3, 0.8), (7, 0.3), (7, 0.95)])
 def test_tokens_per_forward_follow_from_the_acceptance(num_drafts, p):
     """N - 1 drafts: linear (2 + p + ... + p^(N-2)) / (2 - p^(N-1)), tree 1 + p + ... + p^(N-1)."""
     tree = sum(p**i for i in range(num_drafts + 1))

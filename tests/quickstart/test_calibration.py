@@ -11,6 +11,7 @@ from tests.tiny import save_tiny_ar
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_steps_are_timed_on_the_run_itself(ray_local, tmp_path):
     model = convert(str(save_tiny_ar(tmp_path / "ar")), tmp_path / "model")
     rows = [{"instruction": f"say {i}", "output": f"ok {i}"} for i in range(200)]

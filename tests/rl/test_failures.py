@@ -24,6 +24,7 @@ def test_a_reward_that_raises_hangs_or_dies_costs_its_roll_out(ray_local):
     assert [mood for mood, score in zip(moods, scores, strict=True) if score == 1] == ["fine"] * 3
 
 
+@pytest.mark.slow
 def test_groups_of_a_killed_actor_are_drawn_again_by_another(ray_local, make_config):
     from a2d_ray.rl.actors import RolloutActors
     from a2d_ray.rl.worker import RolloutWorker

@@ -51,6 +51,7 @@ def log_of(text):
     return open(path).read()
 
 
+@pytest.mark.slow
 def test_training_in_a_terminal_until_ctrl_c(files, environ):
     job = InTerminal(training(files, "terminal", "schedule.max_steps=100000"), ROOT, environ)
     job.wait_for("loss=")

@@ -194,7 +194,7 @@ def test_values_with_spaces_are_set(lm):
     assert "max_new_tokens=3" in shown
 
 
-@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+@pytest.mark.parametrize("locale", ["C", pytest.param("C.UTF-8", marks=pytest.mark.slow)])
 def test_bytes_that_are_no_text_cost_their_line_in_a_pipe(checkpoint, locale):
     options = ["model.objective=bd3lm", "model.block_size=4", "sampling.max_new_tokens=4"]
     done = subprocess.run(

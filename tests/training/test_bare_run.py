@@ -19,7 +19,7 @@ def bare_losses(config, steps=STEPS):
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("name", ["default", "reference"])
+@pytest.mark.parametrize("name", ["default", pytest.param("reference", marks=pytest.mark.slow)])
 def test_a_run_on_ray_is_the_bare_loop(name, one_worker, make_config, workshop):
     if name == "default":
         config, lines = make_config("one"), one_worker[1]

@@ -74,7 +74,11 @@ def test_one_worker_is_no_straggler(one_worker, workshop):
     ("name", "changes"),
     [
         ("two", None),
-        ("two_accumulated", {"scaling": {"num_workers": 2}, "batch": {"rows_per_device": 1}}),
+        pytest.param(
+            "two_accumulated",
+            {"scaling": {"num_workers": 2}, "batch": {"rows_per_device": 1}},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_losses_and_norms_do_not_depend_on_workers_or_accumulation(
@@ -93,6 +97,7 @@ def test_losses_and_norms_do_not_depend_on_workers_or_accumulation(
     assert_close(ours, theirs, rounding=1e-4)  # six steps of Adam carry the rounding of each
 
 
+@pytest.mark.slow
 def test_mdlm_and_a_change_of_objective(one_worker, workshop, make_config):
     result = fit(
         make_config(

@@ -32,6 +32,7 @@ def replica_pids() -> list[int]:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_an_evaluation_outlives_its_replica_and_equals_an_offline_one(
     ray_local, checkpoints, suites, tmp_path, monkeypatch
 ):
