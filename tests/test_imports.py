@@ -126,6 +126,7 @@ def test_serving_is_a_few_rooms_with_few_arrows():
         ("a2d_ray.diffusion.decoding, a2d_ray.models.conversion", "ray deepspeed"),
         ("a2d_ray.training.controller", "torch transformers deepspeed"),  # Ray Train's controller
         ("a2d_ray.data.pipeline", "torch transformers deepspeed"),  # every task of Ray Data
+        ("a2d_ray.training.curves", "matplotlib torch"),  # every worker
         ("a2d_ray.models.checkpoint, a2d_ray.generation.engine.engine", "ray deepspeed"),
         ("a2d_ray.generation.reference, a2d_ray.text.language_model", "ray deepspeed"),
     ],

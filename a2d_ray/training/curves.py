@@ -1,10 +1,15 @@
-"""The curves of a run as a picture."""
+"""The curves of a run as a picture.
+
+Every worker imports this and one draws, so matplotlib is imported by drawing.
+"""
+
+from __future__ import annotations
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _INK = "#1f4e79"
 _SOFT = "#9db8d2"
@@ -22,6 +27,8 @@ def draw_curves(lines: Lines, title: str = "") -> bytes:
         lines: of ``metrics.jsonl``.
         title: above the panels.
     """
+    from matplotlib.figure import Figure
+
     drafts = [line for line in lines if "eval/accepted_length" in line]
     rewards = [line for line in lines if "rl/reward" in line]
     num_rows = 3 if drafts or rewards else 2
