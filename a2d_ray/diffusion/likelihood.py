@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from a2d_ray.diffusion.layout import Layout, LayoutSpec, PackedRow, build_layout
-from a2d_ray.diffusion.losses import Head, token_scores
+from a2d_ray.diffusion.head_loss import Head
+from a2d_ray.diffusion.losses import token_scores
 from a2d_ray.diffusion.noise import Noise, NoiseSpec, draw_noise
 from a2d_ray.diffusion.objectives import Backbone, noised_ids, predictors
 from a2d_ray.diffusion.runs import run_index

@@ -1,7 +1,7 @@
 """Cross-entropy at masked positions only, summed, in chunks; and what the sum is divided by."""
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -9,11 +9,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from a2d_ray.diffusion.head_loss import Head, LogitLoss, summed_loss
 from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.noise import Noise
-
-Head = Callable[[Tensor], Tensor]
-"""Final hidden states [N, H] -> logits [N, V]: the language-model head and what follows it."""
 
 Norm = Literal["step", "token", "sequence", "batch"]
 CHUNK_TOKENS = 1024
@@ -65,14 +63,14 @@ def masked_cross_entropy(
     *,
     confidence_weight: float = 0.0,
     chunk_tokens: int = CHUNK_TOKENS,
+    is_compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Sum of weight x -log p(label), with one token excluded from the vocabulary.
 
     With `confidence_weight` c the sum gains c x entropy of p at every token whose most likely
     token is the label: what is known becomes certain, so that more is committed per forward.
 
-    Logits exist for one chunk at a time; with several chunks they are computed again in the
-    backward pass, so memory stays at chunk_tokens x V.
+    Logits exist for one chunk at a time, and their gradient is taken there: see `summed_loss`.
 
     Args:
         hidden_NH: final hidden states of the masked tokens.
@@ -82,6 +80,7 @@ def masked_cross_entropy(
         excluded_id: id whose logit is -inf (the mask token); None: every logit counts.
         confidence_weight: c.
         chunk_tokens: tokens per chunk.
+        is_compiled: whether what follows the logits is compiled.
 
     Returns:
         The weighted sum (float32 scalar, differentiable) and the cross-entropies [N] (float32,
@@ -91,17 +90,43 @@ def masked_cross_entropy(
     """
     if labels_N.numel() == 0:
         return _connected_zero(hidden_NH, head), weight_N
+    of_labels = _made(label_loss, is_compiled)
 
-    def chunk_loss(hidden: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        logits = _logits(hidden, head, excluded_id)
-        loss = cross_entropy(logits, labels, reduction="none")
-        total = (loss * weight).sum()
-        if confidence_weight:
-            is_right = logits.argmax(-1) == labels
-            total = total + confidence_weight * _entropy(logits[is_right]).sum()
-        return total, loss.detach()
+    def loss(logits: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return of_labels(logits, labels, weight, excluded_id, confidence_weight)
 
-    return _in_chunks(chunk_loss, (hidden_NH, labels_N, weight_N), chunk_tokens)
+    return summed_loss(loss, head, hidden_NH, (labels_N, weight_N), chunk_tokens)
+
+
+def label_loss(
+    logits_NV: Tensor,
+    labels_N: Tensor,
+    weight_N: Tensor,
+    excluded_id: int | None,
+    confidence_weight: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`masked_cross_entropy` of logits, a `LogitLoss`."""
+    logp_NV = _without(logits_NV, excluded_id).log_softmax(-1)
+    loss_N = -logp_NV.gather(1, labels_N[:, None])[:, 0]
+    total = (loss_N * weight_N).sum()
+    if not confidence_weight:
+        gradient_NV = logp_NV.exp_()
+        gradient_NV.scatter_add_(1, labels_N[:, None], -torch.ones_like(weight_N)[:, None])
+        return total, loss_N, gradient_NV.mul_(weight_N[:, None]).to(logits_NV.dtype)
+    is_right_N = logp_NV.argmax(-1) == labels_N
+    if logits_NV.device.type == "cpu":  # elsewhere a selection would wait for its size
+        right = is_right_N.nonzero()[:, 0]
+        share_n = torch.ones_like(right, dtype=torch.float32)
+    else:
+        right = torch.arange(len(labels_N), device=labels_N.device)
+        share_n = is_right_N.float()
+    entropy_n, slope_nV = _entropy_and_slope(logp_NV[right])
+    gradient_NV = logp_NV.exp_()
+    gradient_NV.scatter_add_(1, labels_N[:, None], -torch.ones_like(weight_N)[:, None])
+    gradient_NV.mul_(weight_N[:, None])
+    gradient_NV.index_add_(0, right, slope_nV.mul_(confidence_weight * share_n[:, None]))
+    total = total + confidence_weight * (entropy_n * share_n).sum()
+    return total, loss_N, gradient_NV.to(logits_NV.dtype)
 
 
 def label_logprobs(
@@ -144,6 +169,7 @@ def taught_cross_entropy(
     excluded_id: int,
     *,
     chunk_tokens: int = CHUNK_TOKENS,
+    is_compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Sum of weight x -sum_v q(v) log p(v): p learns the distribution q of a teacher.
 
@@ -157,6 +183,7 @@ def taught_cross_entropy(
         weight_N: float32 weights.
         excluded_id: id that has probability 0 in both (the mask token).
         chunk_tokens: tokens per chunk.
+        is_compiled: whether what follows the logits is compiled.
 
     Returns:
         As `masked_cross_entropy`; with q = p the least: the entropy of q.
@@ -165,34 +192,33 @@ def taught_cross_entropy(
     """
     if weight_N.numel() == 0:
         return _connected_zero(hidden_NH, head), weight_N
+    of_teacher = _made(taught_loss, is_compiled)
 
-    def chunk_loss(hidden: Tensor, teacher: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        logp = _logits(hidden, head, excluded_id).log_softmax(-1)
+    def loss(logits: Tensor, teacher: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
-            q = _logits(teacher, head, excluded_id).softmax(-1)
-        loss = -(q * logp.masked_fill(logp.isneginf(), 0.0)).sum(-1)
-        return (loss * weight).sum(), loss.detach()
+            taught = head(teacher)
+        return of_teacher(logits, taught, weight, excluded_id)
 
-    return _in_chunks(chunk_loss, (hidden_NH, teacher_NH.detach(), weight_N), chunk_tokens)
+    return summed_loss(loss, head, hidden_NH, (teacher_NH.detach(), weight_N), chunk_tokens)
 
 
-def _in_chunks(
-    chunk_loss: Callable[..., tuple[Tensor, Tensor]], args: tuple[Tensor, ...], chunk_tokens: int
-) -> tuple[Tensor, Tensor]:
-    """Sum and single values of a loss over tokens; several chunks are recomputed in the backward.
+def taught_loss(
+    logits_NV: Tensor, teacher_NV: Tensor, weight_N: Tensor, excluded_id: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`taught_cross_entropy` of the logits of both, a `LogitLoss`."""
+    logp_NV = _without(logits_NV, excluded_id).log_softmax(-1)
+    q_NV = _without(teacher_NV, excluded_id).softmax(-1)
+    p_NV = logp_NV.exp()
+    logp_NV[:, excluded_id] = 0.0  # q is 0 there
+    loss_N = -(q_NV * logp_NV).sum(-1)
+    gradient_NV = p_NV.sub_(q_NV).mul_(weight_N[:, None])
+    return (loss_N * weight_N).sum(), loss_N, gradient_NV.to(logits_NV.dtype)
 
-    Args:
-        chunk_loss: its sum and its values, of a chunk of each of `args`.
-        args: tensors [N, ...].
-        chunk_tokens: tokens per chunk.
-    """
-    chunks = list(zip(*(arg.split(chunk_tokens) for arg in args), strict=True))
-    if len(chunks) > 1 and torch.is_grad_enabled():
-        parts = [checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]
-    else:
-        parts = [chunk_loss(*chunk) for chunk in chunks]
-    sums, losses = zip(*parts, strict=True)
-    return torch.stack(sums).sum(), torch.cat(losses)
+
+@lru_cache
+def _made(loss: LogitLoss, is_compiled: bool) -> LogitLoss:
+    """A loss as it is, or compiled: one kernel reads the logits, one writes their gradient."""
+    return torch.compile(loss, dynamic=True) if is_compiled else loss
 
 
 def _connected_zero(hidden_NH: Tensor, head: Head) -> Tensor:
@@ -203,17 +229,31 @@ def _connected_zero(hidden_NH: Tensor, head: Head) -> Tensor:
 def _logits(hidden_NH: Tensor, head: Head, excluded_id: int | None) -> Tensor:
     """Logits [N, V], float32, -inf at one id."""
     logits_NV = head(hidden_NH).float()
+    # Not seen by autograd, which would copy the gradient [N, V]. The gradient there is zero
+    # anyway: the token's probability is, and no label is this id.
+    _without(logits_NV.detach(), excluded_id)
+    return logits_NV
+
+
+def _without(logits_NV: Tensor, excluded_id: int | None) -> Tensor:
+    """Logits [N, V] as float32, -inf at one id: written in place where they are float32."""
+    logits_NV = logits_NV.float()
     if excluded_id is not None:
-        # Not seen by autograd, which would copy the gradient [N, V]. The gradient there is zero
-        # anyway: the token's probability is, and no label is this id.
-        logits_NV.detach()[:, excluded_id] = -torch.inf
+        logits_NV[:, excluded_id] = -torch.inf
     return logits_NV
 
 
 def _entropy(logits_NV: Tensor) -> Tensor:
     """Entropy of softmax(logits), nats, [N]; logits may be -inf."""
-    logp_NV = logits_NV.log_softmax(-1)
-    return -(logp_NV.exp() * logp_NV.masked_fill(logp_NV.isneginf(), 0.0)).sum(-1)
+    return _entropy_and_slope(logits_NV.log_softmax(-1))[0]
+
+
+def _entropy_and_slope(logp_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Entropy of p [N], nats, and its gradient [N, V] in the logits: -p (log p + entropy)."""
+    p_NV = logp_NV.exp()
+    finite_NV = logp_NV.masked_fill(logp_NV.isneginf(), 0.0)
+    entropy_N = -(p_NV * finite_NV).sum(-1)
+    return entropy_N, finite_NV.add_(entropy_N[:, None]).mul_(p_NV).neg_()
 
 
 def normalise(noise: Noise, layout: Layout, norm: Norm) -> Noise:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from a2d_ray.diffusion.layout import Layout
-from a2d_ray.diffusion.losses import Head, masked_cross_entropy, taught_cross_entropy
+from a2d_ray.diffusion.head_loss import Head
+from a2d_ray.diffusion.losses import masked_cross_entropy, taught_cross_entropy
 from a2d_ray.diffusion.noise import Noise
 from a2d_ray.diffusion.runs import index_in_run, run_index
 from a2d_ray.diffusion.verifying import ar_predictors, clean_copies
@@ -30,6 +31,7 @@ class LossSpec:
         confidence_weight: weight of the entropy where a masked token is predicted rightly.
         draft_target: what masked targets learn: the ``labels``, or where there is one, the
             distribution of the AR mode (``ar``; needs a layout with `ar_targets`).
+        is_compiled: whether what follows the logits is compiled.
     """
 
     mask_id: int
@@ -38,6 +40,7 @@ class LossSpec:
     ar_weight: float = 0.0
     confidence_weight: float = 0.0
     draft_target: Literal["labels", "ar"] = "labels"
+    is_compiled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,7 @@ def diffusion_loss(
         layout: streams and blocks of R packed rows.
         noise: masked targets and their weights.
         backbone: the model without its head, attending as `masks.may_attend` says.
-        head: the model's head, see `losses.Head`.
+        head: the model's head, see `head_loss.Head`.
         spec: which logits are read.
 
     Source: MDLM, arXiv 2406.07524; BD3LM, arXiv 2503.09573.
@@ -112,12 +115,18 @@ def masked_loss(
         noise.weight_RT[labelled],
         None if spec.keeps_mask_logit else spec.mask_id,
         confidence_weight=spec.confidence_weight,
+        is_compiled=spec.is_compiled,
     )
     if spec.draft_target == "labels":
         return loss
     teacher_NH = hidden_RTH[ar_predictors(copy_RT)]
     taught_loss, _ = taught_cross_entropy(
-        read(taught), teacher_NH, head, noise.weight_RT[taught], spec.mask_id
+        read(taught),
+        teacher_NH,
+        head,
+        noise.weight_RT[taught],
+        spec.mask_id,
+        is_compiled=spec.is_compiled,
     )
     return loss + taught_loss
 
@@ -128,7 +137,9 @@ def _ar_loss(layout: Layout, hidden_RTH: Tensor, head: Head, spec: LossSpec) -> 
     labels = layout.ids_RT[picked]
     weight = torch.ones_like(labels, dtype=torch.float32)
     hidden = hidden_RTH[predictors(layout, picked)]
-    return masked_cross_entropy(hidden, head, labels, weight, spec.mask_id)[0]
+    return masked_cross_entropy(
+        hidden, head, labels, weight, spec.mask_id, is_compiled=spec.is_compiled
+    )[0]
 
 
 def predictors(layout: Layout, picked_RT: Tensor) -> tuple[Tensor, Tensor]:

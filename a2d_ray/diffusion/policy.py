@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from a2d_ray.diffusion.layout import PAD_DOC, Layout
-from a2d_ray.diffusion.losses import Head, label_logprobs
+from a2d_ray.diffusion.head_loss import Head
+from a2d_ray.diffusion.losses import label_logprobs
 from a2d_ray.diffusion.noise import Noise
 from a2d_ray.diffusion.objectives import Backbone, LossSpec, masked_loss, noised_ids, predictors
 
@@ -150,7 +151,7 @@ def policy_loss(
         noise: masks of the noised streams.
         credit: advantages and old log-probabilities.
         backbone: the model without its head, attending as `masks.may_attend` says.
-        head: final hidden states to logits; see `losses.Head`.
+        head: final hidden states to logits; see `head_loss.Head`.
         spec: the limits.
         reading: which logits are read.
         reference: backbone and head of the start; needed where `kl_weight` > 0.

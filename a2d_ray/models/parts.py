@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from a2d_ray.diffusion.losses import Head
+from a2d_ray.diffusion.head_loss import Head
 
 _NO_LIMIT = 1_000_000  # of models without one
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -36,7 +36,7 @@ def head_of(model: Any) -> Head:
 
     def head(hidden_NH: Tensor) -> Tensor:
         outputs = type(around).forward(around, inputs_embeds=hidden_NH[None], use_cache=False)
-        return outputs.logits[0]
+        return outputs.logits.squeeze(0)  # a selection's backward would copy the gradient
 
     return head
 

@@ -89,7 +89,11 @@ def build_module(loaded: Checkpoint, config: TrainConfig, device: torch.device) 
         )
     return DiffusionModule(
         loaded.model.train(),
-        loss_spec(config.objective, mask_id=loaded.contract.mask_token_id),
+        loss_spec(
+            config.objective,
+            mask_id=loaded.contract.mask_token_id,
+            is_compiled=compiles(config.model, device),
+        ),
         is_causal_clean=config.objective.clean_attention == "causal",
         compute_dtype=resolve_dtype(config.model.dtype, device),
         router_weight=router_weight,
@@ -108,9 +112,13 @@ def prepare_layers(model: Any, section: ModelSection, device: torch.device) -> N
         freeze_below(model, section.trainable_layers)
     if section.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    is_compiled = section.compile
-    if is_compiled == "auto":
-        is_compiled = device.type == "cuda" and section.lora is None
-    if is_compiled:
+    if compiles(section, device):
         for layer in layers_of(model):
             layer.compile()
+
+
+def compiles(section: ModelSection, device: torch.device) -> bool:
+    """Whether layers and what follows the logits are compiled; `auto`: on GPUs, without LoRA."""
+    if section.compile == "auto":
+        return device.type == "cuda" and section.lora is None
+    return section.compile

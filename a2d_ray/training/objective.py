@@ -33,7 +33,9 @@ def noise_spec(objective: ObjectiveSection) -> NoiseSpec:
     )
 
 
-def loss_spec(objective: ObjectiveSection, *, mask_id: int) -> LossSpec:
+def loss_spec(
+    objective: ObjectiveSection, *, mask_id: int, is_compiled: bool = False
+) -> LossSpec:
     """The loss that a configuration asks for."""
     return LossSpec(
         mask_id=mask_id,
@@ -42,6 +44,7 @@ def loss_spec(objective: ObjectiveSection, *, mask_id: int) -> LossSpec:
         ar_weight=objective.ar_loss_weight,
         confidence_weight=objective.confidence_loss_weight,
         draft_target=objective.draft_target,
+        is_compiled=is_compiled,
     )
 
 

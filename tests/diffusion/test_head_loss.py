@@ -1,0 +1,140 @@
+"""A loss that gives its own gradient: plain autograd's, in fewer products, casts and bytes."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from torch.nn.functional import cross_entropy, linear
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from a2d_ray.diffusion.losses import label_loss, masked_cross_entropy, taught_loss
+from a2d_ray.models.parts import head_of
+from tests.closeness import assert_close
+from tests.tiny import tiny_a2d_model
+
+NUM_TOKENS, WIDTH, VOCABULARY, MASK = 23, 8, 50, 49
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(NUM_TOKENS, WIDTH, generator=generator).requires_grad_()
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator).requires_grad_()
+    labels = torch.randint(0, MASK, (NUM_TOKENS,), generator=generator)
+    return hidden, weight, labels, torch.rand(NUM_TOKENS, generator=generator)
+
+
+def plain(hidden, head, labels, weight, excluded, chunk=NUM_TOKENS):
+    """By autograd, with logits that the backward pass computes again where there are chunks."""
+
+    def part(hidden, labels, weight):
+        logits = head(hidden).float()
+        if excluded is not None:
+            logits = logits.masked_fill(torch.arange(VOCABULARY) == excluded, -torch.inf)
+        return (cross_entropy(logits, labels, reduction="none") * weight).sum()
+
+    chunks = zip(*(x.split(chunk) for x in (hidden, labels, weight)), strict=True)
+    return sum(checkpoint(part, *values, use_reentrant=False) for values in chunks)
+
+
+def tied(hidden, weight):
+    return linear(hidden + weight[:1], weight)
+
+
+def capped(hidden, weight):
+    return torch.tanh(linear(hidden, weight, weight[:, 0]) / 2) * 2
+
+
+def adapted(hidden, weight):
+    return linear(hidden, weight.detach()) + linear(linear(hidden, weight[:3]), weight[:, :3])
+
+
+@pytest.mark.parametrize("head", [linear, tied, capped, adapted])
+@pytest.mark.parametrize(("excluded", "chunk"), [(MASK, 5), (None, 5), (MASK, 100)])
+def test_gradients_are_those_of_autograd_for_every_head(head, excluded, chunk):
+    """The weight is read before the head too, and what is behind the loss scales its gradient."""
+    hidden, weight, labels, share = inputs()
+    results = []
+    for loss in (plain, partial(masked_cross_entropy, chunk_tokens=chunk)):
+        found = loss(hidden * weight[0], partial(head, weight=weight), labels, share, excluded)
+        total = found if loss is plain else found[0]
+        results.append([total, *torch.autograd.grad(3 * total + weight.sum(), (hidden, weight))])
+    assert_close(*results)
+
+
+class Work(TorchDispatchMode):
+    """Casts of the head's weight, and bytes written in tensors [n, V]."""
+
+    def __init__(self):
+        super().__init__()
+        self.casts = self.bytes = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        found = op(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and not found._is_view():
+            is_cast = op.overloadpacket.__name__ == "_to_copy" and found.dtype == torch.bfloat16
+            self.casts += is_cast and found.shape == (VOCABULARY, WIDTH)
+            if found.dim() > 1 and found.shape[-1] == VOCABULARY and found.shape[-2] > WIDTH:
+                self.bytes += found.numel() * found.element_size()
+        return found
+
+
+def work_of(loss):
+    hidden, weight, labels, share = inputs()
+    head = partial(linear, weight=weight)
+    with Work() as work, FlopCounterMode(display=False) as flops:
+        with torch.autocast("cpu", torch.bfloat16):
+            total = loss(hidden, head, labels, share, MASK)
+        torch.autograd.grad(total, (hidden, weight))
+    return work, flops.get_total_flops() / (2 * NUM_TOKENS * WIDTH * VOCABULARY)
+
+
+def test_three_products_one_cast_and_half_the_bytes():
+    chunk = 12
+    theirs, their_products = work_of(partial(plain, chunk=chunk))
+    ours, products = work_of(lambda *args: masked_cross_entropy(*args, chunk_tokens=chunk)[0])
+    assert (products, their_products) == (3, 4)
+    assert (ours.casts, theirs.casts) == (1, 1 + 2)  # and again in every chunk's backward
+    assert ours.bytes < 0.5 * theirs.bytes
+
+
+def test_a_head_copies_no_gradient_of_logits():
+    """Selecting the logits of the only row would, in its backward pass."""
+    model = tiny_a2d_model("qwen3")
+    hidden = torch.randn(NUM_TOKENS, 32, requires_grad=True)
+    logits = head_of(model)(hidden)
+    gradient = torch.randn_like(logits)
+    with FlopCounterMode(display=False), Written(gradient.shape) as written:
+        torch.autograd.grad(logits, (hidden, model.lm_head.weight), gradient)
+    assert not written.operations
+
+
+class Written(TorchDispatchMode):
+    """Operations that write a tensor as large as a shape."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.size, self.operations = shape.numel(), []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        found = op(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found.numel() == self.size and not found._is_view():
+            self.operations.append(op)
+        return found
+
+
+@pytest.mark.parametrize("loss", [label_loss, taught_loss])
+def test_what_follows_the_logits_is_one_graph_for_all_sizes(loss):
+    torch._dynamo.reset()
+    seen = CompileCounter()
+    compiled = torch.compile(loss, dynamic=True, fullgraph=True, backend=seen)
+    hidden, weight, labels, share = inputs()
+    for size in (NUM_TOKENS, 7, 12):
+        logits = linear(hidden, weight).detach()[:size].bfloat16()
+        values = (labels[:size], share[:size], MASK, 0.0)
+        if loss is taught_loss:
+            values = (logits.roll(1, 0), share[:size], MASK)
+        assert_close(compiled(logits, *values), loss(logits, *values))
+    assert seen.frame_count == 1
