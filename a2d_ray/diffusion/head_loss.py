@@ -78,7 +78,8 @@ class _LossWithGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, *(gradient * upstream for gradient in ctx.saved_tensors)
+        # In place: they are as large as the head. A second backward raises, since they have changed.
+        return None, None, None, *(gradient.mul_(upstream) for gradient in ctx.saved_tensors)
 
 
 def _add(kept: list[Tensor], found: list[Tensor], number: int) -> list[Tensor]:
