@@ -46,7 +46,7 @@ class ModelSection(CheckpointSection):
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
     compile: bool | Literal["auto"] = Field(
         "auto",
-        description="Compile layers and loss with torch.compile; auto: on GPUs, without model.lora.",
+        description="torch.compile of layers and loss; auto: on GPUs, without model.lora.",
     )
     lora: LoraSection | None = Field(
         None, description="Train low-rank adapters and the mask token's row; null: the weights."

@@ -18,8 +18,8 @@ Head = Callable[[Tensor], Tensor]
 """Final hidden states [N, H] -> logits [N, V]: the language-model head and what follows it."""
 
 LogitLoss = Callable[..., tuple[Tensor, Tensor, Tensor]]
-"""(logits [n, V], values [n, ...], ...) -> sum of the loss, single losses [n], both float32, and the
-sum's gradient [n, V] in the dtype of the logits. Called without autograd; logits may be written."""
+"""(logits [n, V], values [n, ...], ...) -> sum of the loss and single losses [n], both float32, and
+the sum's gradient [n, V] in the dtype of the logits. No autograd; logits may be written."""
 
 
 def summed_loss(
@@ -78,7 +78,7 @@ class _LossWithGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        # In place: they are as large as the head. A second backward raises, since they have changed.
+        # In place: one is as large as the head. A second backward finds them changed, and raises.
         return None, None, None, *(gradient.mul_(upstream) for gradient in ctx.saved_tensors)
 
 
@@ -95,7 +95,7 @@ def _leaves(output: Tensor) -> list[Tensor]:
     """The tensors whose gradients an output has, such as a head's weight."""
     found: dict[int, Tensor] = {}
     seen = set()
-    queue = [output.grad_fn]
+    queue: list[Any] = [output.grad_fn]
     while queue:
         node = queue.pop()
         if node is None or node in seen:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from a2d_ray.diffusion.layout import Layout, LayoutSpec, PackedRow, build_layout
 from a2d_ray.diffusion.head_loss import Head
+from a2d_ray.diffusion.layout import Layout, LayoutSpec, PackedRow, build_layout
 from a2d_ray.diffusion.losses import token_scores
 from a2d_ray.diffusion.noise import Noise, NoiseSpec, draw_noise
 from a2d_ray.diffusion.objectives import Backbone, noised_ids, predictors

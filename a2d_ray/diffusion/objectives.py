@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.head_loss import Head
+from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.losses import masked_cross_entropy, taught_cross_entropy
 from a2d_ray.diffusion.noise import Noise
 from a2d_ray.diffusion.runs import index_in_run, run_index

@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from a2d_ray.diffusion.layout import PAD_DOC, Layout
 from a2d_ray.diffusion.head_loss import Head
+from a2d_ray.diffusion.layout import PAD_DOC, Layout
 from a2d_ray.diffusion.losses import label_logprobs
 from a2d_ray.diffusion.noise import Noise
 from a2d_ray.diffusion.objectives import Backbone, LossSpec, masked_loss, noised_ids, predictors

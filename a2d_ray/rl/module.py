@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from a2d_ray.config import RLSection
-from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.head_loss import Head
+from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.noise import Noise
 from a2d_ray.diffusion.objectives import Backbone
 from a2d_ray.diffusion.policy import Credit, PolicySpec, PolicySums, policy_loss

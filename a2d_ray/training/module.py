@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.head_loss import Head
+from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.noise import Noise
 from a2d_ray.diffusion.objectives import LossSpec, LossSums, diffusion_loss
 from a2d_ray.models.experts import balance_loss

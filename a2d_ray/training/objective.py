@@ -33,9 +33,7 @@ def noise_spec(objective: ObjectiveSection) -> NoiseSpec:
     )
 
 
-def loss_spec(
-    objective: ObjectiveSection, *, mask_id: int, is_compiled: bool = False
-) -> LossSpec:
+def loss_spec(objective: ObjectiveSection, *, mask_id: int, is_compiled: bool = False) -> LossSpec:
     """The loss that a configuration asks for."""
     return LossSpec(
         mask_id=mask_id,
