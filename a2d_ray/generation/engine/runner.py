@@ -35,7 +35,7 @@ from a2d_ray.models.attention_state import attention_state
 from a2d_ray.models.gated_lora import gate_of
 from a2d_ray.models.parts import head_of
 
-# What is known of a model, by its twin.
+# What is known of a model, whatever its weights become.
 _costs: "weakref.WeakKeyDictionary[Any, Costs]" = weakref.WeakKeyDictionary()
 _acceptance: "weakref.WeakKeyDictionary[Any, Acceptance]" = weakref.WeakKeyDictionary()
 T = TypeVar("T")
@@ -54,11 +54,13 @@ class ModelRunner:
         is_shifted: `right_shift_logits`: the logits at i - 1 predict token i.
 
     Attributes:
-        twin: the engine's view of the model.
+        model: as given.
+        twin: the engine's view of it.
         device: where it is.
     """
 
     def __init__(self, model: Any, *, kv_tokens: int | None, is_shifted: bool) -> None:
+        self.model = model
         self.twin = inference_twin(model)
         self._is_shifted = is_shifted
         self._logits_of = head_of(self.twin)
@@ -237,7 +239,7 @@ def make_drafter(runner: ModelRunner, max_length: int) -> Drafter:
     """Plans drafts for an engine; its engines share what is known of a model."""
     return Drafter(
         measure=partial(measure_costs, runner, max_length),
-        acceptance=_acceptance.setdefault(runner.twin, Acceptance()),
+        acceptance=_acceptance.setdefault(runner.model, Acceptance()),
     )
 
 
@@ -247,7 +249,7 @@ def measure_costs(runner: ModelRunner, max_length: int) -> Costs:
 
     A model is measured once.
     """
-    known = _costs.get(runner.twin)
+    known = _costs.get(runner.model)
     if known is not None:
         return known
     sizes = [size for size in CALIBRATED if size <= max(max_length, 2)]
@@ -259,5 +261,5 @@ def measure_costs(runner: ModelRunner, max_length: int) -> Costs:
             layers[size] = min(layers[size], seconds)
             seconds, _ = runner.timed(lambda rows=hidden_nH: runner.idle_head(rows))  # type: ignore[misc]
             head[size] = min(head[size], seconds)
-    costs = _costs[runner.twin] = Costs(layers, head)
+    costs = _costs[runner.model] = Costs(layers, head)
     return costs
