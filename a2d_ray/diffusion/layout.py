@@ -114,7 +114,8 @@ class Layout:
 
     def to(self, device: torch.device | str) -> "Layout":
         """The same layout on another device."""
-        return Layout(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
+        is_async = torch.device(device).type != "cpu"  # a copy to the host is read at once
+        return Layout(**{k: v.to(device, non_blocking=is_async) for k, v in vars(self).items()})
 
 
 def build_layout(

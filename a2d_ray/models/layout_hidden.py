@@ -1,7 +1,8 @@
 """A forward over a layout, with the attention that suits the device.
 
-CPUs attend tile by tile (`block_attention`), CUDA devices by FlexAttention (`flex_attention`). Both
-give what `masks.dense_mask` gives.
+All tokens run in one row, without the padding of a layout's rows. CPUs attend tile by tile
+(`block_attention`), other devices by FlexAttention (`flex_attention`). Both give what
+`masks.dense_mask` gives.
 """
 
 from collections.abc import Iterator
@@ -11,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from a2d_ray.diffusion.layout import PAD_DOC, Layout
-from a2d_ray.diffusion.tiles import attention_tiles
+from a2d_ray.diffusion.layout import Layout
 from a2d_ray.models import block_attention, flex_attention
 from a2d_ray.models.attention_state import attention_state
+from a2d_ray.models.forward_plan import ForwardPlan, plan_forward
 from a2d_ray.models.gated_lora import gate_of
 
 
@@ -24,8 +25,9 @@ def layout_hidden(
     layout: Layout,
     is_causal_clean: bool,
     routed: list[Tensor] | None = None,
+    plan: ForwardPlan | None = None,
 ) -> Tensor:
-    """Final hidden states [R, T, H]; zero at padding on CPUs, meaningless there elsewhere.
+    """Final hidden states [R, T, H], zero at padding, which is not computed.
 
     Gated adapters act at the noised streams.
 
@@ -35,69 +37,57 @@ def layout_hidden(
         layout: streams and blocks.
         is_causal_clean: `clean_attention: causal`.
         routed: gets what the router of each layer gives, [tokens, experts]; None: it is not read.
+        plan: of the layout, where the model is; None: it is made, for which a device waits.
     """
+    if plan is None:
+        device = ids_RT.device
+        here = layout.to("cpu")
+        plan = plan_forward(here, is_causal_clean=is_causal_clean, device_type=device.type)
+        plan = plan.to(device)
     asked: dict[str, Any] = {} if routed is None else {"output_router_logits": True}
-    device = ids_RT.device
-    unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
-    is_noised = layout.stream_RT > 0
-    if device.type != "cpu":
-        mask = flex_attention.block_mask(layout, is_causal_clean=is_causal_clean)
-        state = attention_state(model, block_mask=mask)
-        with layout_attention(model, device), _gate(model, is_noised), state as passed:
-            outputs = model.base_model(
-                input_ids=ids_RT,
-                position_ids=layout.position_RT,
-                attention_mask=unread,
-                use_cache=False,
-                **passed,
-                **asked,
-            )
-        _keep_routed(outputs, routed)
-        hidden_RTH: Tensor = outputs.last_hidden_state
-        return hidden_RTH
-    is_real = layout.doc_RT != PAD_DOC
-    tiles = attention_tiles(layout, is_causal_clean=is_causal_clean)
-    state = attention_state(model, tiles=tiles)
-    with layout_attention(model, device), _gate(model, is_noised[is_real][None]), state as passed:
+    tokens = plan.tokens
+    state = attention_state(model, **plan.attention_state())
+    with _attention(model, plan), _gate(model, plan), state as passed:
         outputs = model.base_model(
-            input_ids=ids_RT[is_real][None],
-            position_ids=layout.position_RT[is_real][None],
-            attention_mask=unread,
+            input_ids=ids_RT.flatten()[tokens.place_N][None],
+            position_ids=tokens.position_N[None],
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids_RT.device),
             use_cache=False,
             **passed,
             **asked,
         )
-    _keep_routed(outputs, routed)
-    hidden_NH = outputs.last_hidden_state[0]
-    padded = hidden_NH.new_zeros(*ids_RT.shape, hidden_NH.shape[-1])
-    return padded.index_put((is_real,), hidden_NH)
+    number = tokens.num_tokens
+    if routed is not None:
+        routed += [logits[:number] for logits in outputs.router_logits or ()]
+    hidden_nH = outputs.last_hidden_state.squeeze(0)
+    if number < len(hidden_nH):
+        hidden_nH = hidden_nH[:number]
+    padded = hidden_nH.new_zeros(ids_RT.numel(), hidden_nH.shape[-1])
+    return padded.index_put((tokens.place_N[:number],), hidden_nH).view(*ids_RT.shape, -1)
 
 
-def set_layout_attention(model: Any, device: torch.device) -> None:
+def set_layout_attention(model: Any, device_type: str) -> None:
     """For good: layers that gradient checkpointing computes again run outside any context."""
-    is_cpu = device.type == "cpu"
+    is_cpu = device_type == "cpu"
     model.config._attn_implementation = (
         block_attention.BLOCK_ATTENTION if is_cpu else flex_attention.FLEX_ATTENTION
     )
 
 
 @contextmanager
-def layout_attention(model: Any, device: torch.device) -> Iterator[None]:
-    """Within it, the model's layers attend over a layout."""
+def _attention(model: Any, plan: ForwardPlan) -> Iterator[None]:
+    """Within it, the model's layers attend as a plan says."""
     before = model.config._attn_implementation
-    set_layout_attention(model, device)
+    set_layout_attention(model, "cpu" if plan.blocks is None else "other")
     try:
         yield
     finally:
         model.config._attn_implementation = before
 
 
-def _keep_routed(outputs: Any, routed: list[Tensor] | None) -> None:
-    if routed is not None:
-        routed += outputs.router_logits or ()
-
-
-def _gate(model: Any, is_noised: Tensor) -> AbstractContextManager[None]:
-    """Within it, the gated adapters of a model that has some act at these tokens."""
+def _gate(model: Any, plan: ForwardPlan) -> AbstractContextManager[None]:
+    """Within it, the gated adapters of a model that has some act at the noised tokens."""
     gate = gate_of(model)
-    return nullcontext() if gate is None else gate.opened(is_noised)
+    if gate is None:
+        return nullcontext()
+    return gate.opened((plan.tokens.stream_N > 0)[None], plan.noised_n)

@@ -41,7 +41,7 @@ class DiffusionModule(nn.Module):
         self.is_causal_clean = is_causal_clean
         self.compute_dtype = compute_dtype
         self.router_weight = router_weight
-        set_layout_attention(model, model.device)
+        set_layout_attention(model, model.device.type)
 
     @property
     def head(self) -> Head:

@@ -12,6 +12,7 @@ from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
 from a2d_ray.diffusion.objectives import LossSpec, diffusion_loss
 from a2d_ray.models import flex_attention
 from a2d_ray.models.architectures import ARCHITECTURES
+from a2d_ray.models.forward_plan import plan_forward
 from a2d_ray.training.module import DiffusionModule
 from tests.closeness import assert_close
 from tests.diffusion.test_objectives import CASES, MASK, backbone_of, gradients
@@ -107,18 +108,19 @@ def test_a_layer_is_one_graph_in_few_compilations():
     model.config._attn_implementation = flex_attention.FLEX_ATTENTION
     layer = model.model.layers[0]
     layer.compile(fullgraph=True, backend=seen)
-    for num_rows in (2, 3, 1, 4):
+    for num_rows in (2, 9, 1, 20):
         rows = [packed_row(MIXED[: 1 + index % 2], seed=index) for index in range(num_rows)]
-        layout = build_layout(rows, CASES[0][0])
-        hidden = torch.randn(*layout.ids_RT.shape, model.config.hidden_size)
-        angles = model.model.rotary_emb(hidden, layout.position_RT)
+        plan = plan_forward(build_layout(rows, CASES[0][0]), device_type="cuda")
+        position_ids = plan.tokens.position_N[None]
+        hidden = torch.randn(*position_ids.shape, model.config.hidden_size)
+        angles = model.model.rotary_emb(hidden, position_ids)
         with torch.no_grad():
             layer(
                 hidden,
                 attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
-                position_ids=layout.position_RT,
+                position_ids=position_ids,
                 position_embeddings=angles,
-                block_mask=flex_attention.block_mask(layout),
+                **plan.attention_state(),
             )
     assert 1 <= seen.frame_count <= 4
 
