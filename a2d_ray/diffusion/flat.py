@@ -31,7 +31,9 @@ class FlatTokens:
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Self:
         """The same with every tensor moved, to a device or into pinned memory."""
-        tensors: dict[str, Any] = {k: move(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        tensors: dict[str, Any] = {
+            k: move(v) for k, v in vars(self).items() if isinstance(v, Tensor)
+        }
         return replace(self, **tensors)
 
 
