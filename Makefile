@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CLIENTS := .venv-clients
+CLIENT_KINDS := frameworks harness-oldest harness-newest load
 SKIPPED := $(if $(shell command -v nvidia-smi),,and not gpu) \
 	$(if $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),,and not browser)
 
@@ -43,12 +44,14 @@ test-ci: $(INSTALLED) ## the tests of .ci/run: all that this machine can run, bu
 test-all: $(INSTALLED) ## every test that this machine can run
 	$(BIN)/python -m pytest $(PARALLEL) -m "(slow or not slow) $(SKIPPED)" $(ARGS)
 
-test-clients: $(INSTALLED) ## other people's clients against the endpoint, in an environment of their own
-	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install -q --upgrade -r tests/clients/requirements.txt
+test-clients: $(INSTALLED) $(CLIENT_KINDS:%=clients-%) ## other people's clients against the endpoint, in environments of their own
 	@if command -v npm >/dev/null; then mkdir -p $(CLIENTS)/node && cp tests/clients/package.json $(CLIENTS)/node/ \
 		&& npm install --prefix $(CLIENTS)/node --no-audit --no-fund; fi
 	$(BIN)/python -m pytest -q tests/serving/test_clients.py $(ARGS)
+
+clients-%:
+	@test -x $(CLIENTS)/$*/bin/python || $(PYTHON) -m venv $(CLIENTS)/$*
+	$(CLIENTS)/$*/bin/python -m pip install -q --upgrade -r tests/clients/$*.txt
 
 check: $(INSTALLED) ## lint, format, types, import rules
 	$(BIN)/ruff check .

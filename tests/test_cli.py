@@ -10,9 +10,11 @@ import yaml
 
 from a2d_ray import config as configs
 from a2d_ray.cli import ConfigError, load_config, parse_config, run, to_yaml, validate
+from a2d_ray.config import commands
 from a2d_ray.config.errors import MissingOptionError, NoEffectError, OptionError
 from a2d_ray.config.keys import all_keys, find_field, section_of
 from a2d_ray.config.layers import lay_over
+from a2d_ray.models.checkpoint import check_checkpoint
 from a2d_ray.models.directories import find_directory
 from tests.commands import ROOT, run_python
 
@@ -400,6 +402,29 @@ def test_a_fresh_clone_is_told_of_the_quickstart(capsys, tmp_path):
         "does not exist: run make quickstart, or name a model (model.path=...)\n"
     )
     assert find(f"{tmp_path}/runs/mine").endswith("runs/mine does not exist\n")
+
+
+@pytest.mark.parametrize(
+    ("called", "has_clone", "convert", "quickstart"),
+    [
+        ("jobs/sample.py", True, "python jobs/convert.py", "make quickstart"),
+        ("a2d sample", True, "a2d convert", "a2d quickstart"),
+        ("/site/worker.py", False, "a2d convert", "a2d quickstart"),
+    ],
+)
+def test_errors_name_jobs_as_the_user_calls_them(
+    monkeypatch, tmp_path, called, has_clone, convert, quickstart
+):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    monkeypatch.setattr(sys, "argv", [called])
+    if not has_clone:
+        monkeypatch.setattr(commands, "_CLONE", tmp_path)
+    with pytest.raises(ValueError, match=f"convert it first with {convert} source="):
+        check_checkpoint(tmp_path)
+    with pytest.raises(ConfigError, match=f"the form is {convert.replace('convert', 'sample')} "):
+        parse_config(configs.SampleConfig, "sample", ["a.yaml", "b.yaml"])
+    with pytest.raises(ValueError, match=f"does not exist: run {quickstart}, or name a model"):
+        find_directory(f"{tmp_path}/runs/quickstart/train/checkpoint-final", weights=True)
 
 
 def test_items_of_lists_are_reached_by_number():

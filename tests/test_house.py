@@ -1,6 +1,7 @@
 """The house stays one that people can live in: names mean one thing, files and bodies are small."""
 
 import ast
+import re
 from collections import defaultdict
 
 import pytest
@@ -9,6 +10,7 @@ from tests.test_imports import PLACES, SOURCES
 
 PACKAGE_PLACES = {p: path for p, path in PLACES.items() if not p.startswith("benchmarks")}
 ENTRY_POINTS = {"main"}
+PROGRAM = re.compile(r"\bjobs/\w+\.py\b")
 
 
 def parsed(path):
@@ -56,3 +58,14 @@ def test_one_statement_a_line():
                 is_tuple = isinstance(node.targets[0], ast.Tuple)
                 packed += is_tuple and isinstance(node.value, ast.Tuple)
     assert packed <= 0.01 * assigned
+
+
+def test_texts_take_the_command_of_a_job_from_one_place():
+    """Who came through `a2d` is told `a2d NAME`: see `a2d_ray.config.commands`."""
+    for path in PACKAGE_PLACES.values():
+        tree = parsed(path)
+        parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                is_shown = not isinstance(parents[node], ast.Expr)  # docstrings are for readers
+                assert not (is_shown and PROGRAM.search(node.value)), (path, node.value)

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_settings import CliSettingsSource, SettingsError
 
-from a2d_ray.cli.help_text import help_text, usage
+from a2d_ray.cli.help_text import help_text
+from a2d_ray.config.commands import command_of
 from a2d_ray.config.errors import ConfigError, OptionError, unknown_key
 from a2d_ray.config.keys import find_field, section_of
 from a2d_ray.config.layers import Config, Values, lay_over, set_value, to_earlier, validate
@@ -59,7 +60,7 @@ def parse_config(config_class: type[Config], job_name: str, args: Sequence[str])
     if len(files) > 1 or any(f.startswith("-") for f in files):
         raise ConfigError(
             f"cannot read the arguments {files}: the form is "
-            f"{usage(job_name)} [CONFIG.yaml] [key.sub=value ...]"
+            f"{command_of(job_name)} [CONFIG.yaml] [key.sub=value ...]"
         )
     shipped = shipped_values(job_name)
     own = _read_yaml(find_file(files[0])) if files else {}

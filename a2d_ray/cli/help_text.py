@@ -1,6 +1,5 @@
 """``--help``: every key with its type, the job's own default, and what it needs beside it."""
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from a2d_ray.config.base import Conditions, Section, condition_text
+from a2d_ray.config.commands import command_of
 from a2d_ray.config.errors import shown
 from a2d_ray.config.keys import section_of
 
@@ -21,7 +21,7 @@ def help_text(config_class: type[BaseModel], job_name: str, shipped: dict[str, A
         shipped: what its own file sets.
     """
     head = [
-        f"usage: {usage(job_name)} [CONFIG.yaml] [key.sub=value ...] "
+        f"usage: {command_of(job_name)} [CONFIG.yaml] [key.sub=value ...] "
         "[--dry-run] [--verbose] [--help]",
         "",
         (config_class.__doc__ or "").strip(),
@@ -30,12 +30,6 @@ def help_text(config_class: type[BaseModel], job_name: str, shipped: dict[str, A
         "",
     ]
     return "\n".join([*head, *_lines(config_class, shipped), ""])
-
-
-def usage(job_name: str) -> str:
-    """How the job was called: ``a2d NAME``, or as a file of the repository."""
-    command = f"a2d {job_name}"
-    return command if sys.argv[0] == command else f"python jobs/{job_name}.py"
 
 
 def _lines(

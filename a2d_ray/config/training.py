@@ -184,7 +184,7 @@ class TrainConfig(Section):
     scaling: ScalingSection = ScalingSection()
     wandb: WandbSection = WandbSection()
     rl: RLSection | None = Field(
-        None, description="Reinforcement learning on the prompts of data.spec (jobs/rl.py)."
+        None, description="Reinforcement learning on the prompts of data.spec (job rl)."
     )
     deepspeed: dict[str, Any] = Field(
         default_factory=dict,

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from a2d_ray.config.commands import command_of
+
 MAX_MASK_PROBABILITY = 1e-2
 _BLOCKS = 2  # per prompt
 
@@ -44,7 +46,7 @@ def check_mask_is_quiet(
         raise ValueError(
             f"the mask token's probability reaches {found:.3g} at a masked place (the limit is "
             f"{MAX_MASK_PROBABILITY}): those servers would not finish such a block. Its logit is 0 "
-            "there, and all others are far below: train longer, or use jobs/serve.py"
+            f"there, and all others are far below: train longer, or use {command_of('serve')}"
         )
     return found
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from a2d_ray.config.commands import command_of
 from a2d_ray.models.contract import Contract
 from a2d_ray.models.directories import ADAPTER_CONFIG
 
@@ -32,7 +33,7 @@ def sdar_refusals(
     if contract.gated_adapters is not None:
         found.append("it holds gated adapters (model.lora.noised_only): they cannot be merged")
     elif (directory / ADAPTER_CONFIG).is_file():
-        found.append("it holds adapters: merge them first with jobs/merge_lora.py")
+        found.append(f"it holds adapters: merge them first with {command_of('merge_lora')}")
     if not any(directory.glob("tokenizer*")):
         found.append("it holds no tokenizer: save the model's own there")
     if not has_objective:
@@ -47,9 +48,9 @@ def sdar_refusals(
 def _training_refusals(contract: Contract) -> list[str]:
     """What of the training these servers do not decode."""
     if contract.objective is None:
-        return ["it is converted but not trained: train it with jobs/sft_bd3lm.py"]
+        return [f"it is converted but not trained: train it with {command_of('sft_bd3lm')}"]
     if contract.objective != "bd3lm":
-        return [f"its objective is {contract.objective}: train with jobs/sft_bd3lm.py"]
+        return [f"its objective is {contract.objective}: train with {command_of('sft_bd3lm')}"]
     grid = contract.training_grid or contract.block_grid
     found = []
     if grid != "absolute":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from a2d_ray.cli import ConfigError, load_config
 from a2d_ray.config import EvaluateConfig, FrontierConfig
+from a2d_ray.config.commands import command_of
 from a2d_ray.terminal.streams import say
 
 
@@ -18,7 +19,7 @@ def main() -> None:
     args = sys.argv[2:]
     if command == "compare":
         if len(args) != 2:
-            raise ConfigError("the form is python jobs/evaluate.py compare A.json B.json")
+            raise ConfigError(f"the form is {command_of('evaluate')} compare A.json B.json")
         from a2d_ray.evaluation.report import report
 
         first, second = (report.read_report(path) for path in args)

@@ -268,7 +268,7 @@ def _model_class(ar_class: Any, backbone: Any, config: Any) -> Any:
         def generate(self, *args: Any, **kwargs: Any) -> Any:
             raise ValueError(
                 "a diffusion language model is not decoded from left to right: use generate() of "
-                "a2d_ray.load(directory), or jobs/sample.py"
+                "a2d_ray.load(directory)"
             )
 
     return A2DLMHeadModel

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from a2d_ray import __version__
 from a2d_ray.config import BlockGrid, CleanAttention, Objective
+from a2d_ray.config.commands import command_of
 from a2d_ray.models import architectures
 from a2d_ray.models.adapters import (
     GATED_WEIGHTS,
@@ -297,7 +298,7 @@ def _a2d_architecture(path: str | Path, config: dict[str, Any]) -> Architecture:
     if row is None or model_type != row.model_type:
         raise ValueError(
             f"{path} is an autoregressive {model_type} model: convert it first with "
-            f"python jobs/convert.py source={path} output=DIRECTORY"
+            f"{command_of('convert')} source={path} output=DIRECTORY"
         )
     return row
 

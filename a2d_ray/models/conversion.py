@@ -119,7 +119,7 @@ def convert_weights(
         if proof is None and not found.architecture.is_known:
             raise ValueError(
                 f"{source}: nobody has proved that {found.architecture.ar_model_type} models can "
-                "be converted; a2d_ray.convert and jobs/convert.py prove it first"
+                "be converted; a2d_ray.convert and job convert prove it first"
             )
         tokenizer = load_ar_tokenizer(found)
         ar_config = load_ar_config(found)

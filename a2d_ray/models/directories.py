@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from a2d_ray.config.commands import command_of
+
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _QUICKSTART = "runs/quickstart/"  # what the jobs' own files name
 _HUB_TIMEOUT_S = 5
@@ -41,8 +43,8 @@ def find_directory(name: str, *, revision: str | None = None, weights: bool) -> 
 def _missing(name: str) -> ValueError:
     """The error for a directory that is not there; what makes it, where that is known."""
     is_quickstart = _QUICKSTART in Path(name).as_posix()
-    fix = ": run make quickstart, or name a model (model.path=...)" if is_quickstart else ""
-    return ValueError(f"model directory {name} does not exist{fix}")
+    fix = f": run {command_of('quickstart')}, or name a model (model.path=...)"
+    return ValueError(f"model directory {name} does not exist{fix if is_quickstart else ''}")
 
 
 def read_json(directory: Path, file_name: str) -> dict[str, Any]:

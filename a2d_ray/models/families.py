@@ -12,6 +12,14 @@ from a2d_ray.models.weights import one_line_errors
 _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 _OTHER_LAYERS = ("mlp", "moe", "dense", "sparse")  # of lists that say what follows attention
 _RECURRENT = ("linear_attention", "conv", "mamba", "recurrent", "ssm")
+RECURRENT_FAMILIES = frozenset(
+    "bailing_hybrid bamba deepseek_v4 falcon_h1 falcon_mamba granitemoehybrid jamba "
+    "kimi_linear mamba mamba2 nemotron_h olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text "
+    "qwen3_5_text qwen3_next qwen4_exp qwen4_exp_text recurrent_gemma rwkv xlstm zamba zamba2 "
+    "zaya".split()
+)
+"""What transformers calls stateful: they are refused by name, before it is imported."""
+
 _INDEXED = "indexed_attention"
 _LAYER_KEYS = ("layer_types", "layers_block_type", "layers_types", "block_types")
 _WINDOWS = (
@@ -36,20 +44,47 @@ def find_family(name: str, config: dict[str, Any]) -> Architecture:
     known = find_architecture(model_type)
     if known is not None:
         return known
-    try:
-        architecture = Architecture.of(str(model_type))
-        with one_line_errors(name):
-            filled = architecture.ar_config_class.from_dict(config).to_dict()
-    except ValueError as error:
-        raise ValueError(
-            f"{name} has architecture {model_type!r}, which is not supported: {error}"
-        ) from None
-    reason = refusal(architecture, config | filled)
-    if reason is not None:
+    architecture = None
+    reason = early_refusal(config)
+    if reason is None:
+        try:
+            architecture = Architecture.of(str(model_type))
+            with one_line_errors(name):
+                filled = architecture.ar_config_class.from_dict(config).to_dict()
+            reason = refusal(architecture, config | filled)
+        except ValueError as error:
+            reason = str(error)
+    if architecture is None or reason is not None:
         raise ValueError(
             f"{name} has architecture {model_type!r}, which is not supported: {reason}"
         )
     return architecture
+
+
+def early_refusal(config: dict[str, Any]) -> str | None:
+    """Why a family cannot become bidirectional, as far as its config.json says it by itself.
+
+    Takes no transformers, whose import takes seconds.
+
+    Args:
+        config: its config.json, or all values of its configuration.
+
+    Returns:
+        One sentence, or None: `refusal` may know more.
+    """
+    if "text_config" in config or "vision_config" in config or "audio_config" in config:
+        return "it is multimodal; convert its language model, saved alone"
+    if config.get("is_encoder_decoder"):
+        return "it is an encoder-decoder model, and conversion takes decoders alone"
+    kinds = _layer_kinds(config)
+    if _INDEXED in kinds:
+        return "an indexer picks the keys of each query in causal order, which no mask can undo"
+    strange = kinds - {*_ATTENTION, *_OTHER_LAYERS}
+    if strange & {*_RECURRENT} or config.get("model_type") in RECURRENT_FAMILIES:
+        return f"it has recurrent layers{_named(strange)}, whose state runs from left to right only"
+    if not config.get("is_decoder") and _is_encoder(config):
+        return "it is an encoder, which is bidirectional already"
+    return None
 
 
 def refusal(architecture: Architecture, config: dict[str, Any]) -> str | None:
@@ -61,23 +96,19 @@ def refusal(architecture: Architecture, config: dict[str, Any]) -> str | None:
     """
     if architecture.is_known:
         return None
-    if "text_config" in config or "vision_config" in config or "audio_config" in config:
-        return "it is multimodal; convert its language model, saved alone"
-    if config.get("is_encoder_decoder"):
-        return "it is an encoder-decoder model, and conversion takes decoders alone"
-    ar_class = architecture.ar_model_class
-    kinds = _layer_kinds(config)
-    if _INDEXED in kinds:
-        return "an indexer picks the keys of each query in causal order, which no mask can undo"
-    strange = sorted(kinds - {*_ATTENTION, *_OTHER_LAYERS})
-    named = f" ({', '.join(strange)})" if strange else ""
-    if getattr(ar_class, "_is_stateful", False) or {*strange} & {*_RECURRENT}:
-        return f"it has recurrent layers{named}, whose state runs from left to right only"
+    reason = early_refusal(config)
+    if reason is not None:
+        return reason
+    strange = _layer_kinds(config) - {*_ATTENTION, *_OTHER_LAYERS}
+    if getattr(architecture.ar_model_class, "_is_stateful", False):
+        return f"it has recurrent layers{_named(strange)}, whose state runs from left to right only"
     if strange:
-        return f"it has layers that are not plain attention{named}"
-    if "is_decoder" in config and not config["is_decoder"] and _is_encoder(config):
-        return "it is an encoder, which is bidirectional already"
+        return f"it has layers that are not plain attention{_named(strange)}"
     return None
+
+
+def _named(kinds: set[str]) -> str:
+    return f" ({', '.join(sorted(kinds))})" if kinds else ""
 
 
 def _is_encoder(config: dict[str, Any]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ray.train import UserCallback
 
 from a2d_ray.config import OptionError, RLSection, TrainConfig
+from a2d_ray.config.commands import command_of
 from a2d_ray.data.hashing import stable_id
 from a2d_ray.models.contract import Contract
 from a2d_ray.rl.controller import rl_loop
@@ -75,7 +76,7 @@ def _check_likelihood(rl: RLSection, contract: Contract, path: str) -> None:
             "model.path",
             path,
             "holds gated adapters, and rl trains the weights that they stand beside",
-            "start from a run of jobs/sft_speculative.py",
+            f"start from a run of {command_of('sft_speculative')}",
         )
 
 

@@ -25,8 +25,10 @@ class ThoughtStream:
     def __init__(self, before: str = "") -> None:
         self._held = ""  # may be part of a mark, or white space in front of one
         self._is_open = self._is_decided = self._starts = False
+        self._num_pushed = self._num_thought = 0
         if before:
             self.push(before)
+            self._num_pushed = self._num_thought = 0
 
     @property
     def is_open(self) -> bool:
@@ -38,9 +40,15 @@ class ThoughtStream:
         """Whether nothing is there yet, so that a thought may begin."""
         return not self._is_decided
 
+    @property
+    def num_characters(self) -> int:
+        """Of what was pushed: up to the end of a closed thought, its marks included; else 0."""
+        return self._num_thought
+
     def push(self, text: str) -> tuple[str, str]:
         """Takes the next text; thought and answer that are now certain."""
         self._held += text
+        self._num_pushed += len(text)
         if not self._is_decided:
             self._decide()
         thought = self._thought() if self._is_open else ""
@@ -72,6 +80,7 @@ class ThoughtStream:
             self._is_open = False
             self._starts = True  # of the answer
             self._held = rest
+            self._num_thought = self._num_pushed - len(rest)
             return thought.rstrip()
         end = len(self._held) - _num_begun(self._held, CLOSE)
         end = len(self._held[:end].rstrip())

@@ -87,6 +87,15 @@ class TextStream:
         self._num_read = len(text)
         return self._take(len(self._held))
 
+    def num_tokens_of(self, num_characters: int) -> int:
+        """The fewest tokens whose text has so many characters of what was returned."""
+        text = decode(self._tokenizer, self._ids)[:num_characters]
+        return bisect_left(
+            range(len(self._ids)),
+            True,
+            key=lambda n: decode(self._tokenizer, self._ids[:n]).startswith(text),
+        )
+
     def _num_settled(self) -> int:
         """Number of ids before a trailing run of byte tokens, which decode only as a whole."""
         end = len(self._ids)
@@ -132,16 +141,8 @@ class TextStream:
         if found and start <= end:
             end = start + len(found) * self._keeps_stop
             self.stop_text = found
-            self._stopped_at = self._num_tokens_for(self._num_given + end)
+            self._stopped_at = self.num_tokens_of(self._num_given + end)
         given = self._held[:end]
         self._held = self._held[end:]
         self._num_given += end
         return given
-
-    def _num_tokens_for(self, num_characters: int) -> int:
-        text = decode(self._tokenizer, self._ids)[:num_characters]
-        return bisect_left(
-            range(len(self._ids)),
-            True,
-            key=lambda n: decode(self._tokenizer, self._ids[:n]).startswith(text),
-        )

@@ -3,6 +3,7 @@
 import importlib.util
 
 from a2d_ray.config import OptionError, RunSection, ScalingSection, TrainConfig
+from a2d_ray.config.commands import command_of
 from a2d_ray.config.errors import shown
 from a2d_ray.data.sources.mixture import check_spec
 from a2d_ray.models.checkpoint import check_checkpoint
@@ -86,7 +87,7 @@ def _check_model(path: str) -> Contract:
             "model.path",
             path,
             f"cannot be used ({error})",
-            "it takes an A2D checkpoint, as jobs/convert.py and the training jobs write: a "
+            f"it takes an A2D checkpoint, as {command_of('convert')} and the training jobs write: a "
             "directory or a Hub id",
         ) from None
 
@@ -119,7 +120,7 @@ def _check_objective(config: TrainConfig, contract: Contract) -> None:
             "model.path",
             config.model.path,
             f"was trained with objective {trained}, this job trains {wanted}",
-            f"use jobs/sft_{trained}.py, or set model.change_objective=true",
+            f"use {command_of(f'sft_{trained}')}, or set model.change_objective=true",
         )
     shift = contract.right_shift_logits
     if trained is not None and shift != config.objective.right_shift_logits:

@@ -25,6 +25,7 @@ from ray.train.torch import TorchTrainer
 
 from a2d_ray.cli import to_yaml
 from a2d_ray.config import OptionError, ScalingSection, TrainConfig
+from a2d_ray.config.commands import command_of
 from a2d_ray.data.packing.packed import PackedSet
 from a2d_ray.data.pipeline import prepare
 from a2d_ray.runs.cluster import start_ray
@@ -119,7 +120,7 @@ def build_trainer(
         OptionError: what is wrong: the key, the value and the fix.
     """
     if config.rl is not None:
-        fix = "use jobs/rl.py, or leave it out"
+        fix = f"use {command_of('rl')}, or leave it out"
         raise OptionError("rl", "...", "is not for supervised training", fix)
     deadline = run_deadline(config)
     check_run(config)

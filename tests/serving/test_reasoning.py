@@ -72,6 +72,36 @@ def test_a_thought_stands_apart_as_the_server_and_the_request_say(clients, name,
     assert parts(clients[name], **FORCED, **asked) == expected
 
 
+THOUGHT_TOKENS = len(BLOCK.rstrip())  # a byte is a token, the marks are counted
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "expected"),
+    [
+        ("chatml", FORCED, THOUGHT_TOKENS),
+        ("chatml", FORCED | {"n": 2}, 2 * THOUGHT_TOKENS),
+        ("chatml", FORCED | {"include_reasoning": False}, THOUGHT_TOKENS),
+        ("chatml", FORCED | {"stop": "R"}, len("<think>\n")),
+        ("chatml", FORCED | {"guided_regex": "hi"}, 0),
+        ("chatml", FORCED | {"guided_regex": "<think>é</think>hi"}, len("<think>é</think>") + 1),
+        ("r1", {"messages": [USER], "max_tokens": 8, "ignore_eos": True}, 8),
+        ("chatml", FORCED | {"separate_reasoning": False}, None),
+        ("off", FORCED, None),
+    ],
+    ids=str,
+)
+def test_the_usage_counts_the_tokens_of_thoughts(clients, name, asked, expected):
+    whole = clients[name].post(CHAT, **asked).json()["usage"]
+    details = None if expected is None else {"reasoning_tokens": expected}
+    assert whole.get("completion_tokens_details") == details
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = clients[name].events(CHAT, **asked, stream_options=options)
+    streamed = [chunk["usage"].get("completion_tokens_details") for chunk in chunks]
+    assert streamed[-1] == details
+    counts = [each["reasoning_tokens"] for each in streamed if each]
+    assert counts == sorted(counts)
+
+
 def test_behind_an_open_block_all_is_thought_until_it_is_closed(clients):
     body = {"messages": [USER], "max_tokens": 8}
     _, text = parts(clients["r1"], **body, separate_reasoning=False, ignore_eos=True)

@@ -34,7 +34,7 @@ def test_model_path_without_a_model(make_config, tmp_path):
     refused(
         make_config(model={"path": str(none)}),
         f"model.path={none} cannot be used (model directory {none} does not exist): it takes an "
-        "A2D checkpoint, as jobs/convert.py",
+        "A2D checkpoint, as python jobs/convert.py",
     )
 
 

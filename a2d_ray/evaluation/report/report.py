@@ -33,9 +33,9 @@ def read_report(path: str | Path) -> dict[str, Any]:
     try:
         report = json.loads(Path(path).read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no report of jobs/evaluate.py: {error}") from error
+        raise ValueError(f"{path} is no report of job evaluate: {error}") from error
     if not isinstance(report, dict) or report.get("format") != 1 or "tasks" not in report:
-        raise ValueError(f"{path} is no report of jobs/evaluate.py (format 1)")
+        raise ValueError(f"{path} is no report of job evaluate (format 1)")
     return report
 
 

@@ -15,7 +15,7 @@ from a2d_ray.evaluation.harness.tasks import TASKS_DIRECTORY
 from a2d_ray.http.errors import RequestError, not_found
 from a2d_ray.sandbox.runner import SandboxError, check_isolation
 
-NO_LIKELIHOODS = "it needs likelihoods, which only jobs/evaluate.py measures"
+NO_LIKELIHOODS = "it needs likelihoods, which only job evaluate measures"
 
 
 def read_suites(paths: Sequence[str]) -> dict[str, EvaluateConfig]:

@@ -54,6 +54,8 @@ class ChoiceWriter:
         self._echo = self._pending = echo
         self._thoughts = thoughts
         self._pending_thought = ""
+        self._num_thought_tokens = None if thoughts is None else 0
+        self._thought_end = 0  # characters, as they were when the tokens were counted
         self._num_echoed = len(prompt_ids) if request.scores_echo() else 0
         self._infos = list[TokenInfo]()
         self._text_offsets = TextOffsets(tokenizer, reader)
@@ -86,7 +88,10 @@ class ChoiceWriter:
             text=text,
             reasoning=thought,
             finish_reason=reason,
-            counts=_counts(output, self._num_prompt_tokens, self._text.num_tokens),
+            counts=replace(
+                _counts(output, self._num_prompt_tokens, self._text.num_tokens),
+                num_reasoning_tokens=self._num_thought_tokens,
+            ),
             canvas=self._reader.read(output) if self._mode == "denoise" and not reason else None,
             is_draft=output.is_draft,
             logprobs=self._due_infos(is_last=reason is not None),
@@ -105,6 +110,11 @@ class ChoiceWriter:
         for thought, answer in parts:
             self._pending_thought += "" if self._request.hides_reasoning() else thought
             self._pending += answer
+        if self._thoughts.is_open:
+            self._num_thought_tokens = self._text.num_tokens
+        elif self._thought_end != self._thoughts.num_characters:
+            self._thought_end = self._thoughts.num_characters
+            self._num_thought_tokens = self._text.num_tokens_of(self._thought_end)
 
     def _prompt_infos(self, entries: Sequence[TokenLogprob]) -> Iterator[TokenInfo]:
         """Tokens of the prompt."""

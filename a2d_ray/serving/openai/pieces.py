@@ -20,6 +20,7 @@ class Counts:
         num_cached_tokens: those of them whose keys and values were found stored.
         num_drafted: drafts that were verified (rule ``speculate``).
         num_accepted: those of them that were what the AR mode wrote.
+        num_reasoning_tokens: emitted tokens of its thought, marks included; None: not told apart.
     """
 
     num_prompt_tokens: int
@@ -29,6 +30,7 @@ class Counts:
     num_cached_tokens: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
+    num_reasoning_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,17 @@ from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_seri
 from a2d_ray.serving.openai.pieces import Candidate, Counts, Piece, TokenInfo, TokenName
 
 
+class Sparse(BaseModel):
+    """Leaves out fields of `sparse` that hold null, as OpenAI does."""
+
+    sparse: ClassVar[tuple[str, ...]] = ("usage",)
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = serialize(self)
+        return {k: v for k, v in values.items() if v is not None or k not in self.sparse}
+
+
 class DiffusionUsage(BaseModel):
     """What the answer cost the model."""
 
@@ -26,13 +37,22 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
-class Usage(BaseModel):
+class CompletionTokensDetails(BaseModel):
+    """Of the answers' tokens."""
+
+    reasoning_tokens: int
+
+
+class Usage(Sparse):
     """Tokens of all prompts and answers; those that were not emitted do not count."""
+
+    sparse = ("completion_tokens_details",)
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | None = None
     diffusion: DiffusionUsage
 
     @classmethod
@@ -42,6 +62,8 @@ class Usage(BaseModel):
         num_prompt = sum(part.num_prompt_tokens for part in parts)
         num_tokens = sum(part.num_tokens for part in parts)
         num_forwards = sum(part.num_forwards for part in parts)
+        thoughts = [n for part in parts if (n := part.num_reasoning_tokens) is not None]
+        details = CompletionTokensDetails(reasoning_tokens=sum(thoughts)) if thoughts else None
         return cls(
             prompt_tokens=num_prompt,
             completion_tokens=num_tokens,
@@ -49,6 +71,7 @@ class Usage(BaseModel):
             prompt_tokens_details=PromptTokensDetails(
                 cached_tokens=sum(part.num_cached_tokens for part in parts)
             ),
+            completion_tokens_details=details,
             diffusion=DiffusionUsage(
                 forwards=num_forwards,
                 denoise_steps=sum(part.num_denoise_steps for part in parts),
@@ -57,17 +80,6 @@ class Usage(BaseModel):
                 tokens_per_forward=round(num_tokens / max(num_forwards, 1), 3),
             ),
         )
-
-
-class Sparse(BaseModel):
-    """Leaves out fields of `sparse` that hold null, as OpenAI does."""
-
-    sparse: ClassVar[tuple[str, ...]] = ("usage",)
-
-    @model_serializer(mode="wrap")
-    def _leave_out(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values = serialize(self)
-        return {k: v for k, v in values.items() if v is not None or k not in self.sparse}
 
 
 class CanvasSlot(BaseModel):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from a2d_ray.config import ServeConfig
+from a2d_ray.config.commands import command_of
 from a2d_ray.http.access import ApiKeys, open_to_all
 from a2d_ray.http.request_ids import SERVE_CALLBACK, SERVE_VARIABLE
 from a2d_ray.models.checkpoint import check_checkpoint
@@ -62,7 +63,7 @@ def with_fallback(config: ServeConfig, say: Callable[[str], object]) -> ServeCon
     if not wanted or Path(QUICKSTART_CHECKPOINT).exists():
         return config
     say(
-        f"{QUICKSTART_CHECKPOINT} is not there (make quickstart trains it): serving "
+        f"{QUICKSTART_CHECKPOINT} is not there ({command_of('quickstart')} trains it): serving "
         f"{_FALLBACK_SOURCE}, converted but not trained: it answers as the AR model that it was "
         "converted from, one token per forward."
     )
