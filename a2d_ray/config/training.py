@@ -200,9 +200,9 @@ class TrainConfig(Section):
             if key in given:
                 raise OptionError(key, given[key], f"is derived from {ours}", "set that instead")
         for key in ("bf16", "fp16"):
-            if _mapping(given, key).get("enabled"):
+            if enabled := _mapping(given, key).get("enabled"):
                 raise OptionError(
-                    f"{key}.enabled", True, "is not how precision is set", "use model.dtype"
+                    f"{key}.enabled", enabled, "is not how precision is set", "use model.dtype"
                 )
         zero = {"stage": 2, **_mapping(given, "zero_optimization")}
         stage = zero["stage"]

@@ -90,6 +90,8 @@ class Architecture:
         """The AR configuration class of transformers."""
         import transformers
 
+        if self.ar_model_type not in transformers.CONFIG_MAPPING:
+            raise ValueError(f"transformers knows no model of type {self.ar_model_type!r}")
         return transformers.CONFIG_MAPPING[self.ar_model_type]
 
     @property
@@ -104,12 +106,12 @@ ARCHITECTURES = tuple(map(Architecture, ("llama", "qwen2", "qwen3", "olmo2")))
 """Those that the tests of everything else run on; `docs/families.md` lists what was proved."""
 
 
-def find_architecture(model_type: str | None) -> Architecture | None:
+def find_architecture(model_type: Any) -> Architecture | None:
     """The architecture whose AR `model_type` is known, or whose A2D `model_type` this is, or None.
 
     Loads neither torch nor transformers; `Architecture.of` knows the other AR types.
     """
-    if model_type is None:
+    if not isinstance(model_type, str):
         return None
     architecture = Architecture(model_type.removeprefix(_A2D))
     is_found = architecture.is_known or model_type == architecture.model_type

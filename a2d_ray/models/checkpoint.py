@@ -293,7 +293,7 @@ def save_description(
 def _a2d_architecture(path: str | Path, config: dict[str, Any]) -> Architecture:
     model_type = config.get("model_type")
     row = find_architecture(model_type)
-    if row is None and model_type is None:
+    if not isinstance(model_type, str):
         raise ValueError(f"config.json of {path} names no model_type: it is not an A2D checkpoint")
     if row is None or model_type != row.model_type:
         raise ValueError(

@@ -121,8 +121,8 @@ def convert_weights(
                 f"{source}: nobody has proved that {found.architecture.ar_model_type} models can "
                 "be converted; a2d_ray.convert and job convert prove it first"
             )
+        ar_config = load_ar_config(found)  # first: to the tokenizer's loader it is a side issue
         tokenizer = load_ar_tokenizer(found)
-        ar_config = load_ar_config(found)
         config = _a2d_config(found, ar_config)
         mask = add_mask_token(tokenizer, config.vocab_size, mask_token or _reserved(found))
         if tokenizer.eos_token is None and config.eos_token_id is None:

@@ -83,7 +83,20 @@ def find_base(name: str, directory: Path) -> str | None:
     base = read_json(directory, ADAPTER_CONFIG).get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{name}: {ADAPTER_CONFIG} names no base_model_name_or_path")
+    _check_no_circle(name, directory)
     return str(base)
+
+
+def _check_no_circle(name: str, directory: Path) -> None:
+    """Refuses adapters whose bases are adapters of each other."""
+    seen: list[Path] = []
+    place = directory
+    while (place / ADAPTER_CONFIG).is_file():
+        if place.resolve() in seen:
+            raise ValueError(f"{name}: the base in its {ADAPTER_CONFIG} leads back to {place}")
+        seen.append(place.resolve())
+        base = read_json(place, ADAPTER_CONFIG).get("base_model_name_or_path")
+        place = Path(str(base)).expanduser()
 
 
 def file_stamps(name: str) -> dict[str, str]:

@@ -12,12 +12,12 @@ from a2d_ray.models.weights import one_line_errors
 _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 _OTHER_LAYERS = ("mlp", "moe", "dense", "sparse")  # of lists that say what follows attention
 _RECURRENT = ("linear_attention", "conv", "mamba", "recurrent", "ssm")
-RECURRENT_FAMILIES = frozenset(
-    "bailing_hybrid bamba deepseek_v4 falcon_h1 falcon_mamba granitemoehybrid jamba "
-    "kimi_linear mamba mamba2 nemotron_h olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text "
-    "qwen3_5_text qwen3_next qwen4_exp qwen4_exp_text recurrent_gemma rwkv xlstm zamba zamba2 "
-    "zaya".split()
-)
+RECURRENT_FAMILIES = {
+    *("bailing_hybrid", "bamba", "deepseek_v4", "falcon_h1", "falcon_mamba", "granitemoehybrid"),
+    *("jamba", "kimi_linear", "mamba", "mamba2", "nemotron_h", "olmo_hybrid", "qwen3_5"),
+    *("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "qwen4_exp"),
+    *("qwen4_exp_text", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2", "zaya"),
+}
 """What transformers calls stateful: they are refused by name, before it is imported."""
 
 _INDEXED = "indexed_attention"
@@ -41,6 +41,8 @@ def find_family(name: str, config: dict[str, Any]) -> Architecture:
         ValueError: a family that cannot; says why.
     """
     model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ValueError(f"{name}: config.json names no model_type, but {model_type!r:.40}")
     known = find_architecture(model_type)
     if known is not None:
         return known
@@ -48,7 +50,7 @@ def find_family(name: str, config: dict[str, Any]) -> Architecture:
     reason = early_refusal(config)
     if reason is None:
         try:
-            architecture = Architecture.of(str(model_type))
+            architecture = Architecture.of(model_type)
             with one_line_errors(name):
                 filled = architecture.ar_config_class.from_dict(config).to_dict()
             reason = refusal(architecture, config | filled)

@@ -96,7 +96,9 @@ class ForeignModel:
 
 def find_foreign(config: Mapping[str, Any]) -> ForeignModel | None:
     """The row that a config.json belongs to, or None."""
-    found = {config.get("model_type"), *(config.get("architectures") or ())}
+    classes = config.get("architectures")
+    named = [config.get("model_type"), *(classes if isinstance(classes, list) else ())]
+    found = {name for name in named if isinstance(name, str)}
     return next((row for row in FOREIGN_MODELS if row.marks & found), None)
 
 

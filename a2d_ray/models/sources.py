@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from a2d_ray.models.architectures import ARCHITECTURES, Architecture
-from a2d_ray.models.directories import find_directory, read_json
+from a2d_ray.models.directories import ADAPTER_CONFIG, find_directory, read_json
 from a2d_ray.models.families import find_family
 from a2d_ray.models.foreign import ForeignModel, find_foreign
 from a2d_ray.models.tokenizers import open_tokenizer
@@ -86,9 +86,12 @@ def find_source(name: str, revision: str | None = None, *, weights: bool = True)
     """
     if name.startswith(PACKAGE_PREFIX):
         return _find_packaged(name)
-    config = read_json(find_directory(name, revision=revision, weights=False), "config.json")
+    named = find_directory(name, revision=revision, weights=False)
+    config = read_json(named, "config.json")
     foreign = find_foreign(config)
     architecture = foreign.architecture if foreign else _ar_architecture(name, config)
+    if (named / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{name} holds adapters ({ADAPTER_CONFIG}): merge them with peft first")
     if config.get("quantization_config"):
         raise ValueError(f"{name} is quantized: convert the unquantized model")
     directory = find_directory(name, revision=revision, weights=weights)

@@ -47,13 +47,23 @@ def open_tokenizer(name: str, directory: Path, **options: Any) -> Any:
             "pip install sentencepiece, or save it as tokenizer.json with save_pretrained()"
         )
     with one_line_errors(f"the tokenizer of {name}"):
-        if read_json(directory, CONFIG_FILE).get("tokenizer_class") == "PreTrainedTokenizerFast":
-            from transformers import PreTrainedTokenizerFast
+        tokenizer = _opened(directory, options)
+    length = tokenizer.model_max_length
+    if not isinstance(length, int | float):
+        raise ValueError(f"{name}: model_max_length={length!r} in {CONFIG_FILE} is no number")
+    if not isinstance(tokenizer.init_kwargs.get(_TEMPLATE_OPTIONS, {}), Mapping):
+        raise ValueError(f"{name}: {_TEMPLATE_OPTIONS} in {CONFIG_FILE} must be an object")
+    return tokenizer
 
-            return PreTrainedTokenizerFast.from_pretrained(directory)
-        from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, **options)
+def _opened(directory: Path, options: dict[str, Any]) -> Any:
+    if read_json(directory, CONFIG_FILE).get("tokenizer_class") == "PreTrainedTokenizerFast":
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(directory)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, **options)
 
 
 def find_mask_id(directory: Path) -> int | None:

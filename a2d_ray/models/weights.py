@@ -30,14 +30,30 @@ def check_weights(name: str, directory: Path) -> None:
     files = weight_files(name, directory)
     if not files:
         raise ValueError(f"{name} has no weights: expected {WEIGHTS_FILE} or {INDEX_FILE}")
+    read_json(directory, "generation_config.json")  # transformers forgets a damaged one: the ends
+    num_tensors = 0
     for path, expected in files.items():
         held = _tensor_types(path)
+        num_tensors += len(held)
         if missing := sorted(expected - set(held)):
             raise ValueError(f"{path} lacks {_few(missing)}, which {INDEX_FILE} says it holds")
         if other := sorted(key for key, kind in held.items() if kind not in _FLOATS):
             raise ValueError(
                 f"{path}: {other[0]} is of type {held[other[0]]}, where a float belongs: use the "
                 "model that is not quantized"
+            )
+    _check_depth(name, directory, num_tensors)
+
+
+def _check_depth(name: str, directory: Path, num_tensors: int) -> None:
+    """Refuses more layers than there are tensors, before anybody builds them."""
+    config = read_json(directory, "config.json")
+    for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+        depth = config.get(key)
+        if isinstance(depth, int) and depth > num_tensors:
+            raise ValueError(
+                f"the weights of {name} do not fit its config.json: {key}={depth}, and they hold "
+                f"{num_tensors} tensors"
             )
 
 
@@ -52,7 +68,7 @@ def weight_files(name: str, directory: Path) -> dict[Path, set[str]]:
     if not (directory / INDEX_FILE).is_file():
         return {}
     places = read_json(directory, INDEX_FILE).get("weight_map")
-    if not isinstance(places, dict) or not places or not all(map(_is_text, places.values())):
+    if not isinstance(places, dict) or not places or not all(map(_is_file_name, places.values())):
         raise ValueError(f"{directory / INDEX_FILE} has no weight_map of tensors and files")
     files: dict[Path, set[str]] = {}
     for key, file_name in places.items():
@@ -163,8 +179,9 @@ def _has_two_tables(name: str, directory: Path, names: tuple[str, str]) -> bool:
     return len(tables) == 2 and not torch.equal(*tables.values())
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _is_file_name(value: Any) -> bool:
+    """Whether a value names a file beside the index, and none elsewhere."""
+    return isinstance(value, str) and Path(value).name == value != ""
 
 
 def _few(names: list[str]) -> str:

@@ -87,8 +87,8 @@ def _check_model(path: str) -> Contract:
             "model.path",
             path,
             f"cannot be used ({error})",
-            f"it takes an A2D checkpoint, as {command_of('convert')} and the training jobs write: a "
-            "directory or a Hub id",
+            f"it takes an A2D checkpoint, as {command_of('convert')} and the training jobs write: "
+            "a directory or a Hub id",
         ) from None
 
 

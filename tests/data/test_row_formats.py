@@ -75,6 +75,17 @@ READ = {
         {"messages": [USER, ANSWER | {"train": False}, USER, ANSWER]},
         Example(messages=PAIR * 2, unlearned=(1,)),
     ),
+    "loss: false": (
+        {"messages": [USER, ANSWER | {"loss": False}, USER, ANSWER | {"loss": True}]},
+        Example(messages=PAIR * 2, unlearned=(1,)),
+    ),
+    "a number as input": (
+        {"instruction": "Add 2.", "input": 2, "output": 4},
+        Example(messages=(("user", "Add 2.\n\n2"), ("assistant", A))),
+    ),
+    "an input that pandas left out": (
+        {"instruction": Q, "input": float("nan"), "output": A}, Example(messages=PAIR),
+    ),
     "a null weight": (
         {"messages": [USER | {"weight": None}, ANSWER | {"weight": None}]},
         Example(messages=PAIR),
@@ -144,11 +155,24 @@ def test_preferences_are_refused_by_name(tmp_path, row):
          {"key conversations[].comment"}),
         ({"prompt": [USER | {"name": "Ann"}], "completion": [ANSWER]}, {"key prompt[].name"}),
         ({"messages": [USER, ANSWER], "history": [["a", "b"]]}, {"column history"}),
+        ({"messages": [USER, ANSWER | {"thinking": ["2", "+2"]}]}, {"key messages[].thinking"}),
+        ({"system": ["Be brief."], "messages": [USER, ANSWER]}, {"column system"}),
+        ({"instruction": Q, "input": {"a": "b"}, "output": A}, {"column input"}),
+        (
+            {"messages": [USER, ANSWER], "chat_template_kwargs": {"enable_thinking": False}},
+            {"column chat_template_kwargs"},
+        ),
     ],
 )  # fmt: skip
 def test_text_that_is_not_read_is_named(tmp_path, row, unread):
     (found,) = examples(write_jsonl(tmp_path / "rows.jsonl", [row]))
     assert found.example is not None and found.unread == unread
+
+
+@pytest.mark.parametrize("answer", [float("nan"), float("inf"), True, None, [4]])
+def test_what_is_no_answer_is_not_learned_as_text(tmp_path, answer):
+    (found,) = examples(write_jsonl(tmp_path / "rows.jsonl", [{"question": Q, "answer": answer}]))
+    assert (found.example, found.reason) == (None, "content is not a string")
 
 
 def test_the_report_counts_what_was_not_read(tmp_path):

@@ -231,6 +231,53 @@ DAMAGES = {
         lambda d: edit_json(d / "config.json", num_hidden_layers=3),
         r"model\.layers\.2",
     ),
+    "more layers than tensors": (
+        whole,
+        lambda d: edit_json(d / "config.json", num_hidden_layers=10**9),
+        r"num_hidden_layers=1000000000, and they hold 20 tensors",
+    ),
+    "generation_config.json is cut": (
+        whole,
+        lambda d: cut(d / "generation_config.json"),
+        "generation_config.json is not valid JSON",
+    ),
+    "the index leads out of the directory": (
+        sharded,
+        lambda d: (d / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"model.norm.weight": "../model.safetensors"}})
+        ),
+        "has no weight_map",
+    ),
+    "a length that is no number": (
+        whole,
+        lambda d: edit_json(d / "tokenizer_config.json", model_max_length="long"),
+        "model_max_length='long' in tokenizer_config.json is no number",
+    ),
+    "template options that are none": (
+        whole,
+        lambda d: edit_json(d / "tokenizer_config.json", template_options=5),
+        "template_options in tokenizer_config.json must be an object",
+    ),
+    "adapters beside the weights": (
+        save_tiny_ar,
+        lambda d: (d / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}'),
+        "holds adapters",
+    ),
+    "no model_type": (
+        whole,
+        lambda d: edit_json(d / "config.json", model_type="removed"),
+        "config.json.* names no model_type",
+    ),
+    "model_type is a number": (
+        whole,
+        lambda d: edit_json(d / "config.json", model_type=5),
+        "config.json.* names no model_type",
+    ),
+    "model_type is a list": (
+        whole,
+        lambda d: edit_json(d / "config.json", model_type=["llama"], architectures=5),
+        "config.json.* names no model_type",
+    ),
     "a layer too few": (
         whole,
         lambda d: edit_json(d / "config.json", num_hidden_layers=1),
@@ -270,6 +317,26 @@ def test_a_damaged_a2d_directory_is_one_line_too(tmp_path, name):
     with pytest.raises(ValueError, match=message) as caught:
         load_checkpoint(directory, **FP32)
     assert "\n" not in str(caught.value)
+
+
+def test_adapters_whose_bases_are_each_other_are_one_line(tmp_path):
+    """One of them is its own base, two of them are the other's."""
+    places = [convert(str(save_tiny_ar(tmp_path / f"x{i}")), tmp_path / str(i)) for i in range(3)]
+    for place, base in zip(places, (places[0], places[2], places[1]), strict=True):
+        (place / "adapter_config.json").write_text(
+            json.dumps({"base_model_name_or_path": str(base)})
+        )
+    for place in places:
+        with pytest.raises(ValueError, match=r"adapter_config\.json leads back to"):
+            load_checkpoint(place, **FP32)
+
+
+def test_what_is_wrong_with_the_configuration_is_not_laid_on_the_tokenizer(tmp_path):
+    source = save_tiny_ar(tmp_path / "ar")
+    edit_json(source / "config.json", max_position_embeddings="4k")
+    with pytest.raises(ValueError, match=r"/ar cannot be loaded: .*max_position") as caught:
+        convert(str(source), tmp_path / "a2d")
+    assert "tokenizer" not in str(caught.value)
 
 
 def test_a_command_ends_with_one_line_and_2(tmp_path):

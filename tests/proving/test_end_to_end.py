@@ -12,6 +12,7 @@ from a2d_ray import convert
 from a2d_ray.config import TrainConfig
 from a2d_ray.diffusion.layout import LayoutSpec, build_layout
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
+from a2d_ray.export.sdar import export_sdar
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
 from a2d_ray.generation.reference import sample
@@ -129,6 +130,12 @@ def test_training_goes_on_from_a_checkpoint_and_the_engine_decodes_it(family, tm
         return model(ids_T[None], attention_mask=mask_TT[None, None]).logits[0]
 
     assert tokens == sample(forward, PROMPT, params, contract, eos_ids={2}).token_ids
+
+
+def test_export_refuses_the_family_by_name(family, tmp_path):
+    with pytest.raises(ValueError, match=f"its architecture is a2d-{family[0]}: SDAR is Qwen3"):
+        export_sdar(family[2], tmp_path / "sdar", prompts=["a"], device="cpu")
+    assert not (tmp_path / "sdar").exists()
 
 
 @pytest.mark.cluster

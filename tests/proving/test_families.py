@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from a2d_ray.config import LoraSection
 from a2d_ray.diffusion.layout import LayoutSpec, build_layout
+from a2d_ray.export.refusals import sdar_refusals
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine.engine import Engine, Request
 from a2d_ray.models.architectures import Architecture
@@ -39,6 +40,17 @@ def test_a_family_holds_the_laws(model_type):
     proof = prove(Architecture.of(model_type), tiny_config(model_type))
     assert proof.failure is None, format_proof(proof)
     assert [result.law for result in proof.results] == [*LAWS]
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_export_takes_a_family_or_says_why_not(tmp_path, model_type):
+    """Trained as SDAR's servers decode, the architecture is all that may stand in the way."""
+    (tmp_path / "tokenizer.json").touch()
+    trained = Contract(mask_token_id=MASK_ID, objective="bd3lm", block_grid="absolute")
+    config = {"model_type": Architecture.of(model_type).model_type}
+    reasons = sdar_refusals(tmp_path, config, trained, has_objective=True)
+    wanted = f"its architecture is a2d-{model_type}: SDAR is Qwen3"
+    assert [reason[: len(wanted)] for reason in reasons] == [wanted] * (model_type != "qwen3")
 
 
 def test_the_families_that_users_ask_for_are_in_the_list():

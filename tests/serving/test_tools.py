@@ -284,6 +284,50 @@ def test_a_tool_that_nothing_fulfils_is_refused(roomy, parameters, stream):
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
 
 
+NEXT = {"N": an_object({"next": {"$ref": "#/$defs/N"}})}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/N", "$defs": NEXT},
+        {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
+        an_object({"a": {"$ref": "#"}}),
+    ],
+    ids=str,
+)
+def test_a_recursion_that_nothing_ends_is_called_so(client, schema):
+    refused = client.post(CHAT, messages=[USER], guided_json=schema).json()["error"]
+    assert refused["param"] == "guided_json"
+    assert "a recursion that nothing ends" in refused["message"]
+    assert "50,000 items" in refused["message"]
+
+
+@pytest.mark.parametrize("schema", ["[" * 3_000, '{"not": ' * 101 + "{}" + "}" * 101])
+def test_a_schema_as_text_that_is_nested_too_deep_is_a_400(client, schema):
+    refused = client.post(CHAT, messages=[USER], guided_json=schema)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "guided_json")
+
+
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"$dynamicRef": "#x"}, 'Unimplemented keys: ["$dynamicRef"]'),
+        ({"$ref": "#/$defs/none"}, "Pointer '/$defs/none' does not exist"),
+        (an_object({"a": {"pattern": "^(?!a)b"}}), "look-around"),
+    ],
+    ids=str,
+)
+def test_a_schema_that_is_not_kept_is_named_by_its_tool(roomy, parameters, reason, place):
+    tools = [tool(an_object({"x": ONE}), name) for name in "abc"]
+    tools[place]["function"]["parameters"] = parameters
+    refused = roomy.post(CHAT, messages=[USER], tools=tools, max_tokens=1).json()["error"]
+    assert refused["param"] == "tools" and reason in refused["message"]
+    assert refused["message"].startswith(f"tools[{place}].function.parameters: ")
+    assert "TEXT:" not in refused["message"]  # the grammar around it
+
+
 def test_a_grammar_that_ends_nowhere_behind_text_is_an_event_of_its_stream(roomy):
     """The x is out when it turns out that nothing can follow."""
     options = {"prompt": "a", "guided_grammar": 'start: "xxxxxx" a\na: a "b"'}

@@ -8,6 +8,7 @@ The shape is detected from the columns: `ROW_SHAPES` is the table (tulu-3, smolt
 import importlib
 import inspect
 import json
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -179,8 +180,8 @@ def _from_sharegpt(row: Row) -> Example:
 def _pair_adapter(question: str, answer: str) -> Adapter:
     def adapt(row: Row) -> Example:
         turns = [*_history(row), *_side(row, question, "user")]
-        extra = row.get("input") if question == "instruction" else None
-        if extra is not None and _is_text(extra) and extra.strip():
+        extra = _optional_text(row, "input", numbers=True) if question == "instruction" else ""
+        if extra:
             turns[-1] = replace(turns[-1], content=f"{turns[-1].content}\n\n{extra}")
         return _example(row, [*turns, *_side(row, answer, "assistant")])
 
@@ -202,7 +203,7 @@ def _from_text(row: Row, column: str = "text") -> Example:
 
 
 _SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
-_WEIGHT_KEYS = ("weight", "train", "training")  # of OpenAI's format and of Axolotl's
+_WEIGHT_KEYS = ("weight", "train", "training", "loss")  # OpenAI's, Axolotl's, ms-swift's
 
 ROW_SHAPES: dict[tuple[str, ...], Adapter] = {
     ("messages",): _from_messages,
@@ -263,9 +264,7 @@ def _side(row: Row, column: str, role: str) -> list[_Turn]:
     value = row.get(column)
     if isinstance(value, list) and value and isinstance(value[0], dict) and "type" not in value[0]:
         return _turns(row, column)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    content = _content(value)
+    content = _content(_number_text(value) or value)
     return [_Turn(role, _with_reasoning(row, content) if role == "assistant" else content)]
 
 
@@ -332,9 +331,19 @@ def _given(value: Any) -> Any:
     return [_given(item) for item in value] if isinstance(value, list) else value
 
 
-def _optional_text(row: Row, key: str) -> str:
-    value = row.get(key)
-    return value if value is not None and _is_text(value) and value.strip() else ""
+def _optional_text(row: Row, key: str, *, numbers: bool = False) -> str:
+    """The text of a key, '' if it has none; what it holds instead is not counted as read."""
+    value = row.peek(key) if isinstance(row, Watched) else row.get(key)
+    text = _number_text(value) if numbers else ""
+    if not text and not (_is_text(value) and value.strip()):
+        return ""
+    return text or str(row[key])
+
+
+def _number_text(value: Any) -> str:
+    """A number as text, '' for anything else; NaN is how pandas writes that there is none."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number and math.isfinite(value) else ""
 
 
 def _content(value: Any, *, may_be_empty: bool = False) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+_OPTIONS = ("chat_template_kwargs",)  # TRL's: what the template of a row reads
+
 
 class Watched(Mapping[str, Any]):
     """A row, or an object within one.
@@ -22,6 +24,10 @@ class Watched(Mapping[str, Any]):
         self._seen.add(key)
         return self._values[key]
 
+    def peek(self, key: str) -> Any:
+        """The value of a key, None without one; the key does not count as looked at."""
+        return self._values.get(key)
+
     def __contains__(self, key: object) -> bool:
         return key in self._values
 
@@ -37,11 +43,11 @@ class Watched(Mapping[str, Any]):
         return self._inner[-1]
 
     def unread(self) -> set[str]:
-        """The columns and keys that hold text and were not looked at."""
+        """The columns and keys that hold text, or change the prompt, and were not looked at."""
         found = {
             f"{self._label}{key}"
             for key, value in self._values.items()
-            if key not in self._seen and _holds_text(value)
+            if key not in self._seen and (_holds_text(value) or (key in _OPTIONS and value))
         }
         return found.union(*(row.unread() for row in self._inner))
 

@@ -1,6 +1,7 @@
 """llguidance behind the decoder's `Grammar`: which tokens an answer may go on with."""
 
 import json
+import re
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
@@ -21,9 +22,14 @@ from a2d_ray.serving.openai.structured import (
     JsonSchemaFormat,
     RegexFormat,
     tool_grammar,
+    tool_in_line,
 )
 from a2d_ray.text.reasoning import CLOSE, OPEN
 
+_PARSER_BOUND = re.compile(r"Too many items \(limit (\d+)")
+_SCHEMA_PROBLEM = re.compile(  # in the line of a Lark grammar, which is shown behind it
+    r"at (\d+)\(\d+\): failed to compile JSON schema: (.*?)\n *\d+ \|", re.DOTALL
+)
 _ANY_OBJECT = {"type": "object"}
 
 
@@ -54,7 +60,7 @@ class GrammarCompiler:
         """
         problem = LLMatcher.validate_grammar(source, self._tokenizer)
         if problem and not problem.startswith("WARNING"):
-            raise RequestError(f"{field}: {problem}", param=field, code="invalid_value")
+            raise _refused(field, problem)
         grammar = TokenGrammar(LLMatcher(self._tokenizer, source), self._vocab_size)
         try:
             grammar.allowed()
@@ -142,11 +148,24 @@ def behind_thought(form: str, *, is_open: bool) -> str:
 
 def unfulfilled(field: str, error: GrammarError) -> RequestError:
     """400: the form that `field` asks for cannot be kept."""
-    return RequestError(
-        f"{field}: no text fulfils this form, or it is too complex ({error}): simplify it",
-        param=field,
-        code="invalid_value",
-    )
+    bound = _PARSER_BOUND.search(str(error))
+    reason = f"no text fulfils this form, or it is too complex ({error})"
+    if bound is not None:
+        reason = (
+            "a recursion that nothing ends, or a form of more than "
+            f"{int(bound[1]):,} items, which is the parser's bound"
+        )
+    return RequestError(f"{field}: {reason}: simplify it", param=field, code="invalid_value")
+
+
+def _refused(field: str, problem: str) -> RequestError:
+    """400: llguidance's refusal, of a tool's schema without the grammar that holds it."""
+    place = field
+    schema = _SCHEMA_PROBLEM.match(problem)
+    if schema is not None:
+        place = f"tools[{tool_in_line(int(schema[1]))}].function.parameters"
+        problem = schema[2]
+    return RequestError(f"{place}: {problem}", param=field, code="invalid_value")
 
 
 def grammar_of(request: GenerationRequest) -> str:

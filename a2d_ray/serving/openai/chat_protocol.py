@@ -144,7 +144,7 @@ class ChatCompletionRequest(GenerationRequest):
     chat_template: Any = only()
     documents: Any = only([])
     mm_processor_kwargs: Any = only({})
-    reasoning: Any = only()
+    reasoning: Any = only({"effort": "none"}, {"effort": "medium"}, {"enabled": False})
     thinking: Any = only({"type": "disabled"})
 
     @model_validator(mode="after")

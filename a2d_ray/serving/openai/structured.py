@@ -20,6 +20,7 @@ CLOSING = "\n</tool_call>"
 _BETWEEN = "\n"  # of two calls
 _CALL = re.compile(rf'{OPENING}\{{"name": "([^"\n]+)", "arguments": (.*)\}}{CLOSING}')
 _CALLS = re.compile(rf"{_CALL.pattern}({_BETWEEN}{_CALL.pattern})*")
+_FIRST_SCHEMA_LINE = 6  # of a grammar of tools; the others follow in every second one
 _JSON_PIECE = re.compile(r'("(?:[^"\\]|\\.)*")|\s+|([:,])')
 
 
@@ -76,8 +77,8 @@ def _parse_schema(value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError:
-        raise ValueError("a text must be a JSON schema") from None
+    except (ValueError, RecursionError):
+        raise ValueError("a text must be a JSON schema, nested 100 levels at most") from None
 
 
 Schema = Annotated[dict[str, Any], BeforeValidator(_parse_schema)]
@@ -254,6 +255,11 @@ def tool_grammar(tools: list[Tool], *, is_required: bool, is_one: bool) -> str:
         schema = json.dumps(_arguments_schema(tool.function.parameters))
         lines.append(f"{name}_arguments: %json {schema}")
     return "\n".join(lines)
+
+
+def tool_in_line(number: int) -> int:
+    """The tool whose schema stands in a line, counted from 1, of `tool_grammar`."""
+    return (number - _FIRST_SCHEMA_LINE) // 2
 
 
 def _arguments_schema(parameters: dict[str, Any]) -> dict[str, Any]:
