@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import ray.data
 from ray.data import DataContext, Dataset
-from ray.exceptions import RayTaskError
 
 from a2d_ray.config import DataSection, ObjectiveSection, OptionError
 from a2d_ray.data import roles, thoughts
@@ -58,6 +57,7 @@ from a2d_ray.data.sources.shards import Shape, Source, resolve_source
 from a2d_ray.models.tokenizers import load_tokenizer, template_options
 from a2d_ray.runs.cluster import start_ray
 from a2d_ray.runs.storage import absolute_if_local, absolute_path
+from a2d_ray.runs.task_errors import task_errors
 from a2d_ray.terminal.progress import following
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def prepare(data: DataSection, objective: ObjectiveSection, model_path: str) -> 
         _log.info("the new set %s", change)
     started = time.perf_counter()
     start_ray()
-    with built_beside(target) as directory, _task_errors(target.parent):
+    with built_beside(target) as directory, _disk_errors(target.parent), task_errors():
         job = _Job(sources, data, recipe, absolute_if_local(model_path), directory)
         manifest = {"fingerprint": fingerprint, "options": options, **job.run()}
         for line in unread_lines(manifest):
@@ -343,48 +343,26 @@ def _options(
     }
 
 
-_LOGS_OF_TASK_ERRORS = (
-    "ray.data.exceptions",
-    "ray.data._internal.execution.streaming_executor_state",
-)
-
-
 @contextlib.contextmanager
-def _task_errors(place: Path) -> Iterator[None]:
-    """A user's mistake that a task found, or a full disk, without the task's traceback: Ray Data
-    would log it besides, as a defect of its own."""
-    logs = [logging.getLogger(name) for name in _LOGS_OF_TASK_ERRORS]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.CRITICAL)
+def _disk_errors(place: Path) -> Iterator[None]:
+    """A full disk says what to do."""
     try:
         yield
-    except RayTaskError as error:
-        cause: BaseException = error
-        while isinstance(cause, RayTaskError):
-            cause = cause.cause
-        if isinstance(cause, OSError):
-            raise disk_error(cause, place) from error
-        if isinstance(cause, ValueError):
-            raise cause from error
-        raise
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
+    except OSError as error:
+        raise disk_error(error, place) from error.__cause__
 
 
 @contextlib.contextmanager
 def _context() -> Iterator[None]:
-    """Datasets made in here have small blocks, and raise what their tasks raise."""
+    """Datasets made in here have small blocks."""
     context = DataContext.get_current()
-    before = context.target_max_block_size, context.raise_original_map_exception
+    before = context.target_max_block_size
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False  # ours count documents and parts
-    context.raise_original_map_exception = True  # else Ray's words stand in place of ours
     try:
         yield
     finally:
-        context.target_max_block_size, context.raise_original_map_exception = before
+        context.target_max_block_size = before
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from a2d_ray.offline.parts import (
     BatchPlan,
     read_prompts,
     record_model,
+    unwritable,
     write_answers,
 )
 from a2d_ray.runs.cluster import start_ray
@@ -30,6 +31,7 @@ from a2d_ray.runs.resources import (
     reserved_device,
 )
 from a2d_ray.runs.storage import RunDirectory
+from a2d_ray.runs.task_errors import task_errors
 from a2d_ray.terminal.notices import mark_warnings
 from a2d_ray.terminal.progress import Progress
 
@@ -46,7 +48,8 @@ def answer_parts(config: GenerateConfig, plan: BatchPlan) -> Iterator[dict[str, 
         num_conversations of a part.
 
     Raises:
-        ValueError: there are too few CPUs or GPUs.
+        ValueError: there are too few CPUs or GPUs; a model that cannot be loaded; an output that
+            cannot be written.
     """
     num_replicas = min(config.num_replicas, len(plan.missing))
     if not num_replicas:
@@ -65,8 +68,12 @@ def answer_parts(config: GenerateConfig, plan: BatchPlan) -> Iterator[dict[str, 
         num_gpus=gpu_share(config.gpus_per_replica, num_replicas, available_resources()),
         runtime_env={"env_vars": worker_env(config.cpus_per_replica)},
     )
-    for row in answered.iter_rows():
-        yield {key: int(value) for key, value in row.items()}
+    try:
+        with task_errors():
+            for row in answered.iter_rows():
+                yield {key: int(value) for key, value in row.items()}
+    except OSError as error:
+        raise unwritable(config, error) from error.__cause__
 
 
 def report_progress(config: GenerateConfig, plan: BatchPlan) -> str:
@@ -116,19 +123,28 @@ class BatchReplica:
     def __init__(self, config: dict[str, Any], folder: RunDirectory) -> None:
         import torch
 
-        from a2d_ray.text.language_model import load
-
         mark_warnings()
         self._config = GenerateConfig.model_validate(config)
         self._folder = folder
         torch.set_num_threads(self._config.cpus_per_replica)
+        self._refusal: ValueError | OSError | None = None
+        try:
+            self._load()
+        except (ValueError, OSError) as error:  # raised here, Ray would start actors for ever
+            self._refusal = error
+
+    def _load(self) -> None:
+        from a2d_ray.text.language_model import load
+
         options = self._config.model.model_dump(exclude_none=True)
         lm = load(**options | {"device": reserved_device(self._config.model.device)})
-        record_model(self._config.output, folder, lm.fingerprint())
+        record_model(self._config.output, self._folder, lm.fingerprint())
         self._tokenizer = lm.tokenizer
         self._answerer = PartAnswerer(lm, self._config)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+        if self._refusal is not None:
+            raise self._refusal
         (part,) = batch["part"].tolist()
         answers = self._answerer.answer(read_prompts(self._folder, part))
         whole = conversations(answers, self._config, self._tokenizer)

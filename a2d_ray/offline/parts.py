@@ -114,8 +114,13 @@ def _write(config: GenerateConfig, folder: RunDirectory, name: str, content: byt
     try:
         folder.write(name, content)
     except OSError as error:
-        fix = "make it writable, or choose another output"
-        raise OptionError("output", config.output, f"cannot be written ({error})", fix) from None
+        raise unwritable(config, error) from None
+
+
+def unwritable(config: GenerateConfig, error: OSError) -> OptionError:
+    """The error of an output directory that the system refuses."""
+    fix = "make it writable, or choose another output"
+    return OptionError("output", config.output, f"cannot be written ({error})", fix)
 
 
 def answers_file(part: int, format: str) -> str:

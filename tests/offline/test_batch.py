@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 import a2d_ray
 from a2d_ray import SamplingParams
@@ -21,7 +22,7 @@ from a2d_ray.generation.decoding.params import derive_seed
 from a2d_ray.models.checkpoint import save_checkpoint
 from a2d_ray.models.directories import file_stamps
 from a2d_ray.offline.answers import PartAnswerer, row_prompt
-from a2d_ray.offline.batch import BatchReplica
+from a2d_ray.offline.batch import BatchReplica, answer_parts
 from a2d_ray.offline.parts import plan_batch, read_prompts, write_answers
 from tests.tiny import save_tiny_ar, tiny_tokenizer
 
@@ -151,8 +152,9 @@ def test_a_job_goes_on_with_the_model_that_it_began_with(checkpoint, tmp_path):
     lm.model.save_pretrained(model)
     with pytest.raises(ValueError, match=r"started with model\.files\.\S+, not .*another output"):
         plan_batch(config)
+    replica = BatchReplica(config.model_dump(), plan.folder)
     with pytest.raises(ValueError, match="answers of other weights"):
-        BatchReplica(config.model_dump(), plan.folder)
+        replica({"part": np.array([0])})
 
 
 def test_a_changed_base_of_adapters_counts(checkpoint, tmp_path):
@@ -251,6 +253,18 @@ def test_own_answers_are_rows_to_train_on(original, ray_local, tmp_path, format)
             for doc in range(len(row.doc_id_D)):
                 found.append(row.ids_C[row.doc_C == doc].tolist())
     assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.cluster
+def test_what_an_actor_refuses_is_one_error_in_its_own_words(checkpoint, ray_local, tmp_path):
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    config = make_config(model, tmp_path)
+    with pytest.raises(ValueError, match=r"model holds NaN or infinity in model\.norm") as caught:
+        list(answer_parts(config, plan_batch(config)))
+    assert "\n" not in str(caught.value) and "UDF" not in str(caught.value)
 
 
 def read_answers(directory, part, format):

@@ -171,4 +171,8 @@ def test_a_load_generator_counts_every_answer_and_its_tokens(served, tmp_path, p
     )
     (benchmark,) = json.loads((tmp_path / "load.json").read_text())["benchmarks"]
     requests = benchmark["requests"]
-    assert not requests["errored"] and len(requests["successful"]) == 9
+    assert not requests["errored"] and not requests["incomplete"]
+    assert len(requests["successful"]) >= 6  # it leaves out what ends with the run
+    for found in requests["successful"]:
+        assert found["output_tokens"] == 12 and found["prompt_tokens"] > 30
+        assert 0 < found["time_to_first_token_ms"] < 1000 * found["request_latency"]
