@@ -333,7 +333,7 @@ def _given(value: Any) -> Any:
 
 def _optional_text(row: Row, key: str, *, numbers: bool = False) -> str:
     """The text of a key, '' if it has none; what it holds instead is not counted as read."""
-    value = row.peek(key) if isinstance(row, Watched) else row.get(key)
+    value: Any = row.peek(key) if isinstance(row, Watched) else row.get(key)
     text = _number_text(value) if numbers else ""
     if not text and not (_is_text(value) and value.strip()):
         return ""
