@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from a2d_ray.config import GenerateConfig
 from a2d_ray.offline.answers import PartAnswerer, conversations
@@ -58,8 +58,18 @@ def answer_parts(config: GenerateConfig, plan: BatchPlan) -> Iterator[dict[str, 
     start_ray(num_replicas * config.cpus_per_replica + 1)
     context = DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
+    try:
+        with task_errors():
+            for row in _answered(config, plan, num_replicas).iter_rows():
+                yield {key: int(value) for key, value in row.items()}
+    except OSError as error:
+        raise unwritable(config, error) from error.__cause__
+
+
+def _answered(config: GenerateConfig, plan: BatchPlan, num_replicas: int) -> Dataset:
+    """Rows of counts, one for each missing part."""
     items = [{"part": part} for part in plan.missing]
-    answered = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         BatchReplica,
         fn_constructor_args=(config.model_dump(), plan.folder),
         batch_size=1,
@@ -68,12 +78,6 @@ def answer_parts(config: GenerateConfig, plan: BatchPlan) -> Iterator[dict[str, 
         num_gpus=gpu_share(config.gpus_per_replica, num_replicas, available_resources()),
         runtime_env={"env_vars": worker_env(config.cpus_per_replica)},
     )
-    try:
-        with task_errors():
-            for row in answered.iter_rows():
-                yield {key: int(value) for key, value in row.items()}
-    except OSError as error:
-        raise unwritable(config, error) from error.__cause__
 
 
 def report_progress(config: GenerateConfig, plan: BatchPlan) -> str:
