@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from ray.data import DataContext
 from ray.exceptions import RayTaskError
@@ -11,6 +13,7 @@ _LOGS = (
     "ray.data.exceptions",
     "ray.data._internal.execution.streaming_executor_state",
 )
+_RETRIES = re.compile(r"\n?Failed to .* after \d+/\d+ attempts \(total backoff .*", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -35,9 +38,18 @@ def task_errors() -> Iterator[None]:
         while isinstance(cause, RayTaskError):
             cause = cause.cause
         if isinstance(cause, ValueError | OSError):
+            cause.args = tuple(_own_words(cause.args))
             raise cause from error
         raise
     finally:
         context.raise_original_map_exception = before
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
+
+
+def _own_words(args: Iterable[Any]) -> Iterator[Any]:
+    """What an error was raised with, without what Ray Data adds about retries."""
+    for value in args:
+        words = _RETRIES.sub("", value) if isinstance(value, str) else value
+        if words == value or words:
+            yield words

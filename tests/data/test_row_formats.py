@@ -208,6 +208,17 @@ def test_an_adapter_of_one_s_own_is_given_every_column(tmp_path, monkeypatch):
     assert found.example == Example(text="To be.") and not found.unread
 
 
+def test_what_an_adapter_of_one_s_own_raises_is_told_as_its_error(tmp_path, monkeypatch):
+    (tmp_path / "wrong_rows.py").write_text("def take(row):\n    return {'text': row['boby']}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"body": "To be.", "title": "Hamlet"}])
+    with pytest.raises(
+        ValueError, match=r"data\.adapter=wrong_rows:take raised KeyError"
+    ) as caught:
+        examples(path, adapter="wrong_rows:take")
+    assert '\'boby\': the row was {"body": "To be."' in str(caught.value)
+
+
 def test_a_stray_file_of_another_shape_is_named(tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", [{"messages": [USER, ANSWER]}])
     (tmp_path / "package.json").write_text('{\n "name": "x",\n "version": "1"\n}\n')

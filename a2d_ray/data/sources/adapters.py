@@ -65,7 +65,7 @@ def find_adapter(
     """
     if custom is not None:
         function = load_adapter(custom)
-        return lambda row: _from_custom(function(dict(row)))
+        return lambda row: _from_custom(_call(function, custom, row))
     if text_field is not None:
         if text_field not in columns:
             raise OptionError(
@@ -186,6 +186,21 @@ def _pair_adapter(question: str, answer: str) -> Adapter:
         return _example(row, [*turns, *_side(row, answer, "assistant")])
 
     return adapt
+
+
+def _call(function: Callable[[dict[str, Any]], Any], name: str, row: Row) -> Any:
+    """What a user's function makes of a row; what it raises is told as its error."""
+    try:
+        return function(dict(row))
+    except MalformedRowError:
+        raise
+    except Exception as error:
+        raise OptionError(
+            "data.adapter",
+            name,
+            f"raised {type(error).__name__}: {error}",
+            f"the row was {json.dumps(dict(row), ensure_ascii=False, default=str):.200}",
+        ) from error
 
 
 def _from_custom(result: Any) -> Example:
