@@ -1,8 +1,11 @@
 """The pictures of the docs, drawn from the tables of docs/benchmarks: python -m benchmarks.pictures
 
+The loss curve is drawn from docs/quickstart.csv, of the run whose transcript is beside it.
+
 Each is written twice, for light and for dark pages.
 """
 
+import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,7 +86,36 @@ def speculation(axes: Axes, colours: Colours) -> None:
     )
 
 
-PICTURES = {"frontier": frontier, "speculation": speculation}
+def loss(axes: Axes, colours: Colours) -> None:
+    """Training loss and held-out NELBO of the quickstart, and how many tokens a draft gives."""
+    with (DOCS / "quickstart.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    steps = [row for row in rows if row["loss"]]
+    tested = [row for row in rows if row["held_out_nelbo"]]
+    places = [int(row["step"]) for row in tested]
+    bounds = [float(row["held_out_nelbo"]) for row in tested]
+    losses = [float(row["loss"]) for row in steps]
+    axes.plot([int(row["step"]) for row in steps], losses, color=colours["main"], linewidth=2)
+    axes.plot(places, bounds, "D--", color=colours["other"], markersize=9, linewidth=1.2)
+    for place, bound, row in zip(places, bounds, tested, strict=True):
+        words = f"{float(row['accepted_length']):.1f} tokens\nper forward"
+        axes.annotate(
+            words,
+            (place, bound),
+            xytext=(6, 9 if place == 0 else 58),
+            textcoords="offset points",
+            fontsize=13,
+        )
+    axes.annotate("held-out NELBO", (places[0], bounds[0]), xytext=(100, -4),
+                  textcoords="offset points", color=colours["other"])  # fmt: skip
+    axes.annotate("training loss", (int(steps[4]["step"]), losses[4]), xytext=(14, 10),
+                  textcoords="offset points", color=colours["main"])  # fmt: skip
+    axes.set(xlabel="optimizer step", ylabel="nats per token", ylim=(0, 10.5))
+    axes.set_xlim(-2, places[-1] * 1.14)
+    axes.set_title("The quickstart's seven minutes on two CPU cores")
+
+
+PICTURES = {"frontier": frontier, "speculation": speculation, "loss": loss}
 
 
 def draw(name: str, colours: Colours, path: Path) -> None:
