@@ -32,6 +32,11 @@ class EngineSection(Section):
         None, ge=1, description="Tokens in the KV store; null: 32,768, or the model's positions."
     )
     prefix_cache: bool = Field(True, description="Keep prompts and answers for later requests.")
+    cuda_graphs: bool | Literal["auto"] = Field(
+        "auto",
+        description="Launch rounds of the usual shapes as CUDA graphs, captured at the start; "
+        "auto: on CUDA devices.",
+    )
 
 
 class SecuritySection(Section):

@@ -137,7 +137,11 @@ class RolloutWorker:
         longest = self._config.data.max_length + 2 * self._config.objective.largest_block
         room = longest + max_masks(requests[0].params)
         doubled = 1 + (sampling.cfg_scale > 0)
-        return EngineOptions(max_running=max_running, kv_tokens=max_running * room * doubled)
+        return EngineOptions(
+            max_running=max_running,
+            kv_tokens=max_running * room * doubled,
+            cuda_graphs=False,  # an engine lives for one version of the weights, beside training
+        )
 
 
 def _whole(outputs: Sequence[StepOutput], version: int) -> Rollout:

@@ -61,7 +61,7 @@ def generate_samples(
         contract,
         eos_ids={tokenizer.eos_token_id},
         max_length=max_length,
-        options=EngineOptions(kv_tokens=len(rows) * each),
+        options=EngineOptions(kv_tokens=len(rows) * each, cuda_graphs=False),
     )
     for index, (prompt, _) in enumerate(cases):
         engine.add_request(Request(request_id=str(index), prompt=prompt, params=params))

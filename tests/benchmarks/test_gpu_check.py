@@ -8,6 +8,7 @@ import torch
 from benchmarks.gpu_check.__main__ import PARTS, main, measured
 from benchmarks.gpu_check.figures import Figure, format_table, largest_ratios
 from benchmarks.gpu_check.place import Place
+from benchmarks.gpu_check.rounds import count_launches
 
 CPU = Place(torch.device("cpu"), quick=True, is_tiny=True)
 
@@ -27,11 +28,22 @@ def test_the_farthest_figures_stand_last_in_either_direction():
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_every_part_runs_on_a_cpu_without_estimates():
     figures = list(measured(CPU, list(PARTS)))
-    assert [f.note for f in figures if f.value is None] == []
+    skipped = [f for f in figures if f.value is None]
+    assert {f.note for f in skipped} == {
+        "skipped: only a GPU has CUDA graphs",
+        "skipped: only a GPU counts them",
+    }
+    assert all(" graphs" in f.name or "launches" in f.name for f in skipped)
     assert {f.part for f in figures} == set(PARTS)
     assert {f.estimate for f in figures} == {None}
     assert all(f.value > 0 for f in figures if f.unit == "1/s")
     assert all(json.loads(f.line())["name"] == f.name for f in figures)
+
+
+def test_launches_are_told_by_the_names_of_the_runtime():
+    calls = [("cudaLaunchKernelExC", 3), ("cudaGraphLaunch", 2), ("cudaMemcpyAsync", 1)]
+    others = [("cudaStreamSynchronize", 9), ("aten::add", 7), ("cudaEventRecord", 4)]
+    assert count_launches([*calls, *others]) == 6
 
 
 def test_a_part_that_fails_is_told_and_the_next_goes_on(monkeypatch):

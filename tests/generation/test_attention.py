@@ -14,6 +14,7 @@ from a2d_ray.generation.engine.spans import attend, plan_spans
 from a2d_ray.generation.engine.transfer import send
 from a2d_ray.generation.engine.work import Sight, Work
 from tests.closeness import assert_close
+from tests.devices import CPU_AND_GPU
 
 N, S, H, K, D = 200, 260, 6, 2, 8  # more rows than a tile
 
@@ -114,12 +115,12 @@ def test_spans_equal_plain_attention(runs):
     assert_close(attend(spans_of(runs), query, keys, values, 0.3), plain(query, key, value))
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("runs", [[(0, S)], [(300, 400), (20, 180)]])
-def test_gpu_equals_cpu(dtype, runs):
-    """bfloat16 is FlashAttention with spans that overlap and go back."""
-    device = torch.device("cuda")
+@pytest.mark.parametrize("device", CPU_AND_GPU)
+def test_spans_equal_plain_attention_in_every_precision(device, dtype, runs):
+    """On a GPU bfloat16 is FlashAttention with spans that overlap and go back."""
+    device = torch.device(device)
     query, key, value = tensors(device, dtype)
     keys, values = torch.zeros(2, 800, K, D, device=device, dtype=dtype)
     slots = [slot for start, stop in runs for slot in range(start, stop)]

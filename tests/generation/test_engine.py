@@ -13,6 +13,7 @@ from a2d_ray.generation.engine.sequence import Sequence
 from a2d_ray.generation.reference import sample
 from a2d_ray.models.architectures import ARCHITECTURES
 from a2d_ray.models.contract import Contract
+from tests.devices import CPU_AND_GPU
 from tests.tiny import tiny_a2d_model
 
 MASK, EOS = 300, 7
@@ -78,9 +79,12 @@ OTHERS = [row.ar_model_type for row in ARCHITECTURES if row.ar_model_type != "ll
     ("architecture", "objective", "grid"),
     [*(("llama", *grid) for grid in GRIDS), *((name, *GRIDS[1]) for name in OTHERS)],
 )
-def test_engine_equals_reference_sampler(architecture, objective, grid):
+@pytest.mark.parametrize("device", CPU_AND_GPU)
+def test_engine_equals_reference_sampler(architecture, objective, grid, device):
+    """Which runs on the CPU, in fp32."""
     model, terms = tiny_a2d_model(architecture), contract(objective, grid)
-    engine = Engine(model, terms, eos_ids={EOS}, max_length=512)
+    there = model if device == "cpu" else tiny_a2d_model(architecture).to(device)
+    engine = Engine(there, terms, eos_ids={EOS}, max_length=512)
     expected = {}
     for i, (prompt, params) in enumerate(itertools.product(PROMPTS, PARAMS)):
         engine.add_request(Request(request_id=str(i), prompt=prompt, params=params))
@@ -179,18 +183,6 @@ def test_a_request_that_waits_for_room_is_built_once(monkeypatch, cfg_scale):
     for name in set("abcde") - {first_waiting}:
         expected = sample(forward_of(model), [[ord(name)] * 20], params, contract(), eos_ids={EOS})
         assert first.get(name, []) + answers[name] == expected.token_ids
-
-
-@pytest.mark.gpu
-def test_gpu_engine_equals_cpu_engine():
-    def answer(device: str) -> dict:
-        model = tiny_a2d_model("qwen3").to(device)
-        engine = Engine(model, contract(), eos_ids={EOS}, max_length=512)
-        for i, (prompt, params) in enumerate(itertools.product(PROMPTS, PARAMS)):
-            engine.add_request(Request(request_id=str(i), prompt=prompt, params=params))
-        return run(engine)[0]
-
-    assert answer("cuda") == answer("cpu")
 
 
 def test_logits_of_a_round_are_held_for_a_few_works_at_a_time(monkeypatch):

@@ -121,7 +121,6 @@ def test_no_tensor_of_a_plan_stays_behind():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("spec", "documents"), CASES)
 def test_cuda_equals_cpu(spec, documents):
     layout = case_layout(spec, documents)

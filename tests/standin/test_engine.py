@@ -11,6 +11,7 @@ from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine import spans
 from a2d_ray.generation.engine.engine import Engine, EngineOptions, Request
 from a2d_ray.models.gated_lora import add_gated_adapters, gated_linears, settle_mask_row
+from tests.devices import GPU
 from tests.generation.test_engine import EOS, MASK, PARAMS, PROMPTS, contract
 from tests.generation.test_speculation import CAUSAL, SHIFTED, OddFirst
 from tests.standin.device import DEVICE, StandIn, kernel
@@ -44,9 +45,17 @@ MIXED = [PARAMS[1], *PARAMS[3:5], *PARAMS[9:14], SamplingParams(max_new_tokens=6
 @pytest.fixture
 def device(monkeypatch):
     """The stand-in device, with its fused attention."""
-    monkeypatch.setattr(spans, "kernel_of", lambda query: fused)
+    monkeypatch.setattr(spans, "kernel_of", lambda *_: fused)
     with DEVICE.present() as device:
         yield device
+
+
+@pytest.fixture(params=["standin", GPU])
+def accelerator(request):
+    """The stand-in device, or a GPU, where nothing is counted."""
+    if request.param == "cuda":
+        return torch.device("cuda")
+    return request.getfixturevalue("device")
 
 
 def fused(call, query, key, value, scale):
@@ -62,9 +71,16 @@ def fused(call, query, key, value, scale):
     return kernel(run)(query, key, value)
 
 
+def make(model, terms, **options):
+    return Engine(model, terms, eos_ids={EOS}, max_length=256, options=EngineOptions(**options))
+
+
 def run(model, terms, requests, **options):
     """Answers by id, and what each round counted."""
-    engine = Engine(model, terms, eos_ids={EOS}, max_length=256, options=EngineOptions(**options))
+    return drive(make(model, terms, **options), requests)
+
+
+def drive(engine, requests):
     for request in requests:
         engine.add_request(request)
     answers, rounds = {}, []
@@ -99,27 +115,28 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_tokens_are_those_of_the_cpu_with_one_copy_each_way(name, device):
+def test_tokens_are_those_of_the_cpu_with_one_copy_each_way(name, accelerator):
     """Every copy and every wait is counted; speculation decides twice in a round."""
     terms, params, options = CASES[name]
     requests = requests_of(params, PROMPTS[:2])
     expected, _ = run(MODEL, terms, requests, **options)
-    answers, rounds = run(tiny_a2d_model("qwen3").to(device), terms, requests, **options)
+    answers, rounds = run(tiny_a2d_model("qwen3").to(accelerator), terms, requests, **options)
     assert answers == expected
     most = 2 if "speculation" in name else 1
     for counts in rounds:
         assert sum(counts.to_device.values()) <= most
         assert sum(counts.to_host.values()) <= most
         assert counts.waits.total() == counts.to_host.total(), counts.waits
-    assert max(counts.to_host.total() for counts in rounds) == most
+    if accelerator.type != "cuda":
+        assert max(counts.to_host.total() for counts in rounds) == most
 
 
-def test_a_grammar_and_a_prompt_that_is_scored(device):
+def test_a_grammar_and_a_prompt_that_is_scored(accelerator):
     scored = SamplingParams(rule="ar", max_new_tokens=4, prompt_logprobs=2, logprobs=1)
     drafting = SPECULATING[1].model_copy(update={"draft_shape": "linear", "ignore_eos": False})
     for params in (drafting, scored):
         answers = []
-        for model in (MODEL, tiny_a2d_model("qwen3").to(device)):
+        for model in (MODEL, tiny_a2d_model("qwen3").to(accelerator)):
             grammar = OddFirst(8) if params.rule == "speculate" else None
             request = Request(request_id="a", prompt=PROMPTS[0], params=params, grammar=grammar)
             answers.append(run(model, CAUSAL, [request])[0])
@@ -150,19 +167,24 @@ def test_launches_and_bytes_do_not_grow_with_requests(rule, device):
     assert max(found[1]) < 400
 
 
-def test_gated_adapters_cost_no_wait(device):
+def gated_model():
+    """A tiny model with random adapters that act at noised tokens."""
+    model = tiny_a2d_model("qwen3")
+    add_gated_adapters(model, LoraSection(r=2, noised_only=True), mask_id=MASK, base="base")
+    settle_mask_row(model)
+    generator = torch.Generator().manual_seed(1)
+    for parts in gated_linears(model).values():
+        parts.b_Or.data.copy_(torch.randn(parts.b_Or.shape, generator=generator))
+    return model
+
+
+def test_gated_adapters_cost_no_wait(accelerator):
     """Which tokens are noised is known on the host."""
     params = SPECULATING[1].model_copy(update={"temperature": 2.0, "presence_penalty": 0.0})
     request = Request(request_id="a", prompt=PROMPTS[0], params=params)
     found = []
-    for place in ("cpu", device):
-        model = tiny_a2d_model("qwen3")
-        add_gated_adapters(model, LoraSection(r=2, noised_only=True), mask_id=MASK, base="base")
-        settle_mask_row(model)
-        generator = torch.Generator().manual_seed(1)
-        for parts in gated_linears(model).values():
-            parts.b_Or.data.copy_(torch.randn(parts.b_Or.shape, generator=generator))
-        found.append(run(model.to(place), CAUSAL, [request]))
+    for place in ("cpu", accelerator):
+        found.append(run(gated_model().to(place), CAUSAL, [request]))
     assert found[0][0] == found[1][0] and len(found[0][1]) == len(found[1][1])
     assert all(counts.waits.total() <= 2 for counts in found[1][1])
 
@@ -180,14 +202,15 @@ def test_a_warm_up_answers_once_and_leaves_nothing(device):
         assert engine.num_rounds == engine.num_used_kv_tokens == 0
 
 
-def test_a_large_nucleus_is_decided_again(device):
+def test_a_large_nucleus_is_decided_again(accelerator):
     params = SamplingParams(max_new_tokens=4, temperature=9.0, top_p=0.99999, ignore_eos=True)
     requests = requests_of([params], PROMPTS[:1])
     terms = contract()
     expected, _ = run(MODEL, terms, requests)
-    answers, rounds = run(tiny_a2d_model("qwen3").to(device), terms, requests)
+    answers, rounds = run(tiny_a2d_model("qwen3").to(accelerator), terms, requests)
     assert answers == expected
-    assert max(counts.to_host.total() for counts in rounds) > 1
+    if accelerator.type != "cuda":
+        assert max(counts.to_host.total() for counts in rounds) > 1
 
 
 def test_without_fused_attention_the_answers_are_the_same():

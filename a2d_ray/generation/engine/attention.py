@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from a2d_ray.generation.engine.cache import KVStore, Runs, SlotStore
-from a2d_ray.generation.engine.spans import SpanPlan, attend
+from a2d_ray.generation.engine.spans import SpanPlan, attend, flash, kernel_of
 from a2d_ray.models.attention_state import state_of
 from a2d_ray.models.block_attention import softmax_beside_sinks
 
@@ -82,11 +82,13 @@ class Round:
         slices: on a CPU: the new tokens of every request.
         spans: elsewhere: those of all.
         store: None: nothing is stored.
+        is_flash: whether all layers so far took FlashAttention.
     """
 
     slices: Sequence[Slice] = ()
     spans: SpanPlan | None = None
     store: KVStore | SlotStore | None
+    is_flash: bool = field(default=True, init=False)
     _num_attended: int = field(default=0, init=False)
     _signed_sin: Tensor | None = field(default=None, init=False)
 
@@ -128,6 +130,7 @@ class Round:
         if isinstance(self.store, SlotStore) and self.spans.slot_N is not None:
             self.store.write(layer, self.spans.slot_N, key_NKd, value_NKd)
             key_NKd, value_NKd = self.store.read(layer)
+        self.is_flash &= kernel_of(query_NHd, key_NKd, value_NKd, softcap) is flash
         return attend(self.spans, query_NHd, key_NKd, value_NKd, scale, **extras)
 
     def _attend_slices(

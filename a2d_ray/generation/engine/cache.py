@@ -66,12 +66,14 @@ class KVStore:
 class SlotStore:
     """The same on an accelerator, a row [K, d] per slot: fused attention reads such rows.
 
+    Behind the slots of tokens is one more, which padding writes and reads (`padding`).
+
     Args:
         capacity: tokens that fit.
     """
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+        self.scratch = capacity  # the slot
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
 
@@ -79,7 +81,7 @@ class SlotStore:
         """Room for keys and values like these."""
         with torch.inference_mode(False):
             for held, new in ((self._keys, key_NKd), (self._values, value_NKd)):
-                shape = (self._capacity, *new.shape[1:])
+                shape = (self.scratch + 1, *new.shape[1:])
                 held.append(torch.zeros(shape, dtype=new.dtype, device=new.device))
 
     def write(self, layer: int, slot_N: Tensor, key_NKd: Tensor, value_NKd: Tensor) -> None:

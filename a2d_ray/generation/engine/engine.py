@@ -15,10 +15,11 @@ import torch
 
 from a2d_ray.config import AR_RULES
 from a2d_ray.config.errors import TooLongError
-from a2d_ray.generation.decoding.ar_mode import default_rule, with_own_rule
+from a2d_ray.generation.decoding.ar_mode import default_rule, has_ar_mode, with_own_rule
 from a2d_ray.generation.decoding.canvas import check_prompt, make_canvas, stop_token_ids
 from a2d_ray.generation.decoding.denoise import check_grammar
 from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.generation.engine import graphs
 from a2d_ray.generation.engine.pages import PageTable
 from a2d_ray.generation.engine.request import Request, StepOutput
 from a2d_ray.generation.engine.runner import ModelRunner, make_drafter
@@ -67,16 +68,37 @@ class Engine:
         self._runner = ModelRunner(
             model, kv_tokens=self._kv_tokens, is_shifted=contract.right_shift_logits
         )
+        self._max_running = options.max_running
+        self._use_graphs(options)
         self._drafter = make_drafter(self._runner, max_length)
         self._scheduler = Scheduler(contract, self._eos_ids, self._table, options, self._drafter)
 
+    def _use_graphs(self, options: EngineOptions) -> None:
+        """CUDA graphs, where they are wanted and the device has them.
+
+        Raises:
+            ValueError: they are asked for and the device has none.
+        """
+        capture = graphs.capture_on(self._runner.device) if options.cuda_graphs else None
+        if capture is not None:
+            blocks = self._contract.block_sizes or (self._contract.block_size,)
+            self._runner.use_graphs(capture, {1, *blocks}, options.max_running)
+        elif options.cuda_graphs is True:
+            raise ValueError(
+                f"cuda_graphs=true: the model is on {self._runner.device}, which has no CUDA "
+                "graphs; auto uses them where they are"
+            )
+
     def warm_up(self) -> None:
-        """Does ahead what the first request would wait for.
+        """Does ahead what the first requests would wait for.
 
         An accelerator answers a request once: its libraries choose kernels and take memory. Then
-        forwards are measured, to plan drafts.
+        the usual rounds are captured as CUDA graphs, if the engine uses them. At last forwards are
+        measured, to plan drafts.
         """
-        if self._runner.device.type != "cpu" and self._contract.objective is not None:
+        rule = default_rule(self._contract)
+        can_answer = self._contract.objective is not None or has_ar_mode(self._contract)
+        if self._runner.device.type != "cpu" and can_answer:
             params = SamplingParams(max_new_tokens=1, ignore_eos=True)
             self.add_request(
                 Request(request_id="warm-up", prompt=[[0]], params=params, salt="warm-up")
@@ -84,8 +106,15 @@ class Engine:
             while self.has_unfinished():
                 self.step()
             self.num_rounds = self.num_positions = 0
-        if default_rule(self._contract) == "speculate":
+            unit = 1 if rule in AR_RULES else self._contract.block_size
+            self._runner.capture_usual(self._max_running, unit)
+        if rule == "speculate":
             self._drafter.measure()
+
+    @property
+    def graph_counts(self) -> dict[str, int]:
+        """Rounds' layers and decisions: captured, replayed, and eager by reason; {}: no graphs."""
+        return {} if self._runner.graphs is None else dict(self._runner.graphs.counts)
 
     def add_request(self, request: Request) -> None:
         """Queues a request; its rule ``auto`` becomes the model's own.

@@ -30,8 +30,7 @@ class RoundTokens:
         noised_row_M: where that is, int64.
         slices: of each work, for a CPU.
         spans: of all works, for other devices; None: on a CPU.
-        page_row_P: last tokens of the pages that the round fills, where their hidden states are
-            kept; None: they are not.
+        is_padded: whether it has the shape of a bucket (`padding`).
     """
 
     id_N: Tensor
@@ -40,7 +39,7 @@ class RoundTokens:
     noised_row_M: Tensor | None
     slices: tuple[Slice, ...]
     spans: SpanPlan | None
-    page_row_P: Tensor | None
+    is_padded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,25 +52,14 @@ class HeadRows:
         guided_G: which rows they guide; None: none.
         factor_G1: 1 + scale, float32.
         batches: what is asked of the others, in their order.
+        is_padded: whether it has the shape of a bucket (`padding`).
     """
 
     row_R: Tensor
     guided_G: Tensor | None
     factor_G1: Tensor | None
     batches: tuple[Batch, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundPlan:
-    """Everything about a round.
-
-    Attributes:
-        tokens: None: the layers have run already.
-        heads: what is decided.
-    """
-
-    tokens: RoundTokens | None
-    heads: tuple[HeadRows, ...]
+    is_padded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +77,13 @@ class Reading:
     earlier: tuple[Tensor, ...]
 
 
-def plan_tokens(
-    works: Sequence[Work], *, is_cpu: bool, is_gated: bool, keeps_last: bool
-) -> RoundTokens:
+def plan_tokens(works: Sequence[Work], *, is_cpu: bool, is_gated: bool) -> RoundTokens:
     """Tokens of a round.
 
     Args:
         works: what the sequences bring.
         is_cpu: whether it runs on a CPU.
         is_gated: whether the model has gated adapters.
-        keeps_last: whether the hidden states of pages' last tokens are kept.
     """
     is_noised_N = None
     noised_row_M = None
@@ -107,7 +92,6 @@ def plan_tokens(
         is_noised_P = torch.tensor([False, True] * len(works))
         is_noised_N = is_noised_P.repeat_interleave(torch.tensor(sizes))
         noised_row_M = is_noised_N.nonzero()[:, 0]
-    stops = [row for _, row in page_rows(works)] if keeps_last else []
     return RoundTokens(
         id_N=torch.tensor([i for w in works for i in w.ids], dtype=torch.int64),
         position_N=torch.tensor([p for w in works for p in w.positions], dtype=torch.int64),
@@ -115,7 +99,6 @@ def plan_tokens(
         noised_row_M=noised_row_M,
         slices=tuple(map(_slice, works)) if is_cpu else (),
         spans=None if is_cpu else plan_spans(works),
-        page_row_P=torch.tensor(stops) if stops else None,
     )
 
 
@@ -161,10 +144,10 @@ class HiddenRows:
     def __init__(self, works: Sequence[Work], *, is_shifted: bool) -> None:
         self._is_shifted = is_shifted
         self._first: dict[int, int] = {}
-        self._num_tokens = 0
+        self.num_tokens = 0
         for work in works:
-            self._first[id(work)] = self._num_tokens
-            self._num_tokens += work.num_tokens
+            self._first[id(work)] = self.num_tokens
+            self.num_tokens += work.num_tokens
         self._row_of_page = {id(page): row for page, row in page_rows(works)}
         self.earlier: list[Tensor] = []
 
@@ -189,7 +172,7 @@ class HiddenRows:
         if before.last_hidden_H is None:
             return first
         self.earlier.append(before.last_hidden_H)
-        return self._num_tokens + len(self.earlier) - 1
+        return self.num_tokens + len(self.earlier) - 1
 
 
 def plan_heads(

@@ -3,7 +3,7 @@
 import math
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
@@ -12,23 +12,24 @@ import torch
 from torch import Tensor
 
 from a2d_ray.diffusion.decoding import guide
-from a2d_ray.generation.decoding.decide import decide
+from a2d_ray.generation.decoding.decide import Decision, decide
 from a2d_ray.generation.decoding.reading import is_wide, read
 from a2d_ray.generation.engine.attention import Round
 from a2d_ray.generation.engine.cache import KVStore, Runs, SlotStore
 from a2d_ray.generation.engine.drafting import CALIBRATED, Acceptance, Costs, Drafter
+from a2d_ray.generation.engine.graphs import Capture, RoundGraphs
+from a2d_ray.generation.engine.padding import Buckets
 from a2d_ray.generation.engine.plan import (
     HeadRows,
     HiddenRows,
     Reading,
-    RoundPlan,
     RoundTokens,
     page_rows,
     plan_heads,
     plan_tokens,
 )
 from a2d_ray.generation.engine.storage import StoredBlocks
-from a2d_ray.generation.engine.transfer import send
+from a2d_ray.generation.engine.transfer import Sent, send, send_apart
 from a2d_ray.generation.engine.twins import inference_twin
 from a2d_ray.generation.engine.work import Question, Verdict, Work
 from a2d_ray.models.attention_state import attention_state
@@ -57,6 +58,7 @@ class ModelRunner:
         model: as given.
         twin: the engine's view of it.
         device: where it is.
+        graphs: of its rounds; None: they run eagerly.
     """
 
     def __init__(self, model: Any, *, kv_tokens: int | None, is_shifted: bool) -> None:
@@ -65,9 +67,12 @@ class ModelRunner:
         self._is_shifted = is_shifted
         self._logits_of = head_of(self.twin)
         self.device = model.device
+        self.graphs: RoundGraphs | None = None
         self._unread_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         self._rows = HiddenRows([], is_shifted=is_shifted)
         self._hidden_NH = torch.empty(0, model.config.hidden_size, device=self.device)
+        self._heads: tuple[HeadRows, ...] = ()  # what was asked last, on the CPU
+        self._is_flash = False
         self._store: KVStore | SlotStore | None = None
         if kv_tokens is not None:
             is_cpu = self.device.type == "cpu"
@@ -78,51 +83,96 @@ class ModelRunner:
     def _make_room(self) -> None:
         """A forward over one token, so that memory is taken now and not by the first request."""
         first = [(0, 1)]
-        self._run(self._idle_tokens(1, new_runs=first, all_runs=first), self._store)
+        tokens = self._idle_tokens(1, new_runs=first, all_runs=first)
+        ragged = Round(slices=tokens.slices, spans=tokens.spans, store=self._store)
+        self._forward(tokens, ragged)
+        self._is_flash = ragged.is_flash
+
+    @torch.inference_mode()
+    def use_graphs(self, capture: Capture, units: Collection[int], max_running: int) -> None:
+        """From now on rounds are padded, and captured where that pays.
+
+        Args:
+            capture: how.
+            units: rows of the segments that requests bring.
+            max_running: requests in a round.
+        """
+        buckets = Buckets(
+            units=tuple(sorted(units)),
+            scratch=self._store.scratch if isinstance(self._store, SlotStore) else 0,
+            num_requests=max_running + 1,
+            is_flash=self._is_flash,
+        )
+        hidden_1H = self.idle_forward(1)
+        runner = weakref.proxy(self)  # a cycle would keep the store until it is looked for
+        self.graphs = RoundGraphs(
+            capture,
+            buckets,
+            run_layers=lambda tokens: runner._run(tokens, runner._store),
+            decide=lambda head: runner._graphed_words(head),
+            hidden_NH=hidden_1H.new_zeros(buckets.most_rows, hidden_1H.shape[1]),
+        )
+
+    @torch.inference_mode()
+    def capture_usual(self, max_running: int, unit: int) -> None:
+        """Captures what up to so many requests like the last one need; see `RoundGraphs`."""
+        if self.graphs is not None and len(self._heads) == 1:
+            is_gated = gate_of(self.twin) is not None
+            self.graphs.capture_usual(self._heads[0], max_running, unit, is_gated=is_gated)
 
     def run(self, works: Sequence[Work], questions: Sequence[Question]) -> list[Verdict]:
         """Runs a round: its finished blocks are stored, its questions are answered.
 
         One copy to the device, and one back.
         """
-        tokens = plan_tokens(
-            works,
-            is_cpu=self.device.type == "cpu",
-            is_gated=gate_of(self.twin) is not None,
-            keeps_last=self._is_shifted,
-        )
+        is_gated = gate_of(self.twin) is not None
+        tokens = plan_tokens(works, is_cpu=self.device.type == "cpu", is_gated=is_gated)
+        num_tokens = len(tokens.id_N)
+        if self.graphs is not None:
+            tokens = self.graphs.pad_tokens(tokens)
         self._rows = HiddenRows(works, is_shifted=self._is_shifted)
         heads, reading = self._plan(questions)
-        plan = send(RoundPlan(tokens=tokens, heads=heads), self.device)
-        assert plan.tokens is not None
-        self._hidden_NH = self._run(plan.tokens, self._store)
+        pages = page_rows(works) if self._is_shifted else []  # their last hidden states are kept
+        page_row_P = torch.tensor([row for _, row in pages], dtype=torch.int64)
+        parts: list[Any] = [tokens, page_row_P, *heads]
+        sent_tokens, sent_pages, *sent_heads = send_apart(parts, self.device)
+        self._hidden_NH = self._layers(sent_tokens)[:num_tokens]
         for work in works:
             for page in work.chunk.pages:
                 page.is_filled = True
-        if plan.tokens.page_row_P is not None:
-            last_PH = self._hidden_NH[plan.tokens.page_row_P]
-            for (page, _), last_H in zip(page_rows(works), last_PH, strict=True):
+        if pages:
+            last_PH = self._hidden_NH[sent_pages.value]
+            for (page, _), last_H in zip(pages, last_PH, strict=True):
                 page.last_hidden_H = last_H
-        return self._answers(plan.heads, reading)
+        return self._answers(sent_heads, reading)
 
     def ask(self, questions: Sequence[Question]) -> list[Verdict]:
         """Answers more questions about the round that was run last."""
         heads, reading = self._plan(questions)
-        plan = send(RoundPlan(tokens=None, heads=heads), self.device)
-        return self._answers(plan.heads, reading)
+        return self._answers(send_apart(heads, self.device), reading)
+
+    def _layers(self, sent: Sent[RoundTokens]) -> Tensor:
+        if self.graphs is None:
+            return self._run(sent.value, self._store)
+        return self.graphs.run_layers(sent)
 
     def _plan(self, questions: Sequence[Question]) -> tuple[tuple[HeadRows, ...], Reading]:
         if not questions:
             return (), Reading(asked=(), order=(), earlier=())
         is_cpu = self.device.type == "cpu"
-        return plan_heads(
+        heads, reading = plan_heads(
             questions,
             self._rows,
             head_rows=HEAD_ROWS if is_cpu else DEVICE_ROWS,
             batch_rows=BATCH_ROWS if is_cpu else DEVICE_ROWS,
         )
+        if self.graphs is not None:
+            self._heads = heads
+            is_far = self._rows.num_tokens > len(self.graphs.hidden_NH)
+            heads = self.graphs.pad_heads(heads, is_far=is_far or bool(reading.earlier))
+        return heads, reading
 
-    def _answers(self, heads: tuple[HeadRows, ...], reading: Reading) -> list[Verdict]:
+    def _answers(self, heads: Sequence[Sent[HeadRows]], reading: Reading) -> list[Verdict]:
         if not heads:
             return []
         hidden_NH = self._hidden_NH
@@ -139,23 +189,23 @@ class ModelRunner:
     def _decided(
         self,
         hidden_NH: Tensor,
-        heads: tuple[HeadRows, ...],
+        heads: Sequence[Sent[HeadRows]],
         reading: Reading,
         *,
         is_exact: bool,
     ) -> list[Verdict] | None:
         """Answers in the order in which they are asked; None: `is_exact` is needed."""
-        decisions = []
+        decisions: list[Decision] = []
         for head in heads:
-            logits_RV = self._head(hidden_NH[head.row_R], head)
-            first = 0
-            for batch in head.batches:
-                stop = first + len(batch.place_N)
-                decisions.append(decide(logits_RV[first:stop], batch, is_exact=is_exact))
-                first = stop
+            if head.value.is_padded and self.graphs is not None and not is_exact:
+                held = self.graphs.decide(head)
+                kept = held if len(heads) == 1 else held.clone()  # the next would overwrite it
+                decisions.append(Decision(words=kept, logp_MV=None))
+            else:
+                decisions += self._decisions(hidden_NH, head.value, is_exact=is_exact)
         words = [decision.words for decision in decisions]
         on_host = (words[0] if len(words) == 1 else torch.cat(words)).cpu().numpy()
-        batches = [batch for head in heads for batch in head.batches]
+        batches = [batch for head in heads for batch in head.value.batches]
         asked = [one for head in reading.asked for one in head]
         first = 0
         pieces = []
@@ -168,6 +218,22 @@ class ModelRunner:
         read_each = map(read, pieces, asked, batches, memories)
         return [answer for answers in read_each for answer in answers]
 
+    def _decisions(
+        self, hidden_NH: Tensor, head: HeadRows, *, is_exact: bool
+    ) -> Iterator[Decision]:
+        logits_RV = self._head(hidden_NH[head.row_R], head)
+        first = 0
+        for batch in head.batches:
+            stop = first + len(batch.place_N)
+            yield decide(logits_RV[first:stop], batch, is_exact=is_exact)
+            first = stop
+
+    def _graphed_words(self, head: HeadRows) -> Tensor:
+        """Words of a padded decision, about hidden states that lie where they always do."""
+        assert self.graphs is not None
+        (decision,) = self._decisions(self.graphs.hidden_NH, head, is_exact=False)
+        return decision.words
+
     def _head(self, hidden_RH: Tensor, head: HeadRows) -> Tensor:
         """float32 logits, guided where that is asked for."""
         logits_RV = self._logits_of(hidden_RH).float()
@@ -179,7 +245,9 @@ class ModelRunner:
 
     def _run(self, tokens: RoundTokens, store: KVStore | SlotStore | None) -> Tensor:
         """Final hidden states [N, H]; gated adapters act at the noised tokens, None: at none."""
-        ragged = Round(slices=tokens.slices, spans=tokens.spans, store=store)
+        return self._forward(tokens, Round(slices=tokens.slices, spans=tokens.spans, store=store))
+
+    def _forward(self, tokens: RoundTokens, ragged: Round) -> Tensor:
         state = attention_state(self.twin, ragged=ragged)
         with self._gate_opened(tokens), state as passed:
             return self.twin.base_model(
@@ -217,8 +285,7 @@ class ModelRunner:
             num_visible=[*range(1, num_tokens + 1)],
         )
         is_cpu = self.device.type == "cpu"
-        tokens = plan_tokens([work], is_cpu=is_cpu, is_gated=False, keeps_last=False)
-        return send(tokens, self.device)
+        return send(plan_tokens([work], is_cpu=is_cpu, is_gated=False), self.device)
 
     def idle_head(self, hidden_RH: Tensor) -> Tensor:
         """Logits that nobody asks for: for measuring."""

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal
 
 from a2d_ray.config import AR_RULES
 from a2d_ray.generation.decoding.canvas import make_canvas
@@ -29,6 +30,7 @@ class EngineOptions:
             and the prefix cache; None: 32,768, or the model's positions if those are more.
         prefix_cache: keep what was stored of prompts and answers, for later requests.
         fused_commit: store a finished block in the forward that begins the next one.
+        cuda_graphs: launch rounds of the usual shapes as CUDA graphs; ``auto``: on CUDA devices.
     """
 
     max_running: int = 64
@@ -36,6 +38,7 @@ class EngineOptions:
     kv_tokens: int | None = None
     prefix_cache: bool = True
     fused_commit: bool = True
+    cuda_graphs: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("max_running", "max_tokens_per_round", "kv_tokens"):

@@ -13,7 +13,7 @@ key/value heads, d head width.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 
 import torch
@@ -86,8 +86,8 @@ def plan_spans(works: Sequence[Work]) -> SpanPlan:
         first += work.num_tokens
     calls = [_spans(own, is_causal=own is causal) for own in (plain, causal) if own]
     rows = [row for own in (plain, causal) for span in own for row in _rows(span)]
-    is_plain = rows == list(range(first))
-    if is_plain and len(calls) == 1:
+    is_plain = len(calls) == 1 and rows == list(range(first))
+    if is_plain:
         calls = [_spans(plain or causal, is_causal=not plain, is_whole=True)]
     return SpanPlan(
         slot_N=torch.tensor(slots) if slots else None,
@@ -204,9 +204,7 @@ def attend(
 
     Soft-caps, and values of another width than keys, take the plain kernel.
     """
-    kernel = kernel_of(query_NHd)
-    if softcap is not None or key_SKd.shape[-1] != value_SKd.shape[-1]:
-        kernel = partial(plain, softcap=softcap)
+    kernel = kernel_of(query_NHd, key_SKd, value_SKd, softcap)
     outputs = []
     weights = []
     for spans in plan.calls:
@@ -233,8 +231,11 @@ def _beside_sinks(output_NHd: Tensor, lse_NH: Tensor, sink_H: Tensor | None) -> 
 def _merged(
     output_THd: Tensor, lse_TH: Tensor, row_T: Tensor, num_rows: int
 ) -> tuple[Tensor, Tensor]:
-    """The spans of each row as one: softmax over all its keys, and its log-sum-exps [N, H]."""
-    shape = (num_rows, lse_TH.shape[1])
+    """The spans of each row as one: softmax over all its keys, and its log-sum-exps [N, H].
+
+    Spans of padding are merged into a row behind the others, which is left out.
+    """
+    shape = (num_rows + 1, lse_TH.shape[1])
     most_NH = torch.full(shape, -torch.inf, device=lse_TH.device)
     index_TH = row_T[:, None].expand_as(lse_TH)
     most_NH = most_NH.scatter_reduce_(0, index_TH, lse_TH, "amax")
@@ -244,17 +245,20 @@ def _merged(
     merged_NHd = torch.zeros((*shape, output_THd.shape[2]), device=lse_TH.device)
     weighted_THd = output_THd.float() * weight_TH[..., None]
     merged_NHd.index_add_(0, row_T, weighted_THd)
-    return merged_NHd.to(output_THd.dtype), most_NH + total_NH.log()
+    lse_NH = most_NH + total_NH.log()
+    return merged_NHd[:num_rows].to(output_THd.dtype), lse_NH[:num_rows]
 
 
-def kernel_of(query: Tensor) -> Kernel:
-    """Flash attention where there is one for the device and the dtype, else plain torch."""
+def kernel_of(query: Tensor, key: Tensor, value: Tensor, softcap: float | None) -> Kernel:
+    """Flash attention where there is one for the device and what is computed, else plain torch."""
+    is_usual = softcap is None and key.shape[-1] == value.shape[-1]
     is_half = query.dtype in (torch.bfloat16, torch.float16)
-    if query.device.type == "cuda" and is_half and _is_ampere(query.device.index):
+    if query.device.type == "cuda" and is_half and is_usual and _is_ampere(query.device.index):
         return flash
-    return plain
+    return plain if softcap is None else partial(plain, softcap=softcap)
 
 
+@cache
 def _is_ampere(index: int | None) -> bool:
     return torch.cuda.get_device_capability(index) >= (8, 0)
 
