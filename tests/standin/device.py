@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import (
     _disable_current_modes,
     return_and_correct_aliasing,
 )
-from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import (
     _DummyBackendModule,
     _DummyPrivateUse1Hook,
@@ -185,7 +184,7 @@ class _Mode(TorchDispatchMode):
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Runs an operation on the values, and counts it if it is the device's."""
     name = func._schema.name.split("::")[1]
-    flat, _ = tree_flatten((args, kwargs))
+    flat = [*_leaves(args), *_leaves(tuple(kwargs.values()))]
     ours = [x for x in flat if isinstance(x, StandIn)]
     if name == "to":
         return _to(func, args, kwargs)
@@ -198,10 +197,11 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     _check_mixing(name, args, flat, ours)
     if name == "contiguous" and args[0].inner.is_contiguous():
         return args[0]
-    result = func(*tree_map(_values, args), **_on_cpu(tree_map(_values, kwargs)))
+    values = {name: _mapped(_values, value) for name, value in kwargs.items()}
+    result = func(*_mapped(_values, args), **_on_cpu(values))
     _count(name, args, flat, result)
-    wrapped = tree_map(lambda x: StandIn(x) if type(x) is torch.Tensor else x, result)
-    if not any(isinstance(x, StandIn) for x in tree_flatten(wrapped)[0]):
+    wrapped = _mapped(lambda x: StandIn(x) if type(x) is torch.Tensor else x, result)
+    if not any(isinstance(x, StandIn) for x in _leaves((wrapped,))):
         return wrapped
     try:
         return return_and_correct_aliasing(func, args, kwargs, wrapped)
@@ -320,8 +320,9 @@ def kernel(run: Callable[..., Any]) -> Callable[..., Any]:
     def launched(*args: Any, **kwargs: Any) -> Any:
         DEVICE.counts.launches[calling_line()] += 1
         with torch.no_grad(), _disable_current_modes():
-            result = run(*tree_map(_values, args), **tree_map(_values, kwargs))
-        return tree_map(lambda x: StandIn(x) if isinstance(x, torch.Tensor) else x, result)
+            values = {name: _mapped(_values, value) for name, value in kwargs.items()}
+            result = run(*_mapped(_values, args), **values)
+        return _mapped(lambda x: StandIn(x) if isinstance(x, torch.Tensor) else x, result)
 
     return launched
 
@@ -332,6 +333,22 @@ def _is_ours(device: Any) -> bool:
 
 def _is_mask(x: Any) -> bool:
     return isinstance(x, torch.Tensor) and x.dtype in (torch.bool, torch.uint8)
+
+
+def _leaves(parts: Any) -> Iterator[Any]:
+    """What is in tuples and lists; torch's own trees take several times as long."""
+    for part in parts:
+        if isinstance(part, (tuple, list)):
+            yield from _leaves(part)
+        else:
+            yield part
+
+
+def _mapped(change: Callable[[Any], Any], x: Any) -> Any:
+    """The same with its leaves changed."""
+    if isinstance(x, (tuple, list)) and not isinstance(x, torch.Size):
+        return type(x)([_mapped(change, part) for part in x])
+    return change(x)
 
 
 def _values(x: Any) -> Any:
