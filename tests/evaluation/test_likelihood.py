@@ -1,5 +1,6 @@
 """Laws of the likelihood estimator: enumeration, chain rule, log V, fixed draws."""
 
+import copy
 import itertools
 import math
 
@@ -11,6 +12,7 @@ from a2d_ray.evaluation.backends.requests import ScoreRequest
 from a2d_ray.evaluation.backends.score_batches import draws_per_forward, plan_batches
 from a2d_ray.models.contract import Contract
 from tests.closeness import ROUNDING, assert_close
+from tests.devices import CPU_AND_GPU
 from tests.tiny import tiny_a2d_model
 
 MASK, EOS = 300, 2
@@ -81,9 +83,13 @@ def enumerated(model, terms, context, continuation):
     ("objective", "grid"),
     [("mdlm", "segment"), ("bd3lm", "segment"), ("bd3lm", "absolute"), ("bd3lm", "prompt_end")],
 )
-def test_the_mean_over_draws_is_the_enumerated_nelbo(objective, grid):
+@pytest.mark.parametrize("device", CPU_AND_GPU)
+def test_the_mean_over_draws_is_the_enumerated_nelbo(objective, grid, device):
     model, terms = tiny_a2d_model("qwen3"), contract(objective, grid)
-    (score,) = likelihood(terms, model).score([request(num_draws=600)])
+    if device == "cuda":  # FlexAttention asks for wider heads
+        model = tiny_a2d_model("llama", hidden_size=64)
+    there = copy.deepcopy(model).to(device)
+    (score,) = likelihood(terms, there).score([request(num_draws=600)])
     exact = enumerated(model, terms, CONTEXT, CONTINUATION)
     assert 0 < score.stderr < 0.02 * exact
     assert abs(score.nats - exact) < 3 * score.stderr

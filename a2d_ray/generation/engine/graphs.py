@@ -26,7 +26,7 @@ from a2d_ray.generation.engine.padding import (
     why_not_head,
 )
 from a2d_ray.generation.engine.plan import HeadRows, RoundTokens
-from a2d_ray.generation.engine.transfer import Sent, moved, send_apart, signature
+from a2d_ray.generation.engine.transfer import Sent, laid_in, send_apart, signature
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -147,7 +147,7 @@ class Graphs(Generic[_T]):
         assert sent.packed is not None
         key = signature(sent.value)
         inputs = sent.packed.clone()
-        value = moved(sent, inputs)
+        value = laid_in(sent, inputs)
         output = self._kept(self._run(value))
         if self._capture is None or key in self._graphs:
             return output

@@ -59,7 +59,7 @@ def send_apart(values: Sequence[_T], device: torch.device) -> list[Sent[_T]]:
     return [Sent(_rebuilt(value, _pieces(own, part)), part) for value, own, part in pairs]
 
 
-def moved(sent: Sent[_T], packed: Tensor) -> _T:
+def laid_in(sent: Sent[_T], packed: Tensor) -> _T:
     """The same value, its tensors pieces of other bytes, where they are copied to.
 
     Args:
