@@ -223,8 +223,10 @@ def num_steps(config: TrainConfig, packed: PackedSet) -> int:
         raise OptionError(
             "batch.rows",
             config.batch.rows,
-            f"exceeds the {rows:g} rows of schedule.epochs={config.schedule.epochs}",
-            "lower it, raise schedule.epochs or set schedule.max_steps",
+            f"exceeds the {rows:g} packed rows of schedule.epochs={config.schedule.epochs:g}",
+            f"set batch.rows={max(1, math.floor(rows))} or lower, "
+            f"schedule.epochs={math.ceil(config.batch.rows / packed.num_rows('train'))} or more, "
+            "or schedule.max_steps",
         )
     return math.floor(rows / config.batch.rows)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -108,6 +109,18 @@ def test_used_run_name(make_config, workshop):
     (workshop / "runs" / "used").mkdir(parents=True)
     (workshop / "runs" / "used" / "config.yaml").write_text("")
     refused(make_config("used"), "run.name=used", "run.resume=true")
+
+
+def test_fewer_rows_than_a_step_takes_name_values_that_fit(make_config):
+    from a2d_ray.training.trainer import num_steps
+
+    packed = SimpleNamespace(num_rows=lambda split: 3)
+    with pytest.raises(ValueError, match=r"batch\.rows=8 exceeds the 3 packed rows") as error:
+        num_steps(make_config(schedule={"max_steps": None}, batch={"rows": 8}), packed)
+    assert "set batch.rows=3 or lower, schedule.epochs=3 or more" in str(error.value)
+    for batch, epochs in ((3, 1), (8, 3)):
+        schedule = {"max_steps": None, "epochs": epochs}
+        assert num_steps(make_config(schedule=schedule, batch={"rows": batch}), packed) == 1
 
 
 def test_a_resumed_run_may_change_its_cluster_but_not_what_it_is(make_config, tmp_path):
