@@ -1,5 +1,6 @@
 """The command line: one form, layers of YAML, errors that name key, value and fix."""
 
+import json
 import pickle
 import re
 import subprocess
@@ -380,6 +381,26 @@ def test_text_that_does_not_parse_is_one_line_that_names_the_key(job, config_cla
 )
 def test_a_text_is_one_prompt_whatever_is_in_it(args, prompts):
     assert parse_config(configs.SampleConfig, "sample", args).prompts == prompts
+
+
+def test_whole_numbers_with_exponents_are_numbers_at_every_door(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("schedule: {max_steps: 1e4, save_steps: 2.5e+2}\n")
+    typed = parse("schedule.max_steps=1e4", "schedule.save_steps=2.5e2")
+    for config in (parse(str(file)), typed):
+        assert (config.schedule.max_steps, config.schedule.save_steps) == (10_000, 250)
+    assert parse("run.name=1e4").run.name == "1e4"
+    with pytest.raises(ConfigError, match=r"schedule\.max_steps=15e-1 should be"):
+        parse("schedule.max_steps=15e-1")
+
+
+@pytest.mark.parametrize("key", ["max-length", "max length", "max.length", "längste"])
+def test_a_key_that_is_no_name_is_named_all_the_same(tmp_path, key):
+    file = tmp_path / "mine.yaml"
+    file.write_text(json.dumps({"data": {key: 5}, f"x{key}": 6}))
+    with pytest.raises(ConfigError) as error:
+        parse(str(file))
+    assert f"data.{key}=5 is unknown" in str(error.value) and f"x{key}=6 is" in str(error.value)
 
 
 def test_sections_and_mappings_are_written_as_in_files():

@@ -9,11 +9,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
 from a2d_ray.config.errors import NoEffectError, OptionError, shown
-from a2d_ray.config.keys import find_field, value_at
+from a2d_ray.config.keys import find_field, kinds_of, value_at
 
 Objective = Literal["mdlm", "bd3lm"]
 
@@ -42,6 +44,8 @@ GpuShare = Annotated[float, Field(ge=0)] | Literal["auto"]
 GPUS_EACH = "GPUs of each; auto: one, or a fair share of those that there are; 0: CPUs compute."
 
 
+_EXPONENT = re.compile(r"\d+(\.\d+)?[eE]\+?\d+")
+
 GIVEN = object()
 """As what another option has to be: anything but null, 0 and empty."""
 
@@ -57,6 +61,15 @@ class Section(BaseModel):
     effective_if: ClassVar[Conditions] = {}
     """What options need to have an effect, by dotted keys below the section. An option that has
     none is refused, unless it has its default: a complete dump can be read again."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_exponent(cls, value: Any, info: ValidationInfo) -> Any:
+        """A whole number such as 1e4, which YAML and command lines leave a text."""
+        if not isinstance(value, str) or not _EXPONENT.fullmatch(value):
+            return value
+        kinds = set(kinds_of(cls.model_fields[info.field_name or ""].annotation))
+        return float(value) if int in kinds and str not in kinds else value
 
     @model_validator(mode="after")
     def _check_effects(self) -> Self:

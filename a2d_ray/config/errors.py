@@ -121,19 +121,24 @@ def first_problem(model: type[BaseModel], error: ValidationError) -> OptionError
 _UNION_BRANCHES = ("bool", "int", "float", "str")
 
 
+def _is_of_key(part: str | int) -> bool:
+    """Whether a part of pydantic's location belongs to a key, and is no branch of a union."""
+    return isinstance(part, int) or (part.isidentifier() and part not in _UNION_BRANCHES)
+
+
 def _option_error(model: type[BaseModel], problem: Any) -> OptionError:
-    path = [
-        str(part)
-        for part in problem["loc"]
-        if isinstance(part, int) or (part.isidentifier() and part not in _UNION_BRANCHES)
-    ]
+    is_unknown = problem["type"] == "extra_forbidden"
+    *_, last = problem["loc"] or ("",)
+    path = [str(part) for part in problem["loc"] if _is_of_key(part)]
+    if is_unknown and not _is_of_key(last):  # as it was written, such as max-length
+        path.append(str(last))
     key = ".".join(path)
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, OptionError):
         return cause.under(key) if key else cause
     if problem["type"] == "missing":
         return MissingOptionError(key)
-    if problem["type"] == "extra_forbidden":
+    if is_unknown:
         return unknown_key(model, key, problem["input"])
     field = find_field(model, path)
     about = field.description if field is not None else None

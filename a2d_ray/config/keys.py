@@ -1,9 +1,9 @@
 """Dotted keys of a configuration: which there are, and what lies at one."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import UnionType
-from typing import Any, get_args
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -14,6 +14,17 @@ def section_of(field: FieldInfo) -> type[BaseModel] | None:
     is_union = isinstance(field.annotation, UnionType)
     kinds = get_args(field.annotation) if is_union else (field.annotation,)
     return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+
+
+def kinds_of(annotation: Any) -> Iterator[Any]:
+    """What a union is made of, without the bounds of its parts."""
+    if get_origin(annotation) is Annotated:
+        yield from kinds_of(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for kind in get_args(annotation):
+            yield from kinds_of(kind)
+    else:
+        yield annotation
 
 
 def find_field(model: type[BaseModel], path: Sequence[str]) -> FieldInfo | None:

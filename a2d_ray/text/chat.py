@@ -137,7 +137,7 @@ class TerminalChat:
             key, equals, value = pair.partition("=")
             if not equals:
                 raise ValueError(f"{pair}: the form is /set KEY=VALUE, e.g. /set rule=steps")
-            changes[key] = parse_yaml(key, value)
+            changes[key.strip()] = parse_yaml(key.strip(), value.strip())
         self._has_seed |= "seed" in changes
         before = self._params.model_dump()
         values = override(before, changes)

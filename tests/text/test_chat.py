@@ -110,6 +110,9 @@ def test_options_are_set_and_refused_while_talking(lm):
     assert whole.startswith("rule=steps, steps=2, ") and "max_new_tokens=8" in whole
     assert "threshold=0.9" not in whole  # of another rule
     assert "error: sampling.n (2)" in talk(lm, "/set n=2")
+    shown = talk(lm, "/set  top_k = 3", "/set seed=1e3", "/set sampling.temperature=0.3")
+    assert "top_k=3\n" in shown and "seed=1000\n" in shown
+    assert "error: sampling.temperature=0.3 is unknown: did you mean temperature?" in shown
 
 
 def test_a_set_option_chooses_its_rule_and_stays_with_one_that_knows_it(lm):

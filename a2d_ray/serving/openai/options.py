@@ -1,9 +1,8 @@
 """What requests are made of: strict types, and the options that only diffusion has."""
 
 import json
-from collections.abc import Iterable, Iterator
-from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -15,6 +14,7 @@ from pydantic import (
 )
 
 from a2d_ray.config import OPTION_NAMES, Rule, SamplingSection, check_effect, with_rule
+from a2d_ray.config.keys import kinds_of
 from a2d_ray.http.bodies import Plain
 
 StreamMode = Literal["prefix", "block", "denoise"]
@@ -51,19 +51,8 @@ class Strict(Plain):
 
 def _is_whole(annotation: Any) -> bool:
     """Whether a field takes integers, and no other numbers."""
-    kinds = set(_kinds(annotation))
+    kinds = set(kinds_of(annotation))
     return int in kinds and float not in kinds
-
-
-def _kinds(annotation: Any) -> Iterator[Any]:
-    """What a union is made of, without the bounds of its parts."""
-    if get_origin(annotation) is Annotated:
-        yield from _kinds(get_args(annotation)[0])
-    elif get_origin(annotation) in (Union, UnionType):
-        for kind in get_args(annotation):
-            yield from _kinds(kind)
-    else:
-        yield annotation
 
 
 def optional(section: type[BaseModel], names: Iterable[str]) -> dict[str, Any]:
