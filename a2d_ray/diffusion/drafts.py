@@ -14,7 +14,8 @@ from a2d_ray.diffusion.head_loss import Head
 from a2d_ray.diffusion.layout import Layout, LayoutSpec, PackedRow, build_layout
 from a2d_ray.diffusion.losses import likeliest
 from a2d_ray.diffusion.noise import NoiseSpec, draw_noise
-from a2d_ray.diffusion.objectives import Backbone, noised_ids, predictors
+from a2d_ray.diffusion.objectives import Backbone, noised_ids
+from a2d_ray.diffusion.reads import predictors
 from a2d_ray.diffusion.runs import index_in_run, run_index
 from a2d_ray.diffusion.verifying import ar_predictors, clean_copies
 

@@ -1,18 +1,17 @@
 """The tokens of a layout in one row: no padding between rows, so none is computed."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from a2d_ray.diffusion.layout import PAD_DOC, Layout
 from a2d_ray.diffusion.runs import run_index
+from a2d_ray.diffusion.tensors import Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlatTokens:
+class FlatTokens(Tensors):
     """The n tokens of a layout, row after row, and a tail of padding up to N. Tensors are [N].
 
     Attributes:
@@ -28,13 +27,6 @@ class FlatTokens:
     stream_N: Tensor
     block_N: Tensor
     position_N: Tensor
-
-    def moved(self, move: Callable[[Tensor], Tensor]) -> Self:
-        """The same with every tensor moved, to a device or into pinned memory."""
-        tensors: dict[str, Any] = {
-            k: move(v) for k, v in vars(self).items() if isinstance(v, Tensor)
-        }
-        return replace(self, **tensors)
 
 
 def flatten(layout: Layout, multiple: int = 1) -> FlatTokens:

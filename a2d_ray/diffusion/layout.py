@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from a2d_ray.diffusion.runs import index_in_run, run_index
+from a2d_ray.diffusion.tensors import Tensors
 
 PAD_DOC = -1
 
@@ -82,7 +83,7 @@ class PackedRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class Layout(Tensors):
     """The streams of R packed rows, padded to T tokens. All tensors are [R, T].
 
     Attributes:
@@ -111,11 +112,6 @@ class Layout:
     def num_targets(self) -> Tensor:
         """Target tokens summed over the views: the denominator of the loss. Scalar int64."""
         return self.is_target_RT.sum()
-
-    def to(self, device: torch.device | str) -> "Layout":
-        """The same layout on another device."""
-        is_async = torch.device(device).type != "cpu"  # a copy to the host is read at once
-        return Layout(**{k: v.to(device, non_blocking=is_async) for k, v in vars(self).items()})
 
 
 def build_layout(

@@ -10,7 +10,8 @@ from a2d_ray.diffusion.head_loss import Head
 from a2d_ray.diffusion.layout import Layout, LayoutSpec, PackedRow, build_layout
 from a2d_ray.diffusion.losses import token_scores
 from a2d_ray.diffusion.noise import Noise, NoiseSpec, draw_noise
-from a2d_ray.diffusion.objectives import Backbone, noised_ids, predictors
+from a2d_ray.diffusion.objectives import Backbone, noised_ids
+from a2d_ray.diffusion.reads import predictors
 from a2d_ray.diffusion.runs import run_index
 
 DRAW_SEED = 0x5EED

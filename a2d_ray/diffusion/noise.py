@@ -19,6 +19,7 @@ from a2d_ray.diffusion.schedules import (
     complement_weight,
     nelbo_weight,
 )
+from a2d_ray.diffusion.tensors import Tensors
 
 BERNOULLI_T_MIN = 1e-3
 # Independent streams of random numbers.
@@ -47,7 +48,7 @@ class NoiseSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise:
+class Noise(Tensors):
     """Which tokens of a layout are masked, and the weight of their cross-entropy.
 
     Attributes:
@@ -57,10 +58,6 @@ class Noise:
 
     is_masked_RT: Tensor
     weight_RT: Tensor
-
-    def to(self, device: torch.device | str) -> "Noise":
-        """The same noise on another device."""
-        return Noise(is_masked_RT=self.is_masked_RT.to(device), weight_RT=self.weight_RT.to(device))
 
 
 def draw_noise(

@@ -11,8 +11,7 @@ from a2d_ray.diffusion.head_loss import Head
 from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.losses import masked_cross_entropy, taught_cross_entropy
 from a2d_ray.diffusion.noise import Noise
-from a2d_ray.diffusion.runs import index_in_run, run_index
-from a2d_ray.diffusion.verifying import ar_predictors, clean_copies
+from a2d_ray.diffusion.reads import Reads, plan_reads
 
 Backbone = Callable[[Tensor, Layout], Tensor]
 """(ids [R, T], layout) -> final hidden states [R, T, H] under the attention predicate."""
@@ -64,12 +63,19 @@ def noised_ids(layout: Layout, noise: Noise, mask_id: int) -> Tensor:
     return torch.where(noise.is_masked_RT, mask_id, layout.ids_RT)
 
 
+def reads_of(layout: Layout, noise: Noise, spec: LossSpec) -> Reads:
+    """What the loss of a micro-batch reads."""
+    is_taught = spec.draft_target == "ar"
+    return plan_reads(layout, noise, right_shift=spec.right_shift, is_taught=is_taught)
+
+
 def diffusion_loss(
     layout: Layout,
     noise: Noise,
     backbone: Backbone,
     head: Head,
     spec: LossSpec,
+    reads: Reads | None = None,
 ) -> LossSums:
     """Weighted cross-entropy of x0 at the masked targets, given xt (and x0 for BD3LM).
 
@@ -81,72 +87,51 @@ def diffusion_loss(
         backbone: the model without its head, attending as `masks.may_attend` says.
         head: the model's head, see `head_loss.Head`.
         spec: which logits are read.
+        reads: `reads_of` these, where they were made before; None: they are made here.
 
     Source: MDLM, arXiv 2406.07524; BD3LM, arXiv 2503.09573.
     """
     hidden_RTH = backbone(noised_ids(layout, noise, spec.mask_id), layout)
-    loss = masked_loss(layout, noise, hidden_RTH, head, spec)
+    reads = reads_of(layout, noise, spec) if reads is None else reads
+    loss = masked_loss(reads, hidden_RTH, head, spec)
     ar_nats = torch.zeros_like(loss.detach())
     if spec.ar_weight:
-        each_view = _ar_loss(layout, hidden_RTH, head, spec)
+        each_view = _ar_loss(reads, hidden_RTH, head, spec)
         loss = loss + spec.ar_weight * layout.stream_RT.max() * each_view
         ar_nats = each_view.detach()
     return LossSums(loss=loss, num_targets=layout.num_targets, ar_nats=ar_nats)
 
 
-def masked_loss(
-    layout: Layout, noise: Noise, hidden_RTH: Tensor, head: Head, spec: LossSpec
-) -> Tensor:
+def masked_loss(reads: Reads, hidden_RTH: Tensor, head: Head, spec: LossSpec) -> Tensor:
     """Weighted cross-entropy of the masked targets with what they learn, summed; float32 scalar."""
-    picked = noise.is_masked_RT
-    taught = torch.zeros_like(picked)
-    if spec.draft_target == "ar":
-        copy_RT = clean_copies(layout, picked & (layout.position_RT > 0))
-        taught = copy_RT >= 0
-
-    def read(picked_RT: Tensor) -> Tensor:
-        return hidden_RTH[predictors(layout, picked_RT) if spec.right_shift else picked_RT]
-
-    labelled = picked & ~taught
+    hidden_MH = hidden_RTH.flatten(0, 1)
     loss, _ = masked_cross_entropy(
-        read(labelled),
+        hidden_MH.index_select(0, reads.labelled_L),
         head,
-        layout.ids_RT[labelled],
-        noise.weight_RT[labelled],
+        reads.label_L,
+        reads.weight_L,
         None if spec.keeps_mask_logit else spec.mask_id,
         confidence_weight=spec.confidence_weight,
         is_compiled=spec.is_compiled,
     )
     if spec.draft_target == "labels":
         return loss
-    teacher_NH = hidden_RTH[ar_predictors(copy_RT)]
     taught_loss, _ = taught_cross_entropy(
-        read(taught),
-        teacher_NH,
+        hidden_MH.index_select(0, reads.taught_D),
+        hidden_MH.detach().index_select(0, reads.teacher_D),
         head,
-        noise.weight_RT[taught],
+        reads.taught_weight_D,
         spec.mask_id,
         is_compiled=spec.is_compiled,
     )
     return loss + taught_loss
 
 
-def _ar_loss(layout: Layout, hidden_RTH: Tensor, head: Head, spec: LossSpec) -> Tensor:
+def _ar_loss(reads: Reads, hidden_RTH: Tensor, head: Head, spec: LossSpec) -> Tensor:
     """Next-token cross-entropy of the clean stream's targets, summed."""
-    picked = layout.is_ar_target_RT
-    labels = layout.ids_RT[picked]
+    labels = reads.ar_label_A
     weight = torch.ones_like(labels, dtype=torch.float32)
-    hidden = hidden_RTH[predictors(layout, picked)]
+    hidden = hidden_RTH.flatten(0, 1).index_select(0, reads.ar_A)
     return masked_cross_entropy(
         hidden, head, labels, weight, spec.mask_id, is_compiled=spec.is_compiled
     )[0]
-
-
-def predictors(layout: Layout, picked_RT: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column of the token before each picked one in its stream; a first one is its own."""
-    row_N, column_N = picked_RT.nonzero(as_tuple=True)
-    row_RT = torch.arange(len(layout.ids_RT), device=row_N.device)[:, None].expand_as(picked_RT)
-    keys = (row_RT, layout.doc_RT, layout.stream_RT)
-    index_M = index_in_run(run_index(*(key.flatten() for key in keys)))
-    is_later_N = index_M.view_as(picked_RT)[row_N, column_N] > 0
-    return row_N, column_N - is_later_N.long()

@@ -17,7 +17,9 @@ from a2d_ray.diffusion.head_loss import Head
 from a2d_ray.diffusion.layout import PAD_DOC, Layout
 from a2d_ray.diffusion.losses import label_logprobs
 from a2d_ray.diffusion.noise import Noise
-from a2d_ray.diffusion.objectives import Backbone, LossSpec, masked_loss, noised_ids, predictors
+from a2d_ray.diffusion.objectives import Backbone, LossSpec, masked_loss, noised_ids, reads_of
+from a2d_ray.diffusion.reads import predictors
+from a2d_ray.diffusion.tensors import Tensors
 
 FIGURES = ("units", "ratio", "gap", "clipped", "kl", "tokens", "entropy", "draft_nats", "drafts")
 """What `PolicySums.figures` holds; the second to fifth are sums over units."""
@@ -42,7 +44,7 @@ class PolicySpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Credit:
+class Credit(Tensors):
     """What the roll-outs of a layout have earned.
 
     Attributes:
@@ -53,10 +55,6 @@ class Credit:
 
     advantage_R: Tensor
     old_RT: Tensor
-
-    def to(self, device: torch.device | str) -> "Credit":
-        """The same on another device."""
-        return Credit(advantage_R=self.advantage_R.to(device), old_RT=self.old_RT.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +174,7 @@ def policy_loss(
     loss = loss * layout.stream_RT.max()
     draft_nats = torch.zeros_like(loss)
     if is_exact and spec.draft_weight:
-        draft_nats = masked_loss(layout, noise, hidden_RTH, head, reading)
+        draft_nats = masked_loss(reads_of(layout, noise, reading), hidden_RTH, head, reading)
         loss = loss + spec.draft_weight * draft_nats
     entropies = [torch.tensor(float(len(terms.row_N))), terms.entropy_N.sum()]
     drafts = [draft_nats.detach(), layout.num_targets]

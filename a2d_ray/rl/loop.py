@@ -23,6 +23,8 @@ def run_rl_worker(plan: dict[str, Any]) -> None:
 class RLWorker(Worker):
     """One rank of reinforcement learning."""
 
+    looks_ahead = False  # the next step's roll-outs are drawn with this step's weights
+
     def open_data(self) -> int:
         """Reads the prompts that the driver has settled; returns the rows that they give once."""
         assert self.config.rl is not None
@@ -55,11 +57,11 @@ class RLWorker(Worker):
             start.requires_grad_(False)
         return PolicyModule(module, policy_spec(self.config.rl), start)
 
-    def lay_out(self, batch: Any, limit: float) -> list[tuple[Any, ...]]:
+    def lay_out(self, batch: Any, step: int, limit: float) -> list[tuple[Any, ...]]:
         """Micro-batches of this rank's share of a step's roll-outs."""
         share = len(batch) // self.ranks.world
         mine = batch[self.ranks.rank * share : (self.ranks.rank + 1) * share]
-        micros: list[Micro] = rollout_micros(mine, self.step, self.builder)
+        micros: list[Micro] = rollout_micros(mine, step, self.builder)
         self.sums.zero_()
         return list(micros)
 

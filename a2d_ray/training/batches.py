@@ -159,6 +159,11 @@ class StepBuilder:
         return draws
 
 
+def pinned(micros: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """The micro-batches in memory that a GPU reads while the host goes on."""
+    return [tuple(part.moved(torch.Tensor.pin_memory) for part in parts) for parts in micros]
+
+
 def to_device(micros: Sequence[tuple[Any, ...]], device: torch.device) -> Iterator[tuple[Any, ...]]:
     """The micro-batches, one at a time, where the model is."""
     for parts in micros:

@@ -1,6 +1,6 @@
 """DeepSpeed around the module: ZeRO 0 to 3 on the process group that Ray Train has set up."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from a2d_ray.config import TrainConfig
 from a2d_ray.models.parts import head_parameters
+from a2d_ray.training.metrics import StepTimes
 
 # Gradients travel while the backward goes on, in buckets that are soon full (DeepSpeed's own: after
 # it, and 5e8 elements).
@@ -35,6 +36,7 @@ def deepspeed_config(
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device twice a step
     }
     settings = derived | config.deepspeed
     zero = settings.get("zero_optimization", {})
@@ -63,19 +65,52 @@ def make_engine(module: Any, optimizer: torch.optim.Optimizer, config: dict[str,
     return engine
 
 
-def take_step(engine: Any) -> float:
+def take_step(engine: Any) -> Tensor:
     """Steps after a micro-batch's backward; returns the gradient's norm before it was clipped.
 
-    Before the last micro-batch of a step DeepSpeed only counts, and the norm is 0.
+    Before the last micro-batch of a step DeepSpeed only counts, and the norm is 0. The norm is a
+    scalar where the model is: nothing of ours waits for it.
     """
     if not engine.is_gradient_accumulation_boundary():
         engine.step()
-        return 0.0
+        return torch.zeros(())
     # ZeRO 1 to 3 know the norm after the step; plain DDP does not keep it.
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients) if engine_stage(engine) == 0 else None
     engine.step()
-    return float(engine.get_global_grad_norm() if norm is None else norm)
+    return torch.as_tensor(engine.get_global_grad_norm() if norm is None else norm)
+
+
+def forward_backward(
+    engine: Any,
+    micros: Iterable[tuple[Any, ...]],
+    *,
+    scale: float,
+    times: StepTimes,
+    note: Callable[[Any], None],
+) -> tuple[Tensor, Tensor]:
+    """A step: summed loss (float64) and gradient norm, scalars where the model is.
+
+    The host waits for nothing between micro-batches.
+
+    Args:
+        engine: DeepSpeed's engine around the module.
+        micros: arguments of the module's forward, where the model is.
+        scale: of the loss, for gradients.
+        times: of the step.
+        note: gets what the module says of each micro-batch.
+    """
+    total: Any = 0
+    norm = torch.zeros(())
+    for parts in micros:
+        with times.forward():
+            sums = engine(*parts)
+        engine.backward(sums.loss * scale, scale_wrt_gas=False)
+        total = total + sums.loss.detach().double()
+        note(sums)
+        times.computed()
+        norm = take_step(engine)
+    return total, norm
 
 
 def engine_stage(engine: Any) -> int:

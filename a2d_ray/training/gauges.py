@@ -16,7 +16,7 @@ GAUGES = {
     "data_s": "Seconds of a step that rank 0 waits for data.",
     "step_s": "Seconds of a step.",
     "slowest_rank": "The rank that the others wait for.",
-    "slowest_rank_s": "Seconds of a step's own work (rows, layout, forward) of the slowest rank.",
+    "slowest_rank_s": "Seconds of a step's own work (rows, forward) of the slowest rank.",
     "median_rank_s": "The same of the median rank.",
     "nelbo": "Held-out NELBO, nats per answer token.",
     "accepted_length": "Tokens per forward that held-out drafts would give.",

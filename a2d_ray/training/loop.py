@@ -18,10 +18,11 @@ from a2d_ray.models.tokenizers import with_template_options
 from a2d_ray.runs.storage import WORKERS_FILE, RunDirectory
 from a2d_ray.terminal.notices import mark_warnings
 from a2d_ray.training.assembly import build_module, load_model
-from a2d_ray.training.batches import StepBuilder, to_device
+from a2d_ray.training.batches import StepBuilder, pinned, to_device
 from a2d_ray.training.checkpoints import CheckpointWriter
-from a2d_ray.training.engine import deepspeed_config, make_engine, take_step
+from a2d_ray.training.engine import deepspeed_config, forward_backward, make_engine
 from a2d_ray.training.evaluation import Evaluator
+from a2d_ray.training.feed import ReadyStep, StepFeed
 from a2d_ray.training.gauges import RunGauges
 from a2d_ray.training.metrics import StepCounter, StepTimes, rank_figures
 from a2d_ray.training.objective import trained_contract
@@ -62,7 +63,12 @@ class Worker:
 
     What a step's rows are, what is learned of them and what is evaluated lies in methods that
     `a2d_ray.rl.loop` replaces.
+
+    Attributes:
+        looks_ahead: whether the rows of a step are there before the step before has ended.
     """
+
+    looks_ahead = True
 
     def __init__(self, plan: TrainingPlan, resumed: Path | None) -> None:
         self.plan = plan
@@ -82,6 +88,7 @@ class Worker:
         )
         self.rows_per_epoch = self.open_data()
         self.step = self.saved_step = 0
+        self._last_own_s = 0.0
         if resumed is not None:
             self.step = self.saved_step = RunProgress.read(resumed).step
         self._load(resumed)
@@ -109,18 +116,31 @@ class Worker:
         schedule = self.config.schedule
         num_steps = self.plan.num_steps
         started = time.perf_counter()
-        for batch in self.batches():
-            step_s = self._train_step(batch, started)
-            is_evaluated = is_due(self.step, schedule.eval_steps, num_steps)
-            figures = self._evaluate() if is_evaluated else {}
-            is_over = self.ranks.any(self.watch is not None and self.watch.is_over(step_s))
-            if is_over or is_due(self.step, schedule.save_steps, num_steps):
-                self._save(figures)
-            if is_over:
-                return
-            started = time.perf_counter()
+        totals: Tensor | None = None
+        last_s = 0.0
+        rows = self.batches()
+        with StepFeed(rows, self.make_ready, self.step, looks_ahead=self.looks_ahead) as feed:
+            while (ready := feed.take()) is not None:
+                if totals is None:
+                    totals = self.ranks.sum(ready.counts)
+                times = StepTimes(started, self.ranks.device)
+                totals, is_over = self._train_step(ready, totals, feed, times, last_s)
+                last_s = times.step_s
+                figures = {}
+                if is_due(self.step, schedule.eval_steps, num_steps):
+                    figures = self._evaluate()
+                    is_over = self.ranks.any(self._is_over(last_s))
+                if is_over or is_due(self.step, schedule.save_steps, num_steps):
+                    self._save(figures)
+                if is_over:
+                    return
+                started = time.perf_counter()
         if self.step < num_steps:
             raise RuntimeError(f"data ended at step {self.step} of {num_steps}")
+
+    def _is_over(self, step_s: float) -> bool:
+        """Whether this rank wants the run to stop now."""
+        return self.watch is not None and self.watch.is_over(step_s)
 
     def open_data(self) -> int:
         """Opens what is trained on; returns its rows per epoch."""
@@ -140,18 +160,30 @@ class Worker:
         """The module whose forward is the loss of a micro-batch."""
         return build_module(loaded, self.config, self.ranks.device)
 
-    def lay_out(self, batch: Any, limit: float) -> list[tuple[Any, ...]]:
-        """Micro-batches of a batch: the arguments of the module's forward.
+    def make_ready(self, batch: Any, step: int) -> ReadyStep:
+        """A step from its rows; a function of both, which another thread may call."""
+        warmup = self.config.objective.corruption_warmup
+        limit = corruption_limit(step, self.plan.num_steps, warmup)
+        micros = self.lay_out(batch, step, limit)
+        counts = self.counter.mine(micros)
+        if self.ranks.device.type == "cuda":
+            micros = pinned(micros)
+        return ReadyStep(micros=micros, counts=counts, limit=limit)
+
+    def lay_out(self, batch: Any, step: int, limit: float) -> list[tuple[Any, ...]]:
+        """Micro-batches of a batch: the arguments of the module's forward, on the host.
 
         Args:
             batch: of `batches`.
+            step: optimizer steps before.
             limit: largest corrupted share of a block.
         """
         objective = self.config.objective
         sizes = open_block_sizes(
-            self.step, self.plan.num_steps, objective.block_sizes, objective.block_growth
+            step, self.plan.num_steps, objective.block_sizes, objective.block_growth
         )
-        return list(self.builder.build(batch, limit, sizes))
+        micros = self.builder.build(batch, limit, sizes)
+        return [(layout, noise, self.module.plan(layout, noise)) for layout, noise in micros]
 
     def note(self, sums: Any) -> None:
         """Takes what the module said of a micro-batch beside its loss."""
@@ -180,7 +212,7 @@ class Worker:
             rows_per_epoch=self.rows_per_epoch,
             rows_per_micro=rows_per_micro,
         )
-        module = self.make_module(loaded)
+        module = self.module = self.make_module(loaded)
         self.counter = StepCounter.of(config, self.builder, ranks, loaded.model)
         settings = deepspeed_config(
             config,
@@ -206,46 +238,68 @@ class Worker:
             ranks=self.ranks,
         )
 
-    def _train_step(self, batch: Any, started: float) -> float:
-        """One optimizer step; returns its seconds."""
-        config = self.config
-        num_steps = self.plan.num_steps
-        limit = corruption_limit(self.step, num_steps, config.objective.corruption_warmup)
-        times = StepTimes(started, self.ranks.device)
-        micros = self.lay_out(batch, limit)
-        times.laid_out()
-        counts = self.counter.count(micros)
-        lr = learning_rate(self.step, num_steps, config.optim)
+    def _train_step(
+        self,
+        ready: ReadyStep,
+        totals: Tensor,
+        feed: StepFeed,
+        times: StepTimes,
+        last_s: float,
+    ) -> tuple[Tensor | None, bool]:
+        """One optimizer step; returns the next step's counts, and whether the run is over.
+
+        The ranks exchange once, and a device is waited for once, by that: it carries the loss, the
+        norm, each rank's seconds, whether to stop, and what the next step holds.
+
+        Args:
+            ready: the step.
+            totals: its counts over all ranks.
+            feed: of the next step.
+            times: of this one.
+            last_s: seconds of the step before.
+        """
+        if self.step + 1 < self.plan.num_steps:
+            feed.begin()
+        counts = self.counter.named(totals)
+        lr = learning_rate(self.step, self.plan.num_steps, self.config.optim)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        loss_sum, grad_norm = self._forward_backward(micros, counts["denominator"], times)
-        sums = self.ranks.sum(torch.cat([loss_sum[None], self.ranks.each(times.own_s)]))
-        loss = sums[0].item() / counts["denominator"]
+        # DeepSpeed averages gradients over ranks; the step's one denominator is that of all ranks,
+        # so undo the average here and divide by nothing else.
+        loss_sum, grad_norm = forward_backward(
+            self.engine,
+            to_device(ready.micros, self.ranks.device),
+            scale=self.ranks.world / counts["denominator"],
+            times=times,
+            note=self.note,
+        )
+        ahead = feed.ahead()
+        times.waited(*feed.spent())
+        is_cuda = self.ranks.device.type == "cuda"  # there a step's own time is known when it ends
+        own_s = self._last_own_s if is_cuda else times.own_s
+        wants_end = self._is_over(max(last_s, times.elapsed_s()))
+        found = self.ranks.sum_parts(
+            [
+                loss_sum,
+                grad_norm if self.ranks.is_first else torch.zeros(()),
+                torch.tensor(float(wants_end)),
+                self.ranks.each(own_s),
+                torch.zeros(0) if ahead is None else ahead.counts,
+            ]
+        )
         self.step += 1
-        line = {"step": self.step, "loss": loss, "grad_norm": grad_norm, "lr": lr}
-        line |= self.counter.figures(counts, times.finish()) | {"corruption_limit": limit}
-        line |= rank_figures(sums[1:]) | self.more_figures(counts)
+        self._last_own_s = times.finish().own_s
+        line = {
+            "step": self.step,
+            "loss": found[0].item() / counts["denominator"],
+            "grad_norm": found[1].item(),
+            "lr": lr,
+        }
+        line |= self.counter.figures(counts, times) | {"corruption_limit": ready.limit}
+        line |= rank_figures(found[3]) | self.more_figures(counts)
         if self.reporter is not None:
             self.reporter.step(line)
-        return times.step_s
-
-    def _forward_backward(
-        self, micros: list[tuple[Any, ...]], denominator: float, times: StepTimes
-    ) -> tuple[Tensor, float]:
-        """This rank's summed loss, and the gradient norm; the optimizer has stepped."""
-        loss_sum = torch.zeros((), dtype=torch.float64)
-        for parts in to_device(micros, self.ranks.device):
-            with times.forward():
-                sums = self.engine(*parts)
-            # DeepSpeed averages gradients over ranks; the step's one denominator is that of all
-            # ranks, so undo the average here and divide by nothing else.
-            scale = self.ranks.world / denominator
-            self.engine.backward(sums.loss * scale, scale_wrt_gas=False)
-            loss_sum += sums.loss.detach().double().cpu()
-            self.note(sums)
-            times.computed()
-            grad_norm = take_step(self.engine)
-        return loss_sum, grad_norm
+        return None if ahead is None else found[4], bool(found[2].item())
 
     def _evaluate(self) -> dict[str, float]:
         """Reports held-out figures and samples; returns the figures."""

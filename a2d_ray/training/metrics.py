@@ -18,53 +18,70 @@ from a2d_ray.training.ranks import Ranks
 class StepTimes:
     """Seconds of a step's parts on this rank: rows, forward and backward, optimizer.
 
+    On CUDA events time what runs there, and nothing waits for them: they are read when the step is
+    over.
+
     Args:
-        started: `time.perf_counter` when the step before ended; the rows are here now.
+        started: `time.perf_counter` when the step before ended.
         device: where the model computes, such as ``cpu`` or ``cuda:0``.
     """
 
     def __init__(self, started: float, device: torch.device) -> None:
         self._started = started
-        self._device = device
-        self.data_s = time.perf_counter() - started
-        self.compute_s = self.step_s = self._own_s = 0.0
+        self._is_cuda = device.type == "cuda"
+        self.data_s = self.compute_s = self.step_s = self._own_s = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._begin = self._end = self._mark()
 
-    def laid_out(self) -> None:
-        """The micro-batches are made; the rank's first exchange of this step follows."""
-        self._own_s = time.perf_counter() - self._started
+    def waited(self, rows_s: float, ready_s: float) -> None:
+        """Adds seconds of waiting for rows, and for what is made of them."""
+        self.data_s += rows_s
+        self._own_s += rows_s + ready_s
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """Within it, a forward pass runs; on CUDA events time it, and nothing waits for them."""
-        if self._device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            yield
-            end.record()
-            self._events.append((begin, end))
-        else:
-            begun = time.perf_counter()
-            yield
+        """Within it, a forward pass runs."""
+        begun, begin = time.perf_counter(), self._mark()
+        yield
+        if begin is None:
             self._own_s += time.perf_counter() - begun
+        else:
+            self._events.append((begin, self._mark()))  # type: ignore[arg-type]
 
     def computed(self) -> None:
-        """Forward and backward of the last micro-batch are done, on the device too."""
-        self.compute_s = time.perf_counter() - self._started - self.data_s
+        """Forward and backward of the last micro-batch are behind."""
+        self.compute_s = time.perf_counter() - self._started
+        self._end = self._mark()
 
     @property
     def own_s(self) -> float:
-        """Seconds in which this rank waited for no other: rows, layout, forward passes.
+        """Seconds in which this rank waited for no other: rows, what is made of them, forwards.
 
         Backward passes are left out: gradients are reduced while they run. Under ZeRO-3 forward
-        passes gather weights, so there a slow rank shows in the others' seconds as well.
+        passes gather weights, so there a slow rank shows in the others' seconds as well. On CUDA
+        it waits for the device while the step runs, and for nothing behind `finish`.
         """
         return self._own_s + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
 
+    def elapsed_s(self) -> float:
+        """Seconds since the step began, on the clock of the host."""
+        return time.perf_counter() - self._started
+
     def finish(self) -> Self:
-        """The step is done."""
+        """The step is done, on the device too."""
         self.step_s = time.perf_counter() - self._started
+        if self._begin is not None and self._end is not None:
+            self.compute_s = self._begin.elapsed_time(self._end) / 1000
+        else:
+            self.compute_s -= self.data_s
         return self
+
+    def _mark(self) -> torch.cuda.Event | None:
+        if not self._is_cuda:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 def rank_figures(own_s_W: Tensor) -> dict[str, float]:
@@ -110,14 +127,17 @@ class StepCounter:
             peak=peak_flops(ranks.device),
         )
 
-    def count(self, micros: Sequence[tuple[Any, ...]]) -> dict[str, float]:
-        """Counts of a step over all ranks: `batches.COUNTS`, token places, attended pairs."""
+    def mine(self, micros: Sequence[tuple[Any, ...]]) -> Tensor:
+        """Counts of this rank's part of a step, float64; they add up over ranks. See `named`."""
         places = sum(layout.doc_RT.numel() for layout, *_ in micros)
         pairs = 0
         if self.peak is not None:
             pairs = sum(int(attended_pairs(layout)) for layout, *_ in micros)
         more = torch.tensor([places, pairs], dtype=torch.float64)
-        totals = self.ranks.sum(torch.cat([self.builder.counts(micros), more]))
+        return torch.cat([self.builder.counts(micros), more])
+
+    def named(self, totals: Tensor) -> dict[str, float]:
+        """Counts of a step: `batches.COUNTS`, token places, attended pairs."""
         return dict(zip((*COUNTS, "places", "pairs"), totals.tolist(), strict=True))
 
     def figures(self, counts: dict[str, float], times: StepTimes) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """The trained module: an A2D model whose forward is its diffusion loss."""
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +10,33 @@ from torch import Tensor, nn
 from a2d_ray.diffusion.head_loss import Head
 from a2d_ray.diffusion.layout import Layout
 from a2d_ray.diffusion.noise import Noise
-from a2d_ray.diffusion.objectives import LossSpec, LossSums, diffusion_loss
+from a2d_ray.diffusion.objectives import LossSpec, LossSums, diffusion_loss, reads_of
+from a2d_ray.diffusion.reads import Reads
 from a2d_ray.models.experts import balance_loss
+from a2d_ray.models.forward_plan import ForwardPlan, plan_forward
 from a2d_ray.models.layout_hidden import layout_hidden, set_layout_attention
 from a2d_ray.models.parts import head_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroPlan:
+    """What the host knows of a micro-batch before it runs.
+
+    Attributes:
+        forward: of the backbone.
+        reads: of the loss.
+    """
+
+    forward: ForwardPlan
+    reads: Reads
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Self:
+        """The same with every tensor moved, to a device or into pinned memory."""
+        return replace(self, forward=self.forward.moved(move), reads=self.reads.moved(move))
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
+        return self.moved(lambda x: x.to(device, non_blocking=True))
 
 
 class DiffusionModule(nn.Module):
@@ -58,16 +82,38 @@ class DiffusionModule(nn.Module):
         """Final hidden states [R, T, H] under the attention predicate."""
         return layout_hidden(self.model, ids_RT, layout, self.is_causal_clean)
 
-    def forward(self, layout: Layout, noise: Noise) -> LossSums:
-        """Sums of a micro-batch; see `diffusion_loss`. The balance of experts is a mean already."""
+    def plan(self, layout: Layout, noise: Noise) -> MicroPlan:
+        """The third argument of `forward`: a function of the others, which lie on the host."""
+        return MicroPlan(
+            forward=plan_forward(
+                layout,
+                is_causal_clean=self.is_causal_clean,
+                device_type=self.model.device.type,
+            ),
+            reads=reads_of(layout, noise, self.loss),
+        )
+
+    def forward(self, layout: Layout, noise: Noise, plan: MicroPlan | None = None) -> LossSums:
+        """Sums of a micro-batch; see `diffusion_loss`. The balance of experts is a mean already.
+
+        Without its plan a device is waited for.
+        """
+        routed: list[Tensor] | None = [] if self.router_weight else None
+
+        def backbone(ids_RT: Tensor, layout: Layout) -> Tensor:
+            return layout_hidden(
+                self.model,
+                ids_RT,
+                layout,
+                self.is_causal_clean,
+                routed,
+                None if plan is None else plan.forward,
+            )
+
         with self.autocast():
-            if not self.router_weight:
-                return diffusion_loss(layout, noise, self.backbone, self.head, self.loss)
-            routed: list[Tensor] = []
-
-            def backbone(ids_RT: Tensor, layout: Layout) -> Tensor:
-                return layout_hidden(self.model, ids_RT, layout, self.is_causal_clean, routed)
-
-            sums = diffusion_loss(layout, noise, backbone, self.head, self.loss)
+            reads = None if plan is None else plan.reads
+            sums = diffusion_loss(layout, noise, backbone, self.head, self.loss, reads)
+        if routed is None:
+            return sums
         balance = balance_loss(self.model, routed) * sums.num_targets
         return replace(sums, loss=sums.loss + self.router_weight * balance)

@@ -1,5 +1,6 @@
 """This worker among the others."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,16 @@ class Ranks:
         values = values.to(self.device)
         dist.all_reduce(values)
         return values.cpu()
+
+    def sum_parts(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Sums over ranks of small vectors, in one exchange and one wait, on the CPU. Collective.
+
+        Args:
+            parts: of whatever lies on the device or the CPU; summed as float64.
+        """
+        sizes = [part.numel() for part in parts]
+        there = [part.double().flatten().to(self.device, non_blocking=True) for part in parts]
+        return list(self.sum(torch.cat(there)).split(sizes))
 
     def each(self, value: float) -> Tensor:
         """A vector to be summed over ranks [W]: this rank's value at its place, else zeros."""

@@ -55,7 +55,10 @@ def _micro_batch(place: Place, shape: str, is_compiled: bool) -> Iterator[Figure
     prepare_layers(model, section, place.device)
     mask_id = place.sizes.vocab - 1
     module = DiffusionModule(
-        model, LossSpec(mask_id=mask_id), is_causal_clean=False, compute_dtype=place.dtype
+        model,
+        LossSpec(mask_id=mask_id, is_compiled=section.compile is True),
+        is_causal_clean=False,
+        compute_dtype=place.dtype,
     )
     rows = _rows(place, shape)
     spec = LayoutSpec(objective="bd3lm", block_size=_BLOCK, eos_id=2, pad_id=2)
@@ -64,10 +67,11 @@ def _micro_batch(place: Place, shape: str, is_compiled: bool) -> Iterator[Figure
         layout, NoiseSpec(), seed=0, epoch_R=torch.zeros(len(rows), dtype=torch.int64)
     )
     flops = _flops(model, layout, int(noise.is_masked_RT.sum()))
+    plan = module.plan(layout, noise).to(place.device)
     layout, noise = layout.to(place.device), noise.to(place.device)
 
     def step() -> None:
-        module(layout, noise).loss.backward()
+        module(layout, noise, plan).loss.backward()
         model.zero_grad(set_to_none=True)
 
     name = f"{shape}, {'compiled' if is_compiled else 'eager'}"
@@ -75,13 +79,13 @@ def _micro_batch(place: Place, shape: str, is_compiled: bool) -> Iterator[Figure
         yield place.figure(PART, f"{name}: first step", place.seconds(step), "s", 60)
     seconds = place.median_seconds(step, 2 if place.quick else 5)
     with torch.no_grad():
-        forward_s = place.median_seconds(lambda: module(layout, noise), 2)
+        forward_s = place.median_seconds(lambda: module(layout, noise, plan), 2)
     num_real = int((layout.doc_RT != PAD_DOC).sum())
     estimate = _ESTIMATES[shape, is_compiled]
     yield place.figure(PART, f"{name}: tokens", num_real / seconds, "1/s", estimate)
     yield place.figure(PART, f"{name}: forward", 1e3 * forward_s, "ms")
     yield place.figure(PART, f"{name}: forward and backward", 1e3 * seconds, "ms")
-    share = num_real / layout.doc_RT.numel()
+    share = num_real / len(plan.forward.tokens.doc_N)
     yield place.figure(PART, f"{name}: places that are tokens", share, "")
     yield place.figure(PART, f"{name}: peak memory", place.peak_gib(), "GiB")
     if place.peak_flops is not None:

@@ -44,7 +44,7 @@ def make_micros(step, size):
         yield layout, draw_noise(layout, NoiseSpec(), seed=step, epoch_R=epoch)
 
 
-def train(stage, num_micro, *, num_steps=NUM_STEPS, checkpoint=None, model=None):
+def train(stage, num_micro, *, num_steps=NUM_STEPS, checkpoint=None, model=None, **zero):
     """The engine after some clipped steps from `checkpoint` on, and their gradient norms."""
     from a2d_ray.training.engine import make_engine, take_step
     from a2d_ray.training.state import RunProgress, restore_state
@@ -58,7 +58,7 @@ def train(stage, num_micro, *, num_steps=NUM_STEPS, checkpoint=None, model=None)
         "gradient_clipping": CLIP,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": stage},
+        "zero_optimization": {"stage": stage, **zero},
     }
     engine = make_engine(module, make_optimizer(module, OPTIM), settings)
     first = 0
@@ -73,7 +73,7 @@ def train(stage, num_micro, *, num_steps=NUM_STEPS, checkpoint=None, model=None)
             loss = engine(layout, noise).loss * (world / num_targets)
             engine.backward(loss, scale_wrt_gas=False)
             norm = take_step(engine)
-        norms.append(norm)
+        norms.append(float(norm))
     return engine, norms
 
 
