@@ -26,6 +26,7 @@ def block_sparse_attention(
     attention_mask: Tensor | None,
     *,
     tiles: Sequence[Tile] | None = None,
+    clean_keys: "CleanKeys | None" = None,
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -40,12 +41,16 @@ def block_sparse_attention(
         attention_mask: unread.
         query, key, value: values may have a width of their own.
         tiles: who sees whom.
+        clean_keys: of the clean tokens, which ran before; None: all run together.
         scaling: of the scores; None: 1 / sqrt(d).
         softcap: c, where scores are c tanh(scores / c).
         s_aux: [H], a score per head that takes its share of the probability and gives nothing.
     """
     num_heads, num_tokens, dim = query.shape[1:]
-    tiles = state_of(module, "tiles") if tiles is None else tiles
+    if tiles is None:
+        tiles, clean_keys = state_of(module, "tiles"), state_of(module, "clean_keys")
+    if clean_keys is not None:
+        key, value = clean_keys.joined(module, key, value)
     scaling = dim**-0.5 if scaling is None else scaling
     num_key_heads = key.shape[1]
     dtype = query.dtype
@@ -58,6 +63,26 @@ def block_sparse_attention(
     )
     output = attended.view(num_heads, num_tokens, -1).transpose(0, 1)[None]
     return output.contiguous(), None  # some families look at it by view
+
+
+class CleanKeys:
+    """Keys and values of the clean tokens in every layer: first they are kept, then read.
+
+    Attributes:
+        is_kept: all layers have run on the clean tokens.
+    """
+
+    def __init__(self) -> None:
+        self.is_kept = False
+        self._of_layer: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def joined(self, module: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the noised tokens [1, K, N, d] behind the clean ones; clean ones as they are."""
+        if not self.is_kept:
+            self._of_layer[id(module)] = (key, value)
+            return key, value
+        clean_key, clean_value = self._of_layer[id(module)]
+        return torch.cat([clean_key, key], dim=2), torch.cat([clean_value, value], dim=2)
 
 
 class _TiledAttention(torch.autograd.Function):

@@ -102,6 +102,19 @@ def gate_of(model: Any) -> NoiseGate | None:
     return getattr(model, _ATTRIBUTE, None)
 
 
+@contextmanager
+def without_adapters(model: Any) -> Iterator[None]:
+    """Within it, the layers of a model with LoRA are those of the frozen one."""
+    layers = _lora_layers(model).values()
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
 def gated_linear(layer: Any) -> GatedLinear | None:
     """The parts of a linear layer with an adapter, or None: it has none."""
     if _ADAPTER not in getattr(layer, "lora_B", ()):

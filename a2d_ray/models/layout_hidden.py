@@ -16,7 +16,7 @@ from a2d_ray.diffusion.layout import Layout
 from a2d_ray.models import block_attention, flex_attention
 from a2d_ray.models.attention_state import attention_state
 from a2d_ray.models.forward_plan import ForwardPlan, plan_forward
-from a2d_ray.models.gated_lora import gate_of
+from a2d_ray.models.gated_lora import gate_of, without_adapters
 
 
 def layout_hidden(
@@ -42,28 +42,69 @@ def layout_hidden(
     if plan is None:
         device = ids_RT.device
         here = layout.to("cpu")
-        plan = plan_forward(here, is_causal_clean=is_causal_clean, device_type=device.type)
-        plan = plan.to(device)
-    asked: dict[str, Any] = {} if routed is None else {"output_router_logits": True}
-    tokens = plan.tokens
-    state = attention_state(model, **plan.attention_state())
-    with _attention(model, plan), _gate(model, plan), state as passed:
-        outputs = model.base_model(
-            input_ids=ids_RT.flatten()[tokens.place_N][None],
-            position_ids=tokens.position_N[None],
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids_RT.device),
-            use_cache=False,
-            **passed,
-            **asked,
+        plan = plan_forward(
+            here,
+            is_causal_clean=is_causal_clean,
+            device_type=device.type,
+            is_clean_frozen=is_clean_frozen(model) and routed is None,
         )
+        plan = plan.to(device)
+    tokens = plan.tokens
     number = tokens.num_tokens
-    if routed is not None:
-        routed += [logits[:number] for logits in outputs.router_logits or ()]
-    hidden_nH = outputs.last_hidden_state.squeeze(0)
+    ids_N = ids_RT.flatten()[tokens.place_N]
+    with _attention(model, plan):
+        if plan.clean_tiles is not None:
+            hidden_nH = _clean_first(model, ids_N, plan)
+        else:
+            with _gate(model, plan):
+                state = plan.attention_state()
+                outputs = _run(model, ids_N, tokens.position_N, state, routed is not None)
+            if routed is not None:
+                routed += [logits[:number] for logits in outputs.router_logits or ()]
+            hidden_nH = outputs.last_hidden_state.squeeze(0)
     if number < len(hidden_nH):
         hidden_nH = hidden_nH[:number]
     padded = hidden_nH.new_zeros(ids_RT.numel(), hidden_nH.shape[-1])
     return padded.index_put((tokens.place_N[:number],), hidden_nH).view(*ids_RT.shape, -1)
+
+
+def is_clean_frozen(model: Any) -> bool:
+    """Nothing that is trained acts at clean tokens: the model has gated adapters."""
+    return gate_of(model) is not None
+
+
+def _clean_first(model: Any, ids_N: Tensor, plan: ForwardPlan) -> Tensor:
+    """Final hidden states [N, H]: of the clean tokens without a graph, then of the noised ones."""
+    gate = gate_of(model)
+    assert gate is not None
+    num_clean = len(ids_N) - len(plan.noised_n)
+    clean_n, noised_n = ids_N.split([num_clean, len(plan.noised_n)])
+    clean_position_n, position_n = plan.tokens.position_N.split([len(clean_n), len(noised_n)])
+    clean_keys = block_attention.CleanKeys()
+    state = {"tiles": plan.clean_tiles, "clean_keys": clean_keys}
+    with torch.no_grad(), without_adapters(model):
+        clean = _run(model, clean_n, clean_position_n, state).last_hidden_state[0]
+    clean_keys.is_kept = True
+    state = {"tiles": plan.tiles, "clean_keys": clean_keys}
+    with gate.opened(torch.ones_like(noised_n, dtype=torch.bool)[None]):
+        noised = _run(model, noised_n, position_n, state).last_hidden_state[0]
+    return torch.cat([clean, noised])
+
+
+def _run(
+    model: Any, ids_n: Tensor, position_n: Tensor, state: dict[str, Any], is_routed: bool = False
+) -> Any:
+    """Outputs of the backbone for tokens in one row, [n]."""
+    asked: dict[str, Any] = {"output_router_logits": True} if is_routed else {}
+    with attention_state(model, **state) as passed:
+        return model.base_model(
+            input_ids=ids_n[None],
+            position_ids=position_n[None],
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids_n.device),
+            use_cache=False,
+            **passed,
+            **asked,
+        )
 
 
 def set_layout_attention(model: Any, device_type: str) -> None:

@@ -14,7 +14,11 @@ from a2d_ray.diffusion.objectives import LossSpec, LossSums, diffusion_loss, rea
 from a2d_ray.diffusion.reads import Reads
 from a2d_ray.models.experts import balance_loss
 from a2d_ray.models.forward_plan import ForwardPlan, plan_forward
-from a2d_ray.models.layout_hidden import layout_hidden, set_layout_attention
+from a2d_ray.models.layout_hidden import (
+    is_clean_frozen,
+    layout_hidden,
+    set_layout_attention,
+)
 from a2d_ray.models.parts import head_of
 
 
@@ -89,6 +93,7 @@ class DiffusionModule(nn.Module):
                 layout,
                 is_causal_clean=self.is_causal_clean,
                 device_type=self.model.device.type,
+                is_clean_frozen=is_clean_frozen(self.model) and not self.router_weight,
             ),
             reads=reads_of(layout, noise, self.loss),
         )
