@@ -5,7 +5,7 @@ from itertools import accumulate, pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from a2d_ray.generation.engine.cache import split_runs
@@ -85,6 +85,10 @@ def tensors(num_rows):
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
+BESIDE_A_PROMPT = [([4, 0, 0, 0], 0, set(), [], 0), ([1, 1, 1], 0, set(), [], 0)]
+
+
+@example(drawn=BESIDE_A_PROMPT)  # a block, and a prompt that is read causally from its start
 @given(drawn=drawn_works)
 def test_attention_of_a_padded_round_is_that_of_the_round(drawn):
     """And that of each request alone."""

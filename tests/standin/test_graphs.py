@@ -16,6 +16,7 @@ from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine import graphs, spans
 from a2d_ray.generation.engine.engine import Engine, Request
 from a2d_ray.generation.engine.padding import next_step
+from a2d_ray.generation.engine.runner import ModelRunner
 from tests.closeness import assert_close
 from tests.devices import GPU
 from tests.generation.test_engine import MASK, PARAMS, PROMPTS, contract
@@ -90,6 +91,7 @@ def check(device, terms, requests, make_model=tiny_a2d_model, **options):
     return engine, rounds
 
 
+EAGER = 50  # launches; a prompt that is read causally has more
 GRIDS = ["segment", "absolute", "prompt_end"]
 ALL_RULES = [rule for rule in RULES if rule != "auto"]
 
@@ -190,8 +192,12 @@ def test_launches_of_replayed_rounds_are_few_and_do_not_grow_with_requests(rule,
         _, rounds = drive(engine, requests)  # every shape has been met
         found[number] = [counts.launches.total() for counts in rounds]
         assert all(counts.to_device.total() <= 2 for counts in rounds)
-    assert min(found[1]) == min(found[16])
-    assert min(found[16]) <= (9 if rule == "speculate" else 4)
+    if device.type == "cuda":  # there the profiler counts: `make gpu-check`
+        return
+    # A graph and a copy of its inputs, for layers and for decisions; for drafts where there are any.
+    wanted = {4, 6} if rule == "speculate" else {4}
+    for counts in found.values():
+        assert {number for number in counts if number < EAGER} == wanted
 
 
 def test_a_replay_reads_and_writes_where_the_capture_did(device):
@@ -211,6 +217,23 @@ def addresses(engine):
         for one in both
         for key, graph in one._graphs.items()
     }
+
+
+def test_a_warm_up_leaves_out_what_there_is_no_memory_for(device, monkeypatch):
+    decide = ModelRunner._graphed_words
+
+    def small(self, head):
+        if len(head.row_R) > 64:
+            raise torch.OutOfMemoryError("tried to allocate 1.28 GiB")
+        return decide(self, head)
+
+    monkeypatch.setattr(ModelRunner, "_graphed_words", small)
+    options = {"kv_tokens": 64, "max_running": 16}
+    engine = make(tiny_a2d_model("qwen3").to(device), contract(), **options)
+    engine.warm_up()
+    assert counted(engine, "decisions captured") == 1
+    assert counted(engine, "decisions not captured ahead: out of memory") == 1
+    assert not counted(engine, "decisions failed")
 
 
 def test_a_warm_up_captures_what_a_server_meets(device, monkeypatch):

@@ -65,11 +65,15 @@ class CudaCapture:
     def __call__(self, run: Callable[[], object]) -> Callable[[], None]:
         """See `Capture`. Other threads may use the device meanwhile."""
         graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.device(self._device),
-            torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
-        ):
-            run()
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(
+                    graph, self._pool, self._stream, capture_error_mode="thread_local"
+                ):
+                    run()
+            finally:
+                torch.cuda.set_stream(stream)  # `graph` leaves its own behind where it fails
         return graph.replay
 
 
@@ -104,7 +108,7 @@ class Graphs(Generic[_T]):
         counts: Counter[str],
         room: Callable[[Tensor], Tensor] = torch.empty_like,
     ) -> None:
-        self._name = name
+        self.name = name
         self._run = run
         self._capture: Capture | None = capture
         self._counts = counts
@@ -134,12 +138,12 @@ class Graphs(Generic[_T]):
             assert sent.packed is not None
             graph.inputs.copy_(sent.packed)
             graph.replay()
-            self._counts[f"{self._name} replayed"] += 1
+            self._counts[f"{self.name} replayed"] += 1
             return graph.output
         self._num_met[key] += 1
         if self.is_on and self._num_met[key] >= MET_BEFORE_CAPTURE:
             return self.capture(sent)
-        self._counts[f"{self._name} eager: not captured yet"] += 1
+        self._counts[f"{self.name} eager: not captured yet"] += 1
         return self._kept(self._run(sent.value))
 
     def capture(self, sent: Sent[_T]) -> Tensor:
@@ -157,7 +161,7 @@ class Graphs(Generic[_T]):
             self._give_up(error)
             return output
         self._graphs[key] = _Graph(inputs, output, replay)
-        self._counts[f"{self._name} captured"] += 1
+        self._counts[f"{self.name} captured"] += 1
         return output
 
     def _kept(self, result: Tensor) -> Tensor:
@@ -167,9 +171,9 @@ class Graphs(Generic[_T]):
         """Captures nothing any more, and gives the memory back."""
         self._capture = None
         self._graphs.clear()
-        self._counts[f"{self._name} failed"] += 1
+        self._counts[f"{self.name} failed"] += 1
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        _log.warning("%s run without CUDA graphs: they cannot be captured (%s)", self._name, reason)
+        _log.warning("%s run without CUDA graphs: they cannot be captured (%s)", self.name, reason)
 
 
 class RoundGraphs:
@@ -256,22 +260,28 @@ class RoundGraphs:
     ) -> None:
         """Captures the rounds in which up to so many requests denoise, the largest first.
 
+        What the device has no memory for is left out, as it would be if nobody ever asks for it.
+
         Args:
             head: what a request with default options asks; on the CPU.
             num_requests: that run at once.
             unit: rows that each brings.
             is_gated: whether the model has gated adapters.
         """
-        device = self.hidden_NH.device
         for tokens in usual_tokens(self._buckets, num_requests, unit, is_gated=is_gated):
-            if self._layers.is_on:
-                self._layers.capture(send_apart([tokens], device)[0])
-        if why_not_head(head, self._buckets) is not None:
+            self._capture_ahead(self._layers, tokens)
+        if why_not_head(head, self._buckets) is None:
+            for num_rows in usual_asked_rows(num_requests * unit):
+                self._capture_ahead(self._decisions, pad_head(head, self._buckets, num_rows))
+
+    def _capture_ahead(self, graphs: Graphs[_T], value: _T) -> None:
+        if not graphs.is_on:
             return
-        for num_rows in usual_asked_rows(num_requests * unit):
-            if self._decisions.is_on:
-                padded = pad_head(head, self._buckets, num_rows)
-                self._decisions.capture(send_apart([padded], device)[0])
+        (sent,) = send_apart([value], self.hidden_NH.device)
+        try:
+            graphs.capture(sent)
+        except torch.OutOfMemoryError:
+            self.counts[f"{graphs.name} not captured ahead: out of memory"] += 1
 
     def _hidden_of(self, result_NH: Tensor) -> Tensor:
         return self.hidden_NH[: len(result_NH)]
