@@ -194,7 +194,7 @@ def test_launches_of_replayed_rounds_are_few_and_do_not_grow_with_requests(rule,
         assert all(counts.to_device.total() <= 2 for counts in rounds)
     if device.type == "cuda":  # there the profiler counts: `make gpu-check`
         return
-    # A graph and a copy of its inputs, for layers and for decisions; for drafts where there are any.
+    # A graph and a copy of its inputs: for layers, for decisions, for drafts if there are any.
     wanted = {4, 6} if rule == "speculate" else {4}
     for counts in found.values():
         assert {number for number in counts if number < EAGER} == wanted
