@@ -133,7 +133,7 @@ class ModelRunner:
         self._rows = HiddenRows(works, is_shifted=self._is_shifted)
         heads, reading = self._plan(questions)
         pages = page_rows(works) if self._is_shifted else []  # their last hidden states are kept
-        page_row_P = torch.tensor([row for _, row in pages], dtype=torch.int64)
+        page_row_P = torch.tensor([row for _, row in pages]) if pages else None
         parts: list[Any] = [tokens, page_row_P, *heads]
         sent_tokens, sent_pages, *sent_heads = send_apart(parts, self.device)
         self._hidden_NH = self._layers(sent_tokens)[:num_tokens]
