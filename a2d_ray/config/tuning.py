@@ -39,9 +39,12 @@ class ClusterSection(Section):
     device: str = Field("A100-80GB", description="A100-40GB, A100-80GB, H100-80GB, L4-24GB, ...")
     devices_per_node: int = Field(8, ge=1, description="Workers of one machine.")
     node_gbit_s: float = Field(400, gt=0, description="Network of a machine, one direction.")
-    mfu: float = Field(0.25, gt=0, le=1, description="Share of the peak that training reaches.")
+    mfu: float | None = Field(
+        None, gt=0, le=1, description="Share of the peak that training reaches; null: computed."
+    )
     peak_tflops: float | None = Field(None, gt=0, description="Dense bf16 peak of a device.")
     memory_gib: float | None = Field(None, gt=0, description="Memory of a device.")
+    memory_tbyte_s: float | None = Field(None, gt=0, description="Bandwidth of that memory.")
     link_gbyte_s: float | None = Field(None, gt=0, description="Link to devices of the same node.")
     price: float | None = Field(None, ge=0, description="US dollars per device and hour.")
 

@@ -28,6 +28,7 @@ class Device:
     Attributes:
         peak_tflops: dense bf16, from the data sheet.
         memory_gib: device memory.
+        memory_tbyte_s: its bandwidth, from the data sheet; None: not known.
         link_gbyte_s: to its neighbours in the node, one direction.
         price: US dollars per device and hour, on demand, of `PRICES_OF`, not checked.
         rented_as: the machine whose list price that is.
@@ -38,11 +39,13 @@ class Device:
     link_gbyte_s: float
     price: float
     rented_as: str
+    memory_tbyte_s: float | None = None
 
 
 DEVICES = {
     "A100-40GB": Device(
         peak_tflops=PEAK_TFLOPS["A100"],
+        memory_tbyte_s=1.555,
         memory_gib=40,
         link_gbyte_s=300,
         price=2.75,
@@ -50,6 +53,7 @@ DEVICES = {
     ),
     "A100-80GB": Device(
         peak_tflops=PEAK_TFLOPS["A100"],
+        memory_tbyte_s=2.039,
         memory_gib=80,
         link_gbyte_s=300,
         price=5.07,
@@ -57,6 +61,7 @@ DEVICES = {
     ),
     "H100-80GB": Device(
         peak_tflops=PEAK_TFLOPS["H100"],
+        memory_tbyte_s=3.35,
         memory_gib=80,
         link_gbyte_s=450,
         price=6.88,
@@ -64,6 +69,7 @@ DEVICES = {
     ),
     "L4-24GB": Device(
         peak_tflops=PEAK_TFLOPS["L4"],
+        memory_tbyte_s=0.3,
         memory_gib=24,
         link_gbyte_s=16,
         price=0.70,
@@ -71,6 +77,7 @@ DEVICES = {
     ),
     "A10G-24GB": Device(
         peak_tflops=PEAK_TFLOPS["A10G"],
+        memory_tbyte_s=0.6,
         memory_gib=24,
         link_gbyte_s=16,
         price=1.01,

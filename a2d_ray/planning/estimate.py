@@ -1,8 +1,9 @@
 """What a run will take: memory per worker, tokens/s, hours, price, bytes on the network.
 
-    a step's seconds = FLOPs / (workers x peak x MFU) + bytes on the slowest link / its bandwidth
+    a step's seconds = one GPU's work (`speed.step_seconds`) + bytes on the slowest link / its
+    bandwidth - what of them hides behind the backward pass
 
-Nothing overlaps in this model, so a run that hides its communication is faster. Every document
+With `cluster.mfu` the first is FLOPs / (workers x peak x MFU), and nothing hides. Every document
 has the mean length. docs/scaling.md compares it with what was measured.
 """
 
@@ -18,8 +19,12 @@ from a2d_ray.planning.devices import Device, find_device
 from a2d_ray.planning.flops import LayoutCost, layout_cost, padded_cost, train_flops
 from a2d_ray.planning.memory import FP32, Memory, worker_memory
 from a2d_ray.planning.sizes import ModelSizes, find_sizes
+from a2d_ray.planning.speed import StepSeconds, step_seconds
 
 STAGES = (0, 1, 2, 3)
+_NEEDED = ("peak_tflops", "memory_gib", "link_gbyte_s", "price")  # of a device of one's own
+UNKNOWN_MFU = 0.25  # of a device whose memory's bandwidth nobody told
+BACKWARD = 0.6  # of a step's computing, behind which gradients may travel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +39,10 @@ class RunEstimate:
         step_tokens: laid-out tokens of a step, over all workers and streams.
         step_targets: target tokens of a step, over all views.
         step_flops: of a step, over all workers.
-        compute_s, network_s: seconds of a step that compute, and that wait for the network.
+        compute_s, network_s: seconds of a step that compute, and in which the network is busy.
+        hidden_s: of `network_s`, behind the backward pass.
+        seconds: what `compute_s` is made of; None: `cluster.mfu` was given.
+        mfu: model FLOPs of a step over what the devices could do in its seconds.
         network_bytes: that each worker sends in a step.
         hours: of the whole run, without evaluations and checkpoints.
         price: US dollars for all devices over these hours.
@@ -56,6 +64,9 @@ class RunEstimate:
     step_flops: float
     compute_s: float
     network_s: float
+    hidden_s: float
+    seconds: StepSeconds | None
+    mfu: float
     network_bytes: float
     hours: float
     price: float
@@ -66,7 +77,7 @@ class RunEstimate:
     @property
     def step_s(self) -> float:
         """Seconds of a step."""
-        return self.compute_s + self.network_s
+        return self.compute_s + self.network_s - self.hidden_s
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; bytes per worker by ZeRO stage under ``memory``."""
@@ -74,6 +85,7 @@ class RunEstimate:
         return {
             **vars(self),
             "memory": memory,
+            "seconds": None if self.seconds is None else vars(self.seconds),
             "step_s": self.step_s,
             "tokens_per_s": self.step_tokens / self.step_s,
             "target_tokens_per_s": self.step_targets / self.step_s,
@@ -103,22 +115,25 @@ def plan_run(config: PlanConfig) -> RunEstimate:
     flops = step_documents * train_flops(cost, sizes, train.model)
     micro_rows = train.batch.rows_per_device or train.batch.rows // workers
     stage = zero_stage(train)
-    sent = network_bytes(
-        sizes.trained_parameters(train.model),
-        zero_stage=stage,
-        num_workers=workers,
-        num_micro=train.batch.rows // workers // micro_rows,
-    )
-    compute_s = flops / (workers * device.peak_tflops * 1e12 * cluster.mfu)
+    num_micro = train.batch.rows // workers // micro_rows
+    trained = sizes.trained_parameters(train.model)
+    sent = network_bytes(trained, zero_stage=stage, num_workers=workers, num_micro=num_micro)
     network_s = sent / _slowest_link(cluster, device, workers)
-    hours = steps * (compute_s + network_s) / 3600
+    peak = workers * device.peak_tflops * 1e12
+    mfu = _given_mfu(cluster, device)
+    share = _scaled(cost, step_documents / workers)
+    seconds = None if mfu is not None else _seconds(share, sizes, train, device, num_micro)
+    compute_s = seconds.total if seconds is not None else flops / (peak * (mfu or UNKNOWN_MFU))
+    hidden_s = 0.0 if seconds is None else _hidden(train, compute_s, network_s, num_micro)
+    step_s = compute_s + network_s - hidden_s
+    hours = steps * step_s / 3600
     return RunEstimate(
         model=train.model.path,
         device=cluster.device,
         num_workers=workers,
         num_nodes=math.ceil(workers / cluster.devices_per_node),
         parameters=sizes.parameters,
-        trained_parameters=sizes.trained_parameters(train.model),
+        trained_parameters=trained,
         zero_stage=stage,
         steps=steps,
         step_tokens=step_documents * cost.tokens,
@@ -126,6 +141,9 @@ def plan_run(config: PlanConfig) -> RunEstimate:
         step_flops=flops,
         compute_s=compute_s,
         network_s=network_s,
+        hidden_s=hidden_s,
+        seconds=seconds,
+        mfu=flops / (peak * step_s),
         network_bytes=sent,
         hours=hours,
         price=hours * workers * device.price,
@@ -158,14 +176,44 @@ def network_bytes(
     return once * passes[zero_stage]
 
 
+def _seconds(
+    share: LayoutCost, sizes: ModelSizes, train: TrainConfig, device: Device, num_micro: int
+) -> StepSeconds:
+    """What one GPU's share of a step is made of."""
+    optimizer_share = 1 / train.scaling.world_sizes[-1] if zero_stage(train) else 1.0
+    return step_seconds(
+        share, sizes, train.model, device, num_micro=num_micro, optimizer_share=optimizer_share
+    )
+
+
+def _given_mfu(cluster: ClusterSection, device: Device) -> float | None:
+    """The MFU that replaces the model of a step; None: that is used."""
+    is_known = device.memory_tbyte_s is not None
+    return UNKNOWN_MFU if cluster.mfu is None and not is_known else cluster.mfu
+
+
+def _scaled(cost: LayoutCost, number: float) -> LayoutCost:
+    """The cost of so many documents."""
+    return LayoutCost(**{key: number * value for key, value in vars(cost).items()})
+
+
+def _hidden(train: TrainConfig, compute_s: float, network_s: float, num_micro: int) -> float:
+    """Seconds of the network behind backward passes, where gradients travel while they run."""
+    zero = train.deepspeed.get("zero_optimization", {})
+    if zero_stage(train) != 2 or not zero.get("overlap_comm", True):
+        return 0.0
+    passes = 2 * num_micro  # and one that gathers weights, which waits
+    return min(network_s * passes / (passes + 1), BACKWARD * compute_s)
+
+
 def _device(cluster: ClusterSection) -> Device:
     """The named device, with the figures that the user knows better."""
     own = {
         key: value
-        for key in ("peak_tflops", "memory_gib", "link_gbyte_s", "price")
+        for key in (*_NEEDED, "memory_tbyte_s")
         if (value := getattr(cluster, key)) is not None
     }
-    if len(own) == 4:
+    if own.keys() >= set(_NEEDED):
         return Device(**own, rented_as="cluster.price")
     return Device(**{**vars(find_device(cluster.device)), **own})
 

@@ -43,6 +43,16 @@ def check_deepspeed(config: TrainConfig) -> None:
         OptionError: the key, the value and the fix.
     """
     world = config.scaling.world_sizes[0]
+    zero = config.deepspeed.get("zero_optimization", {})
+    most = config.batch.rows_per_device
+    is_split = most is not None and config.batch.rows // world > most
+    if is_split and zero.get("stage") == 1 and zero.get("overlap_comm"):
+        raise OptionError(
+            "deepspeed.zero_optimization.overlap_comm",
+            True,
+            "loses gradients of all but the last micro-batch with stage 1 (DeepSpeed 0.19)",
+            "leave it out, use stage 2, or set batch.rows_per_device=null",
+        )
     settings = _Asked(deepspeed_config(config, world=world, num_micro=1))
     level = deepspeed.utils.logger.level
     deepspeed.utils.logger.setLevel("ERROR")

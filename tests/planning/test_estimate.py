@@ -47,7 +47,8 @@ def test_hours_and_price_follow_workers_and_efficiency():
     )
     assert half.hours == pytest.approx(2 * base.hours, rel=1e-3)
     assert half.price == pytest.approx(base.price, rel=1e-3)
-    assert plan("cluster.mfu=0.5").compute_s == pytest.approx(base.compute_s / 2)
+    quarter, half = plan("cluster.mfu=0.25"), plan("cluster.mfu=0.5")
+    assert half.compute_s == pytest.approx(quarter.compute_s / 2)
     assert plan("cluster.price=1").price == pytest.approx(64 * plan().hours)
 
 

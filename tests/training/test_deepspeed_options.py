@@ -62,3 +62,16 @@ def test_what_deepspeed_would_refuse_or_overlook_is_an_error(given, message):
 )
 def test_what_deepspeed_knows_passes(given):
     check_deepspeed(config_with(**given))
+
+
+@pytest.mark.parametrize(("rows_per_device", "is_refused"), [(2, True), (4, False), (None, False)])
+def test_stage_1_overlaps_only_a_step_of_one_micro_batch(rows_per_device, is_refused):
+    """DeepSpeed 0.19 loses the gradients of the others; two gloo ranks showed it."""
+    config = config_with(zero_optimization={"stage": 1, "overlap_comm": True})
+    batch = config.batch.model_copy(update={"rows": 4, "rows_per_device": rows_per_device})
+    config = config.model_copy(update={"batch": batch})
+    if is_refused:
+        with pytest.raises(OptionError, match=r"overlap_comm=true loses gradients.*stage 2"):
+            check_deepspeed(config)
+    else:
+        check_deepspeed(config)
