@@ -87,5 +87,5 @@ def test_exact_likelihoods_need_an_ar_mode(make_config, gym, tmp_path, no_ray):
 def test_supervised_jobs_do_not_take_the_section(make_config):
     from a2d_ray.training import build_trainer
 
-    with pytest.raises(ValueError, match=r"use jobs/rl\.py"):
+    with pytest.raises(ValueError, match=r"use python jobs/rl\.py"):
         build_trainer(make_config())
