@@ -33,6 +33,7 @@ def add_adapters(model: Any, lora: LoraSection, *, mask_id: int, base: str, seed
     """
     import torch
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     from a2d_ray.models.parts import embedding_name, output_name
 
@@ -42,6 +43,7 @@ def add_adapters(model: Any, lora: LoraSection, *, mask_id: int, base: str, seed
         lora_dropout=lora.dropout,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
         exclude_modules=[output_name(model)],
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         trainable_token_indices={embedding_name(model).rpartition(".")[2]: [mask_id]},
         base_model_name_or_path=base,
     )
