@@ -75,7 +75,12 @@ def save(taken: list[tuple[float, bytes]], output: str) -> None:
     ends = [*began[1:], began[-1] + LAST_S]
     stays_ms = [round(1000 * (end - at)) for at, end in zip(began, ends, strict=True)]
     images = [Image.open(io.BytesIO(png)).convert("RGB") for png in frames]
-    palette = images[len(images) // 2].quantize(NUM_COLOURS)
+    some = images[:: max(1, len(images) // 8)]
+    width, height = images[0].size
+    together = Image.new("RGB", (width, height * len(some)))
+    for number, image in enumerate(some):
+        together.paste(image, (0, height * number))
+    palette = together.quantize(NUM_COLOURS)
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     images[0].save(
         output, save_all=True, append_images=images[1:], duration=stays_ms, loop=0, optimize=True

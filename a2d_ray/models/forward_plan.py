@@ -83,22 +83,21 @@ def plan_forward(
     """
     is_cpu = device_type == "cpu"
     tokens = flatten(layout, 1 if is_cpu else TILE)
-    if is_cpu and is_clean_frozen:
+    tiles: Sequence[Tile] = ()
+    clean_tiles: Sequence[Tile] | None = None
+    blocks: BlockMask | None = None
+    if not is_cpu:
+        blocks = flex_attention.mask_blocks(tokens, is_causal_clean=is_causal_clean)
+    elif is_clean_frozen:
         tokens = tokens.moved(itemgetter(tokens.stream_N.clamp(max=1).argsort(stable=True)))
         clean_tiles, tiles = split_tiles(layout, is_causal_clean=is_causal_clean)
-        return ForwardPlan(
-            tokens=tokens,
-            noised_n=(tokens.stream_N > 0).nonzero()[:, 0],
-            is_causal_clean=is_causal_clean,
-            tiles=tiles,
-            clean_tiles=clean_tiles,
-        )
+    else:
+        tiles = attention_tiles(layout, is_causal_clean=is_causal_clean)
     return ForwardPlan(
         tokens=tokens,
         noised_n=(tokens.stream_N > 0).nonzero()[:, 0],
         is_causal_clean=is_causal_clean,
-        tiles=attention_tiles(layout, is_causal_clean=is_causal_clean) if is_cpu else (),
-        blocks=None
-        if is_cpu
-        else flex_attention.mask_blocks(tokens, is_causal_clean=is_causal_clean),
+        tiles=tiles,
+        clean_tiles=clean_tiles,
+        blocks=blocks,
     )

@@ -61,6 +61,16 @@ def seen_by(calls, num_rows):
 steps = st.sampled_from([0, 0, 0, 1, 1, 1, 2, 7])
 
 
+def hidden_masks(groups, seed):
+    """Which masks a mask does not see, at random; it sees itself."""
+    rng = random.Random(seed)
+    num_masks = sum(groups)
+    hidden = [[rng.random() < 0.4 for _ in range(num_masks)] for _ in range(num_masks)]
+    for index, row in enumerate(hidden):
+        row[index] = False
+    return hidden
+
+
 @given(
     visible=st.lists(steps, min_size=1, max_size=30),
     before=st.integers(0, 9),
@@ -71,13 +81,8 @@ steps = st.sampled_from([0, 0, 0, 1, 1, 1, 2, 7])
 def test_spans_are_what_each_row_sees_once(visible, before, cuts, groups, seed):
     """Whatever the runs of slots are; with masks that see part of the others, too."""
     num_visible = [max(before + i, 1) for i in accumulate(visible)]
-    rng = random.Random(seed)
     num_masks = sum(groups)
-    hidden = [
-        [rng.random() < 0.4 for _ in range(num_masks)] for size in groups for _ in range(size)
-    ]
-    for index, row in enumerate(hidden):
-        row[index] = False
+    hidden = hidden_masks(groups, seed)
     num_keys = num_visible[-1] + num_masks
     edges = [0, *sorted(cut for cut in cuts if cut < num_keys), num_keys]
     runs = [(1_000 * i + a, 1_000 * i + b) for i, (a, b) in enumerate(pairwise(edges))]

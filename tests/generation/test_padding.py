@@ -26,6 +26,7 @@ from a2d_ray.generation.engine.spans import attend, plan_spans
 from a2d_ray.generation.engine.transfer import signature
 from a2d_ray.generation.engine.work import Sight, Work
 from tests.closeness import assert_close
+from tests.generation.test_attention import hidden_masks
 
 SLOTS, H, K, D, B = 4_000, 4, 2, 8, 8
 BUCKETS = Buckets(units=(1, B, 32), scratch=SLOTS, num_requests=9, is_flash=False)
@@ -34,13 +35,8 @@ BUCKETS = Buckets(units=(1, B, 32), scratch=SLOTS, num_requests=9, is_flash=Fals
 def work_of(visible, before, cuts, groups, seed, first_slot):
     """New tokens that see so many keys, and groups of masks that see part of each other."""
     num_visible = [max(before + i, 1) for i in accumulate(visible)]
-    rng = random.Random(seed)
     num_masks = sum(groups)
-    hidden = [
-        [rng.random() < 0.4 for _ in range(num_masks)] for size in groups for _ in range(size)
-    ]
-    for index, row in enumerate(hidden):
-        row[index] = False
+    hidden = hidden_masks(groups, seed)
     num_rows = len(visible) + num_masks
     num_keys = max(num_visible[-1] + num_masks, num_rows)
     edges = [0, *sorted(cut for cut in cuts if cut < num_keys), num_keys]

@@ -236,6 +236,7 @@ def test_the_balance_of_experts_is_that_of_transformers(model_type):
     assert gradient.abs().max() > 0
 
 
+@pytest.mark.filterwarnings("error:fan_in_fan_out")
 def test_gated_adapters_of_transposed_layers_leave_the_ar_mode_as_it_was():
     model = make_miniature(Architecture.of("gpt2"), tiny_config("gpt2")).a2d
     contract = Contract(mask_token_id=MASK_ID, ar_mode="original")
