@@ -212,8 +212,10 @@ class Engine:
         """Drafts of the requests that go on, from the masks behind what they accepted."""
         drafting = []
         questions = []
-        for place, (sequence, _) in enumerate(brought):
-            question = sequence.draft_question() if outputs[place].finish_reason is None else None
+        for place, (sequence, works) in enumerate(brought):
+            if outputs[place].finish_reason is not None:
+                continue
+            question = sequence.draft_question(works)
             if question is not None:
                 drafting.append((place, sequence))
                 questions.append(question)

@@ -158,7 +158,7 @@ class Sequence:
             self._open_next_window()
         return output
 
-    def draft_question(self) -> None:
+    def draft_question(self, works: Collection[Work]) -> None:
         """Such a request drafts nothing."""
 
     def draft(self, answer: Verdict, output: StepOutput) -> StepOutput:

@@ -98,7 +98,6 @@ class SpeculativeSequence:
         self._plan = DraftPlan()
         self._draft_rows: dict[int, range] = {}  # by length of the accepted run
         self._run_length = 0
-        self._work: Work | None = None
         self._rows = range(0)  # new tokens of the present round whose logits are read
         self._acceptance = drafter.acceptance.of_a_request()
         self._num_alternatives = request.params.prompt_logprobs
@@ -145,7 +144,7 @@ class SpeculativeSequence:
         new_runs, all_runs = self._storage.runs(chunk, self._num_kept, num_own)
         self._rows = range(num_clean - num_asked, num_clean)
         self._draft_rows = _rows(masks, num_clean, skipped=not self._is_shifted)
-        self._work = Work(
+        work = Work(
             sequence=self,
             storage=self._storage,
             chunk=chunk,
@@ -157,7 +156,7 @@ class SpeculativeSequence:
             num_visible=[*range(first + 1, first + num_clean + 1)],
             sight=self._sight(masks) if num_masks else None,
         )
-        return [self._work]
+        return [work]
 
     def questions(self, works: Collection[Work]) -> list[Question]:
         """What this round is to decide: how likely the prompt is, and what the AR mode writes.
@@ -226,17 +225,21 @@ class SpeculativeSequence:
         self._run_length = len(tokens) - 1
         return self._emit(list(written))
 
-    def draft_question(self) -> Question | None:
-        """The drafts for the next round, behind what this one accepted; None: there are none."""
+    def draft_question(self, works: Collection[Work]) -> Question | None:
+        """The drafts for the next round, behind what this one accepted; None: there are none.
+
+        Args:
+            works: of `plan`.
+        """
         rows = self._draft_rows.get(self._run_length)
-        if not rows or self._work is None:
+        if not rows:
             return None
         start = len(self._ids)
         positions = range(start, start + len(rows))
         active = Active.masked(positions, [self._decoder.mask_id] * len(rows))
         free = replace(self._decoder, grammar=None)  # it will bind what is verified
         asked = inquire(free, active, self._state)
-        return Question(asked=asked, works=(self._work,), rows=rows)
+        return Question(asked=asked, works=tuple(works), rows=rows)
 
     def draft(self, answer: Verdict, output: StepOutput) -> StepOutput:
         """Takes the answer to `draft_question`; the output of this round, with the drafts."""

@@ -10,6 +10,7 @@ N tokens, H query heads, K key/value heads, d head width.
 """
 
 import copy
+import ctypes
 import weakref
 from typing import Any
 
@@ -32,11 +33,25 @@ def inference_twin(model: nn.Module) -> Any:
     stamp = tuple((p.data_ptr(), p.dtype, _version(p)) for p in model.parameters())
     known = _known.get(model)
     if known is None or known[0] != stamp:
+        if known is not None:
+            del _known[model], known  # before the next one takes memory
+            _return_free_memory()
         config: Any = copy.copy(model.config)
         config._attn_implementation = ENGINE_ATTENTION
         with torch.no_grad():
             known = _known[model] = (stamp, _twin(model, model.config, config, gate_of(model)))
     return known[1]
+
+
+def _return_free_memory() -> None:
+    """Gives pages that glibc holds free back to the system.
+
+    Packed weights that are replaced leave holes between what lives on. The holes are not reused as
+    a whole: without this, reinforcement learning of 135M parameters grew by 0.4 GB per update.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
 
 
 def is_fused(prefix: str) -> bool:
