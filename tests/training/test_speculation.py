@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from a2d_ray.data.pipeline import prepare
 from a2d_ray.models.checkpoint import load_checkpoint, read_contract
 from a2d_ray.models.gated_lora import GatedLinear, gated_linears
 from a2d_ray.runs.status import run_status
@@ -15,6 +16,7 @@ from a2d_ray.runs.storage import RunDirectory
 from a2d_ray.training.assembly import load_model
 from a2d_ray.training.preflight import check_run
 from a2d_ray.training.stopping import request_stop
+from benchmarks.bare_training import BareLoop
 from tests.closeness import assert_close
 from tests.training.runs import assert_same_losses, fit, metrics
 from tests.training.test_resume import num_steps_of, wait_until
@@ -67,6 +69,21 @@ def test_joint_training_reports_drafts_and_leaves_an_ar_mode(ray_local, workshop
 
 
 @pytest.mark.cluster
+def test_gated_steps_move_the_adapters_and_no_bit_of_the_original(one_worker, make_config):
+    shared = make_config("one")
+    packed = prepare(shared.data, shared.objective, shared.model.path)  # as the fixture left it
+    loop = BareLoop.of(make_config("gated_steps", **GATED), str(packed.path), seed=0)
+    parameters = dict(loop.module.named_parameters())
+    trained = {name for name, p in parameters.items() if p.requires_grad}
+    assert trained and all("lora_" in n or "trainable_tokens" in n for n in trained)
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    for number in range(4):
+        loop.step(number, number, 4)
+    assert {name for name, p in parameters.items() if not torch.equal(p, before[name])} == trained
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
 def test_a_gated_run_learns_and_keeps_the_original_bit_for_bit(gated, workshop):
     path = gated.checkpoint.path
     contract = read_contract(path)
@@ -111,6 +128,7 @@ def test_two_workers_and_then_one_give_the_same_drafts(gated, workshop, make_con
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_gated_adapters_are_trained_on_as_they_are(gated, make_config):
     path = gated.checkpoint.path
     again = make_config("again", **GATED | {"model": {"path": path} | GATED["model"]})
