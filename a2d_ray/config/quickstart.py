@@ -20,5 +20,6 @@ class QuickstartConfig(Section):
     )
     minutes: float = Field(9.0, gt=0, description="Training time to aim for.")
     num_workers: int = Field(2, ge=1, description="Ray Train workers.")
+    seed: int = Field(0, ge=0, description="Of the order of rows and the noise.")
     eval_tasks: int = Field(40, ge=1, description="Held-out tasks of each kind.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the endpoint.")

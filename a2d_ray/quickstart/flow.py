@@ -212,8 +212,13 @@ class _Quickstart:
 
         steps = steps or self.config.steps or recipe.SMOKE_STEPS
         num_workers = self.config.num_workers
-        has_gpus = torch.cuda.device_count() >= num_workers
-        return recipe.train_config(self.root, steps, num_workers, use_gpu=has_gpus)
+        return recipe.train_config(
+            self.root,
+            steps,
+            num_workers,
+            seed=self.config.seed,
+            use_gpu=torch.cuda.device_count() >= num_workers,
+        )
 
     def start_ray(self) -> None:
         """Ray, from the first stage that needs it to the end."""

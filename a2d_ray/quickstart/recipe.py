@@ -94,12 +94,14 @@ def own_answers_path(root: Path) -> Path:
     return root / "own-answers.jsonl"
 
 
-def train_config(root: Path, steps: int, num_workers: int, *, use_gpu: bool = False) -> TrainConfig:
+def train_config(
+    root: Path, steps: int, num_workers: int, *, seed: int = 0, use_gpu: bool = False
+) -> TrainConfig:
     """The training run: about 800 tokens over both streams per step."""
     small = is_smoke(steps)
     return TrainConfig.model_validate(
         {
-            "run": {"name": "train", "storage_path": str(root), "resume": True},
+            "run": {"name": "train", "storage_path": str(root), "resume": True, "seed": seed},
             "model": {"path": str(root / "model"), "trainable_layers": TRAINABLE_LAYERS},
             "data": {
                 "spec": data_spec(root, small),

@@ -19,6 +19,7 @@ from a2d_ray.data.pipeline import PackedSet, prepare, to_packed_rows, training_d
 from tests.tiny import save_tiny_ar, tiny_tokenizer
 
 pytestmark = pytest.mark.cluster
+NUM_ROWS = 600
 
 
 def write_jsonl(path, rows):
@@ -51,9 +52,9 @@ def model_path(tmp_path_factory):
 @pytest.fixture(scope="module")
 def packed(ray_local, tmp_path_factory, model_path):
     root = tmp_path_factory.mktemp("set")
-    rows = [conversation(i, turns=1 + i % 3) for i in range(1200)]
-    write_jsonl(root / "a.jsonl", rows[:700])
-    write_jsonl(root / "b.jsonl", rows[700:])
+    rows = [conversation(i, turns=1 + i % 3) for i in range(NUM_ROWS)]
+    write_jsonl(root / "a.jsonl", rows[:350])
+    write_jsonl(root / "b.jsonl", rows[350:])
     return prepare(*sections(root, f"{root}/a.jsonl+{root}/b.jsonl"), model_path)
 
 
@@ -131,12 +132,12 @@ def test_an_epoch_holds_every_document_once_and_epochs_differ(packed):
 
 def test_no_conversation_is_lost_and_none_is_in_both_splits(packed):
     train, test = documents(packed, "train"), documents(packed, "test")
-    assert len(train) + len(test) == 1200
+    assert len(train) + len(test) == NUM_ROWS
     assert not set(train) & set(test)
     decode = tiny_tokenizer().decode
     texts = Counter(decode(ids) for ids, _, _ in [*train.values(), *test.values()])
-    assert all(sum(f"question {i} 0<" in text for text in texts) == 1 for i in range(0, 1200, 97))
-    answers = sum((1 + i % 40 + 1) * (1 + i % 3) for i in range(1200))
+    assert all(sum(f"question {i} 0<" in text for text in texts) == 1 for i in range(0, NUM_ROWS, 97))
+    answers = sum((1 + i % 40 + 1) * (1 + i % 3) for i in range(NUM_ROWS))
     learned = sum(sum(t) for _, _, t in [*train.values(), *test.values()])
     assert learned < answers  # three long answers do not fit 128 tokens
     counted = [packed.manifest["splits"][split]["targets"] for split in ("train", "test")]

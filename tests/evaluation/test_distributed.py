@@ -37,6 +37,7 @@ def measure(checkpoint: Path, output: Path, tasks, **options):
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_sharded_over_actors_is_one_process(checkpoints, tmp_path, ray_local):
     tasks = [SUMS, CHAT]
     alone = measure(checkpoints["bd3lm"], tmp_path / "alone", tasks)

@@ -33,7 +33,8 @@ def test_a_bad_variable_is_refused(value):
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
 @pytest.mark.parametrize("steps", [2, 300])
 def test_training_resolves(num_workers, steps):
-    config = recipe.train_config(Path("root"), steps, num_workers)
+    config = recipe.train_config(Path("root"), steps, num_workers, seed=3)
+    assert config.run.seed == 3
     assert config.schedule.max_steps == steps
     assert config.objective.block_size == 8 and config.objective.reads_ar_mode
     assert config.run.resume

@@ -191,7 +191,7 @@ def test_waiting_for_a_replica_is_part_of_the_metrics(base_url):
     Without the waits they would be half of it.
     """
     url = base_url.removesuffix("/v1")
-    body = {"model": "tiny", "prompt": "ab", "max_tokens": 400, "ignore_eos": True, "n": 4}
+    body = {"model": "tiny", "prompt": "ab", "max_tokens": 200, "ignore_eos": True, "n": 4}
     body["diffusion"] = {"rule": "steps"}
     name = 'a2d:{}{{model_name="tiny"'.format
     held = "num_requests_at_endpoint"
