@@ -4,8 +4,7 @@ Needs pyte (``pip install "a2d-ray[pictures]"``). It writes OUT.svg and OUT-dark
 the whole text that stands there at the end instead: the transcript of a command.
 
 What the terminal shows is recorded with its times. Waits are cut to two seconds, so the picture
-says nothing about speed. Lines of ``--type FILE`` are typed as soon as the words before ``<<<`` are
-shown, as in ``> <<<What is the capital of France?``.
+says nothing about speed. Each line of ``--type FILE`` is typed when the command waits for a line.
 """
 
 import html
@@ -30,7 +29,7 @@ CELL_PX = (8.43, 19)  # of a monospace font of that size
 LONGEST_WAIT_S = 2.0
 FRAME_S = 0.08  # changes that follow each other faster are one frame
 LAST_S = 6.0  # the last frame stays
-WHERE = "\x1b[6n"  # a program asks for the place of the cursor
+WHERE = "\x1b[6n"  # a program asks for the place of the cursor: it waits for a line
 
 
 @dataclass(frozen=True)
@@ -58,15 +57,7 @@ THEMES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Typed:
-    """A line that is typed when the words before it are shown."""
-
-    after: str
-    text: str
-
-
-def record(command: Sequence[str], typed: Sequence[Typed]) -> Iterator[tuple[float, str]]:
+def record(command: Sequence[str], typed: Sequence[str]) -> Iterator[tuple[float, str]]:
     """Runs a command in a terminal; yields what it shows with the seconds since it began."""
     import pyte
 
@@ -78,21 +69,21 @@ def record(command: Sequence[str], typed: Sequence[Typed]) -> Iterator[tuple[flo
         os.execvp(command[0], list(command))
     ioctl(terminal, TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
     began = time.monotonic()
-    waiting = list(typed)
-    unseen = ""
+    to_type = list(typed)
+    is_waiting = False
     while True:
         if not select.select([terminal], [], [], 0.1)[0]:
-            if waiting and waiting[0].after in unseen:
-                unseen = ""
-                os.write(terminal, f"{waiting.pop(0).text}\r".encode())
+            if to_type and is_waiting:
+                os.write(terminal, f"{to_type.pop(0)}\r".encode())
+                is_waiting = False
             continue
         try:
             shown = os.read(terminal, 65536).decode(errors="replace")
         except OSError:  # the command ended
             break
-        unseen += shown
         stream.feed(shown)
         if WHERE in shown:
+            is_waiting = True
             os.write(terminal, f"\x1b[{screen.cursor.y + 1};{screen.cursor.x + 1}R".encode())
         yield time.monotonic() - began, shown
     os.waitpid(pid, 0)
@@ -193,18 +184,12 @@ def _style(cell: object, theme: Theme) -> str:
     return "".join(f" {part}" for part in parts)
 
 
-def read_typed(path: Path) -> list[Typed]:
-    """Lines ``WORDS<<<TEXT`` of a file."""
-    pairs = (line.partition("<<<") for line in path.read_text().splitlines() if line.strip())
-    return [Typed(after, text) for after, _, text in pairs]
-
-
 def main() -> None:
     """See the module."""
     output, *command = sys.argv[1:]
-    typed: list[Typed] = []
+    typed: list[str] = []
     if command[0] == "--type":
-        typed = read_typed(Path(command[1]))
+        typed = Path(command[1]).read_text().splitlines()
         command = command[2:]
     if output.endswith(".txt"):
         Path(output).write_text(transcript(record(command, typed)))
