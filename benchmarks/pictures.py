@@ -1,6 +1,7 @@
 """The pictures of the docs, drawn from the tables of docs/benchmarks: python -m benchmarks.pictures
 
-The loss curve is drawn from docs/quickstart.csv, of the run whose transcript is beside it.
+The loss curve is drawn from docs/quickstart.csv, of the run whose transcript is beside it; rewards
+from docs/rl.csv.
 
 Each is written twice, for light and for dark pages.
 """
@@ -20,6 +21,7 @@ PALETTES = {
     "": {"ink": "#1f2328", "soft": "#8c959f", "main": "#0969da", "other": "#bc4c00"},
     "-dark": {"ink": "#e6edf3", "soft": "#6e7681", "main": "#58a6ff", "other": "#f0883e"},
 }
+SMOOTHED = 10  # steps of reinforcement learning
 Colours = dict[str, str]
 Row = dict[str, str]
 
@@ -115,7 +117,33 @@ def loss(axes: Axes, colours: Colours) -> None:
     axes.set_title("The quickstart's seven minutes on two CPU cores")
 
 
-PICTURES = {"frontier": frontier, "speculation": speculation, "loss": loss}
+def rewards(axes: Axes, colours: Colours) -> None:
+    """Right answers of reinforcement learning: held out, and of the roll-outs, a line per seed."""
+    with (DOCS / "rl.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for seed in sorted({row["seed"] for row in rows}):
+        own = [row for row in rows if row["seed"] == seed]
+        drawn = [row for row in own if row["roll_outs"]]
+        axes.plot([int(row["step"]) for row in drawn],
+                  _smooth([float(row["roll_outs"]) for row in drawn]),
+                  color=colours["main"], linewidth=1.2, alpha=0.7)  # fmt: skip
+        tested = [row for row in own if row["held_out"]]
+        axes.plot([int(row["step"]) for row in tested], [float(row["held_out"]) for row in tested],
+                  "D--", color=colours["other"], markersize=7, linewidth=1.2)  # fmt: skip
+    axes.plot([], [], "D--", color=colours["other"], label="held-out tasks, greedy")
+    axes.plot([], [], color=colours["main"], label=f"roll-outs, mean of {SMOOTHED} steps")
+    axes.legend(frameon=False, loc="lower right", labelcolor=colours["ink"])
+    axes.set(xlabel="update", ylabel="share of right answers", ylim=(0.2, 0.9))
+    axes.set_title("Reinforcement learning on sorting after the quickstart, a line per seed")
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """Means of each value and those before it."""
+    parts = [values[max(0, end - SMOOTHED) : end] for end in range(1, len(values) + 1)]
+    return [sum(part) / len(part) for part in parts]
+
+
+PICTURES = {"frontier": frontier, "speculation": speculation, "loss": loss, "rl": rewards}
 
 
 def draw(name: str, colours: Colours, path: Path) -> None:
