@@ -13,7 +13,7 @@ CLIENT_KINDS := frameworks harness-oldest harness-newest load
 SKIPPED := $(if $(shell command -v nvidia-smi),,and not gpu) \
 	$(if $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),,and not browser)
 
-# Tests that start Ray share one process (tests/conftest.py); the others fill the second.
+# Tests on the session's Ray share one process (tests/conftest.py); the others fill the second.
 PARALLEL := -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

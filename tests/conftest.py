@@ -35,43 +35,44 @@ settings.load_profile("a2d")
 
 
 @cache
-def ray_tests(file: str) -> frozenset[str]:
-    """Tests of a file that start Ray, by name: those under ``mark.cluster``."""
+def marked_tests(file: str, mark: str) -> frozenset[str]:
+    """Tests of a file under a mark, by name."""
     tree = ast.parse((Path(__file__).parent.parent / file).read_text())
     marked = {
-        node.name: any("mark.cluster" in ast.unparse(mark) for mark in node.decorator_list)
+        node.name: any(f"mark.{mark}" in ast.unparse(x) for x in node.decorator_list)
         for node in tree.body
         if isinstance(node, ast.FunctionDef)
     }
     all_are = any(
-        "pytestmark" in ast.unparse(node) and "mark.cluster" in ast.unparse(node)
+        "pytestmark" in ast.unparse(node) and f"mark.{mark}" in ast.unparse(node)
         for node in tree.body
         if isinstance(node, ast.Assign)
     )
     return frozenset(name for name, is_marked in marked.items() if is_marked or all_are)
 
 
-def starts_ray(nodeid: str) -> bool:
-    """Whether this test does."""
+def is_marked(nodeid: str, mark: str) -> bool:
+    """Whether this test is under the mark."""
     file, _, name = nodeid.partition("::")
-    return name.split("[")[0] in ray_tests(file)
+    return name.split("[")[0] in marked_tests(file, mark)
 
 
 def pytest_collection_modifyitems(items):
     """What takes longest begins first."""
     for item in items:
-        if "ray_local" in item.fixturenames and not starts_ray(item.nodeid):
+        if "ray_local" in item.fixturenames and not is_marked(item.nodeid, "cluster"):
             raise pytest.UsageError(f"{item.nodeid} starts Ray: mark it with pytest.mark.cluster")
-    items.sort(key=lambda item: not starts_ray(item.nodeid))
+    marks = ("cluster", "own_cluster")
+    items.sort(key=lambda item: [not is_marked(item.nodeid, mark) for mark in marks])
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Under ``pytest -n``, a file's tests stay together; all that start Ray share a process."""
+    """Under ``pytest -n``, a file's tests stay together; all on the session's Ray share one."""
     from xdist.scheduler import LoadScopeScheduling
 
     class FilesAndRay(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return "ray" if starts_ray(nodeid) else nodeid.split("::")[0]
+            return "ray" if is_marked(nodeid, "cluster") else nodeid.split("::")[0]
 
     return FilesAndRay(config, log)
 

@@ -12,7 +12,7 @@ from tests.cluster.files import ROOT
 from tests.training.runs import assert_same_losses, metrics
 
 pytestmark = [
-    pytest.mark.cluster,
+    pytest.mark.own_cluster,
     pytest.mark.slow,
     pytest.mark.nightly,
     pytest.mark.timeout(900),

@@ -136,7 +136,9 @@ def test_no_conversation_is_lost_and_none_is_in_both_splits(packed):
     assert not set(train) & set(test)
     decode = tiny_tokenizer().decode
     texts = Counter(decode(ids) for ids, _, _ in [*train.values(), *test.values()])
-    assert all(sum(f"question {i} 0<" in text for text in texts) == 1 for i in range(0, NUM_ROWS, 97))
+    assert all(
+        sum(f"question {i} 0<" in text for text in texts) == 1 for i in range(0, NUM_ROWS, 97)
+    )
     answers = sum((1 + i % 40 + 1) * (1 + i % 3) for i in range(NUM_ROWS))
     learned = sum(sum(t) for _, _, t in [*train.values(), *test.values()])
     assert learned < answers  # three long answers do not fit 128 tokens

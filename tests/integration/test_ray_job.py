@@ -16,7 +16,7 @@ import pytest
 from a2d_ray import convert
 from tests.tiny import save_tiny_ar
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.own_cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parent.parent.parent
 
 

@@ -12,7 +12,7 @@ from a2d_ray.config import SweepConfig
 from tests.commands import ROOT
 
 
-@pytest.mark.cluster
+@pytest.mark.own_cluster
 @pytest.mark.slow
 @pytest.mark.nightly
 def test_trials_are_ranked_by_their_held_out_reward(make_config, tmp_path):

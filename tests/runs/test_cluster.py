@@ -60,7 +60,7 @@ print(json.dumps(said))
 """
 
 
-@pytest.mark.cluster
+@pytest.mark.own_cluster
 @pytest.mark.slow
 def test_a_private_ray_is_found_by_its_workers_and_leaves_nothing():
     environ = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "OMP_WAIT_POLICY")}

@@ -14,7 +14,7 @@ import pytest
 from a2d_ray.cli import parse_config, to_yaml
 from a2d_ray.config import SweepConfig, TrainConfig
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.own_cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parent.parent.parent
 
 

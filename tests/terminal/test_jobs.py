@@ -16,7 +16,7 @@ from tests.terminal.ours import not_ours
 from tests.terminal.pty_command import CTRL_C, InTerminal
 from tests.tiny import save_tiny_ar
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.own_cluster, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
