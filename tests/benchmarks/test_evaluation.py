@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
+
 from a2d_ray.config import BenchmarkConfig
 from benchmarks.harness import run_suite
 
 
+@pytest.mark.slow
 def test_answers_are_equal_and_the_case_says_what_it_must(small):
     lines = [
         json.loads(line) for line in run_suite(BenchmarkConfig(suite="evaluation", quick=True))

@@ -36,6 +36,7 @@ def test_naive_and_ours_have_one_gradient(masked_logits):
     assert_close(ours_gradients, gradients(module, naive))
 
 
+@pytest.mark.slow
 def test_the_suite_yields_its_cases(monkeypatch):
     monkeypatch.setattr(training, "SIZES", TINY)
     monkeypatch.setattr(training, "LENGTHS", (64,))

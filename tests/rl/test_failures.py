@@ -13,6 +13,7 @@ from tests.rl.test_rollouts import requests_of
 pytestmark = pytest.mark.cluster
 
 
+@pytest.mark.slow
 def test_a_reward_that_raises_hangs_or_dies_costs_its_roll_out(ray_local):
     from a2d_ray.rl.scoring import RewardPool
 
