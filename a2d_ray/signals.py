@@ -66,5 +66,22 @@ def noting_interrupts(interrupt: Interrupt) -> AbstractContextManager[None]:
     return handling(signal.SIGINT, interrupt.set)
 
 
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Within it, the first Ctrl-C waits; it raises KeyboardInterrupt at the end.
+
+    For code that starts processes: an exception inside a hook of `fork` is lost, and leaves locked
+    what the hook was about to unlock (the logging module's lock: every other thread that logs
+    waits for ever).
+    """
+    interrupt = Interrupt()
+    try:
+        with noting_interrupts(interrupt):
+            yield
+    finally:
+        if interrupt.is_set:
+            raise KeyboardInterrupt
+
+
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()

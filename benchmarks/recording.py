@@ -3,10 +3,12 @@
 Needs pyte (``pip install "a2d-ray[pictures]"``). It writes OUT.svg and OUT-dark.svg. OUT.txt gets
 the whole text that stands there at the end instead: the transcript of a command.
 
-What the terminal shows is recorded with its times. Waits are cut to two seconds, so the picture
-says nothing about speed. Each line of ``--type FILE`` is typed when the command waits for a line.
+What the terminal shows is recorded with its times, and moves ``--slower`` times as slow. Waits are
+cut to two seconds, so the picture says nothing about speed. Each line of ``--type FILE`` is typed
+when the command waits for a line.
 """
 
+import argparse
 import html
 import os
 import pty
@@ -124,7 +126,7 @@ def svg(screens: list[tuple[float, list[list[object]]]], theme: Theme, title: st
     """The animation: a group per screen, shown in its turn."""
     total = sum(stay for stay, _ in screens)
     width = COLUMNS * CELL_PX[0] + 24
-    height = LINES * CELL_PX[1] + 24
+    height = (1 + max(map(_last_line, screens))) * CELL_PX[1] + 24
     rules = []
     groups = []
     since = 0.0
@@ -146,6 +148,13 @@ def svg(screens: list[tuple[float, list[list[object]]]], theme: Theme, title: st
         f'<rect width="100%" height="100%" rx="8" fill="{theme.back}" stroke="#8886"/>'
         f"{''.join(groups)}</svg>\n"
     )
+
+
+def _last_line(screen: tuple[float, list[list[object]]]) -> int:
+    """The last line that says something."""
+    _, cells = screen
+    said = [y for y, row in enumerate(cells) if any(c.data != " " for c in row)]  # type: ignore[attr-defined]
+    return max(said, default=0)
 
 
 def _line(y: int, row: list[object], theme: Theme) -> str:
@@ -186,19 +195,20 @@ def _style(cell: object, theme: Theme) -> str:
 
 def main() -> None:
     """See the module."""
-    output, *command = sys.argv[1:]
-    typed: list[str] = []
-    if command[0] == "--type":
-        typed = Path(command[1]).read_text().splitlines()
-        command = command[2:]
-    if output.endswith(".txt"):
-        Path(output).write_text(transcript(record(command, typed)))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--type", type=Path, help="file of lines to type")
+    parser.add_argument("--slower", type=float, default=1.0, help="how many times as slow")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    args = parser.parse_args()
+    shown = record(args.command, args.type.read_text().splitlines() if args.type else [])
+    if args.output.suffix == ".txt":
+        args.output.write_text(transcript(shown))
         return
-    screens = frames(record(command, typed))
+    screens = frames((at * args.slower, text) for at, text in shown)
     for suffix, theme in THEMES.items():
-        path = Path(output)
-        path = path.with_name(f"{path.stem}{suffix}{path.suffix}")
-        path.write_text(svg(screens, theme, " ".join(command)))
+        path = args.output.with_name(f"{args.output.stem}{suffix}{args.output.suffix}")
+        path.write_text(svg(screens, theme, " ".join(args.command)))
         sys.stdout.write(f"{path}: {len(screens)} frames, {path.stat().st_size:,} bytes\n")
 
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from a2d_ray.signals import Interrupt, handling, noting_interrupts
+from a2d_ray.signals import Interrupt, handling, interrupts_wait, noting_interrupts
 
 INTERRUPT = signal.SIGINT
 
@@ -53,6 +53,20 @@ def test_the_first_interrupt_is_noted_and_the_second_raises(interruptible, place
         assert interrupt.is_set
         signal.raise_signal(INTERRUPT)
     assert handler() is interruptible
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_an_interrupt_waits_for_the_end(interruptible, place):
+    steps = []
+    with pytest.raises(KeyboardInterrupt), interrupts_wait():
+        place()
+        steps.append("went on")
+    assert steps == ["went on"] and handler() is interruptible
+    with pytest.raises(KeyboardInterrupt), interrupts_wait():
+        place()
+        raise OSError("a process that was interrupted, too")
+    with interrupts_wait():
+        pass
 
 
 def test_the_handler_comes_back_whatever_happens(interruptible):

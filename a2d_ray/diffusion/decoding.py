@@ -74,16 +74,29 @@ def token_gumbel(start_N: Tensor, vocab_size: int) -> Tensor:
     Source: Gumbel-max trick; Steele et al., "Fast splittable pseudorandom number generators",
     OOPSLA 2014.
     """
-    z_NV = start_N[:, None] + _GOLDEN * torch.arange(1, vocab_size + 1, device=start_N.device)
+    steps_V = _GOLDEN * torch.arange(1, vocab_size + 1, device=start_N.device)
+    at_a_time = 1 if start_N.device.type == "cpu" else max(len(start_N), 1)  # a row fits its cache
+    starts = start_N[:, None].split(at_a_time)
+    return torch.cat([_gumbel(start_M1 + steps_V) for start_M1 in starts])
+
+
+def _gumbel(z_MV: Tensor) -> Tensor:
+    """Noise of the counters, which are overwritten."""
     for shift, factor in ((30, _MIX_A), (27, _MIX_B)):
-        z_NV = (z_NV ^ _shift_right(z_NV, shift)) * factor
-    u_NV = (_shift_right(z_NV ^ _shift_right(z_NV, 31), 11).double() + 0.5) / 2**53
-    return u_NV.log_().neg_().log_().neg_().float()
+        z_MV ^= _shift_right(z_MV, shift)
+        z_MV *= factor
+    z_MV ^= _shift_right(z_MV, 31)
+    u_MV = _shift_right(z_MV, 11).double()
+    u_MV += 0.5
+    u_MV /= 2**53
+    return u_MV.log_().neg_().log_().neg_().float()
 
 
 def _shift_right(z: Tensor, num_bits: int) -> Tensor:
     """Logical shift of 64-bit words."""
-    return (z >> num_bits) & ((1 << (64 - num_bits)) - 1)
+    shifted = z >> num_bits
+    shifted &= (1 << (64 - num_bits)) - 1
+    return shifted
 
 
 # Which token a position would take.

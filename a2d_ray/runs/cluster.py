@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 
 from a2d_ray.runs.environment import set_environment
+from a2d_ray.signals import interrupts_wait
 
 _log = logging.getLogger(__name__)
 _API_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -43,10 +44,11 @@ def start_ray(
     _log.info("joining Ray at %s" if address else "starting Ray%s", address or "")
     level = logging.WARNING if is_quiet else logging.INFO
     if address:
-        ray.init(logging_level=level, log_to_driver=shows_workers)
+        with interrupts_wait():
+            ray.init(logging_level=level, log_to_driver=shows_workers)
         return True
     port = _free_port()
-    with _workers_find_their_own_ray(port):
+    with interrupts_wait(), _workers_find_their_own_ray(port):
         ray.init(
             address="local",
             num_cpus=num_cpus,

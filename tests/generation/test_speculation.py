@@ -512,6 +512,9 @@ def test_the_plan_follows_cost_load_and_acceptance():
     knee = Costs({1: 1.0, 16: 1.1, 256: 17.0}, {1: 0.1, 16: 0.1, 256: 1.6})
     sizes = [best_plan(knee, running, 0.8).num_drafts for running in (1, 2, 4, 16)]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > 1 and sizes[-1] == 0
+    drawing = Costs({1: 1.0, 16: 1.1, 256: 17.0}, {1: 0.1, 16: 0.1, 256: 1.6}, draw_s=1.0)
+    drawn, likeliest = (best_plan(drawing, 1, 0.8, is_drawn=flag) for flag in (True, False))
+    assert drawn.num_drafts < likeliest.num_drafts == sizes[0]
 
 
 # Refusals.

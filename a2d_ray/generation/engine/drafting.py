@@ -12,7 +12,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from a2d_ray.generation.decoding.params import SamplingParams
 
@@ -41,16 +41,30 @@ class Costs:
     Args:
         seconds: of the layers, by tokens in a forward.
         head_seconds: of the language-model head, by rows.
+        draw_s: of drawing a row's token; the most likely one costs nothing.
     """
 
-    def __init__(self, seconds: Mapping[int, float], head_seconds: Mapping[int, float]) -> None:
+    def __init__(
+        self,
+        seconds: Mapping[int, float],
+        head_seconds: Mapping[int, float],
+        draw_s: float = 0.0,
+    ) -> None:
         self._layers = _Line(seconds)
         self._head = _Line(head_seconds)
+        self._draw_s = draw_s
 
-    def round_s(self, num_tokens: float, num_verified: float, num_drafted: float) -> float:
-        """Seconds of a round: its forward, the head for verification, the head for drafts."""
+    def round_s(
+        self, num_tokens: float, num_verified: float, num_drafted: float, *, is_drawn: bool
+    ) -> float:
+        """Seconds of a round: its forward, the head for verification, the head for drafts.
+
+        Args:
+            is_drawn: tokens are drawn, with noise over the whole vocabulary for each row.
+        """
         seconds = self._layers(num_tokens) + self._head(num_verified)
-        return seconds + (self._head(num_drafted) if num_drafted else 0.0)
+        seconds += self._head(num_drafted) if num_drafted else 0.0
+        return seconds + (self._draw_s * (num_verified + num_drafted) if is_drawn else 0.0)
 
 
 class _Line:
@@ -128,21 +142,25 @@ class Drafter:
             first = 0 if params.draft_shape == "tree" else num_held
             return DraftPlan(params.draft_tokens, tuple(range(first, num_held + 1)))
         p = round(own.p, 2)
-        costs = self.measure()
-        best = best_plan(costs, self.num_running, p, params.draft_tokens, params.draft_shape)
+        plan = partial(best_plan, self.measure(), self.num_running, is_drawn=params.temperature > 0)
+        best = plan(p, params.draft_tokens, params.draft_shape)
         if best.num_drafts == 0:
-            return self._probe(costs, num_held, own)
+            return self._probe(plan(0.95), num_held, own)
         if params.draft_shape == "linear":
             ends = [num_held]
         else:
             ends = sorted(_likely_ends(num_held, p)[: len(best.ends)])
         return replace(best, ends=tuple(ends))
 
-    def _probe(self, costs: Costs, num_held: int, own: Acceptance) -> DraftPlan:
-        """No drafts, but for a few now and then: without any, p would stay what it was."""
+    def _probe(self, hopeful: DraftPlan, num_held: int, own: Acceptance) -> DraftPlan:
+        """No drafts, but for a few now and then: without any, p would stay what it was.
+
+        Args:
+            hopeful: the plan if nearly all drafts were accepted.
+        """
         own.num_idle += 1
         is_due = own.num_idle % PROBED_ROUNDS == 0
-        if is_due and best_plan(costs, self.num_running, 0.95).num_drafts:
+        if is_due and hopeful.num_drafts:
             return DraftPlan(2, (num_held,))
         return DraftPlan()
 
@@ -165,7 +183,13 @@ def _likely_ends(num_drafts: int, p: float) -> list[int]:
 
 @lru_cache(maxsize=4096)
 def best_plan(
-    costs: Costs, num_running: int, p: float, num_drafts: int | None = None, shape: str = "auto"
+    costs: Costs,
+    num_running: int,
+    p: float,
+    num_drafts: int | None = None,
+    shape: str = "auto",
+    *,
+    is_drawn: bool = False,
 ) -> DraftPlan:
     """The plan of most tokens per second, if every request of the round has the same one.
 
@@ -175,11 +199,13 @@ def best_plan(
         p: chance that one more draft is accepted.
         num_drafts: drafts of a group; None: as many as pay, at most `MAX_AUTO_DRAFTS`.
         shape: as in `RuleOptions.draft_shape`.
+        is_drawn: tokens are drawn (temperature above 0).
     """
     best, best_rate = DraftPlan(), -math.inf
     for size in range(MAX_AUTO_DRAFTS + 1) if num_drafts is None else (num_drafts,):
         for num_ends in _numbers_of_ends(size, shape):
-            rate = _rate(costs, num_running, p, size, num_ends)
+            round_s = partial(costs.round_s, is_drawn=is_drawn)
+            rate = _rate(round_s, num_running, p, size, num_ends)
             if rate > best_rate:
                 ends = sorted(_likely_ends(size, p)[:num_ends])
                 best, best_rate = DraftPlan(size, tuple(ends)), rate
@@ -194,13 +220,19 @@ def _numbers_of_ends(num_drafts: int, shape: str) -> list[int]:
     return {"linear": [1], "tree": [most], "auto": [*range(1, most + 1)]}[shape]
 
 
-def _rate(costs: Costs, num_running: int, p: float, num_drafts: int, num_ends: int) -> float:
+def _rate(
+    round_s: Callable[[float, float, float], float],
+    num_running: int,
+    p: float,
+    num_drafts: int,
+    num_ends: int,
+) -> float:
     """Tokens per second of one request in the long run."""
     num_masks = num_drafts + 1
 
     def seconds(num_tokens: int, num_verified: int, num_drafted: int) -> float:
         sizes = (num_tokens, num_verified, num_drafted)
-        return costs.round_s(*(num_running * size for size in sizes)) / num_running
+        return round_s(*(num_running * size for size in sizes)) / num_running
 
     if num_drafts == 0:
         return 1 / seconds(1, 1, 0)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from a2d_ray.diffusion.decoding import guide
+from a2d_ray.diffusion.decoding import guide, most_likely, token_gumbel
 from a2d_ray.generation.decoding.decide import Decision, decide
 from a2d_ray.generation.decoding.reading import is_wide, read
 from a2d_ray.generation.engine.attention import Round
@@ -41,6 +41,7 @@ _costs: "weakref.WeakKeyDictionary[Any, Costs]" = weakref.WeakKeyDictionary()
 _acceptance: "weakref.WeakKeyDictionary[Any, Acceptance]" = weakref.WeakKeyDictionary()
 T = TypeVar("T")
 MEASURED_TIMES = 3
+DRAWN_ROWS = 8
 HEAD_ROWS = 512  # positions whose logits are held at a time: 300 MB for a vocabulary of 152,000
 BATCH_ROWS = 32  # decided at a time on CPUs: more would leave the caches
 DEVICE_ROWS = 2048  # both, elsewhere: one pass over 64 requests; 1.2 GB of logits, and copies
@@ -312,7 +313,7 @@ def make_drafter(runner: ModelRunner, max_length: int) -> Drafter:
 
 @torch.inference_mode()
 def measure_costs(runner: ModelRunner, max_length: int) -> Costs:
-    """Times forwards and heads of several sizes: two seconds on a CPU for 135M parameters.
+    """Times forwards, heads and draws: two seconds on a CPU for 135M parameters.
 
     A model is measured once.
     """
@@ -322,11 +323,21 @@ def measure_costs(runner: ModelRunner, max_length: int) -> Costs:
     sizes = [size for size in CALIBRATED if size <= max(max_length, 2)]
     layers = dict.fromkeys(sizes, math.inf)
     head = dict.fromkeys(sizes, math.inf)
+    draw_s = math.inf
     for _ in range(MEASURED_TIMES):  # in turns: a machine that slows down slows all of them
         for size in sizes:
             seconds, hidden_nH = runner.timed(lambda n=size: runner.idle_forward(n))  # type: ignore[misc]
             layers[size] = min(layers[size], seconds)
-            seconds, _ = runner.timed(lambda rows=hidden_nH: runner.idle_head(rows))  # type: ignore[misc]
+            seconds, logits_nV = runner.timed(lambda rows=hidden_nH: runner.idle_head(rows))  # type: ignore[misc]
             head[size] = min(head[size], seconds)
-    costs = _costs[runner.model] = Costs(layers, head)
+            if size <= DRAWN_ROWS:  # as long for each row
+                seconds, _ = runner.timed(lambda rows=logits_nV: idle_draw(rows))  # type: ignore[misc]
+                draw_s = min(draw_s, seconds / size)
+    costs = _costs[runner.model] = Costs(layers, head, draw_s)
     return costs
+
+
+def idle_draw(logits_nV: Tensor) -> Tensor:
+    """Tokens that nobody asks for: for measuring."""
+    start_n = torch.zeros(len(logits_nV), dtype=torch.int64, device=logits_nV.device)
+    return most_likely(logits_nV + token_gumbel(start_n, logits_nV.shape[-1]))
