@@ -13,7 +13,7 @@ from a2d_ray.config import TrainConfig
 from a2d_ray.data.packing.packed import PackedSet, read_positions
 from a2d_ray.models.checkpoint import Checkpoint
 from a2d_ray.training.assembly import build_module, load_model
-from a2d_ray.training.batches import StepBuilder
+from a2d_ray.training.batches import StepBuilder, rows_per_micro
 from a2d_ray.training.module import DiffusionModule
 from a2d_ray.training.optim import (
     corruption_limit,
@@ -72,7 +72,7 @@ class BareLoop:
             config,
             loaded.tokenizer,
             rows_per_epoch=packed.num_rows("train"),
-            rows_per_micro=config.batch.rows_per_device or config.batch.rows,
+            rows_per_micro=rows_per_micro(config, config.batch.rows, device.type),
         )
         return cls(
             config=config,

@@ -18,7 +18,7 @@ from a2d_ray.models.tokenizers import with_template_options
 from a2d_ray.runs.storage import WORKERS_FILE, RunDirectory
 from a2d_ray.terminal.notices import mark_warnings
 from a2d_ray.training.assembly import build_module, load_model
-from a2d_ray.training.batches import StepBuilder, pinned, to_device
+from a2d_ray.training.batches import StepBuilder, pinned, rows_per_micro, to_device
 from a2d_ray.training.checkpoints import CheckpointWriter
 from a2d_ray.training.engine import deepspeed_config, forward_backward, make_engine
 from a2d_ray.training.evaluation import Evaluator
@@ -205,19 +205,19 @@ class Worker:
         self.tokenizer = with_template_options(loaded.tokenizer, config.data.template_options)
         self.contract = trained_contract(loaded.contract, config)
         rows = config.batch.rows // ranks.world
-        rows_per_micro = config.batch.rows_per_device or rows
+        num_rows = rows_per_micro(config, rows, ranks.device.type)
         self.builder = StepBuilder.of(
             config,
             self.tokenizer,
             rows_per_epoch=self.rows_per_epoch,
-            rows_per_micro=rows_per_micro,
+            rows_per_micro=num_rows,
         )
         module = self.module = self.make_module(loaded)
         self.counter = StepCounter.of(config, self.builder, ranks, loaded.model)
         settings = deepspeed_config(
             config,
             world=ranks.world,
-            num_micro=rows // rows_per_micro,
+            num_micro=rows // num_rows,
             device_type=ranks.device.type,
         )
         self.engine = make_engine(module, make_optimizer(module, config.optim), settings)

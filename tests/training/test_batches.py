@@ -11,7 +11,7 @@ from a2d_ray.config import (
     RunSection,
     TrainConfig,
 )
-from a2d_ray.training.batches import COUNTS, StepBuilder
+from a2d_ray.training.batches import COUNTS, StepBuilder, rows_per_micro
 from a2d_ray.training.module import DiffusionModule
 from a2d_ray.training.objective import loss_spec
 from tests.closeness import assert_close
@@ -67,8 +67,8 @@ def test_a_step_has_one_gradient_however_it_is_cut(objective):
     whole, counts = step_gradient(config, rows, 3)
     assert counts["denominator"] == counts["targets"] > 0
     assert all(gradient.any() for gradient in whole.values())
-    for rows_per_micro in (1, 2):
-        cut, same = step_gradient(config, rows, rows_per_micro)
+    for num_rows in (1, 2):
+        cut, same = step_gradient(config, rows, num_rows)
         assert same == counts
         assert_close(cut, whole)
 
@@ -106,3 +106,24 @@ def step_gradient_of_one(config, row, epoch):
         compute_dtype=torch.float32,
     )
     return gradients(module, module(layout, noise).loss)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "given", "device", "wanted"),
+    [
+        (128, 6, None, "cpu", 6),
+        (2_048, 8, None, "cpu", 1),
+        (600, 8, None, "cpu", 2),  # three do not divide eight
+        (4_096, 8, None, "cpu", 1),
+        (2_048, 8, None, "cuda", 8),
+        (2_048, 8, 4, "cpu", 4),
+    ],
+)
+def test_a_cpu_takes_few_rows_at_a_time(make_config, tokens, rows, given, device, wanted):
+    data = {"tokens_per_row": tokens, "max_length": 32}
+    config = make_config(data=data, batch={"rows": rows, "rows_per_device": given})
+    assert rows_per_micro(config, rows, device) == wanted
+    zero = {"zero_optimization": {"stage": 1, "overlap_comm": True}}
+    if given is None:  # DeepSpeed loses gradients there
+        config = make_config(data=data, batch={"rows": rows}, deepspeed=zero)
+        assert rows_per_micro(config, rows, device) == rows
