@@ -20,7 +20,9 @@ def run_job(name: str) -> None:
 
     from a2d_ray.cli.job import run
     from a2d_ray.jobs.table import JOBS
+    from a2d_ray.runs.environment import set_environment
 
+    set_environment()  # before torch is imported
     job = JOBS[name]
     module = import_module(f"a2d_ray.jobs.{job.module or name}")
     main = partial(module.main, name) if job.module else module.main

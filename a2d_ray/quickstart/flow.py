@@ -17,7 +17,6 @@ from a2d_ray.quickstart.questions import general_questions
 from a2d_ray.quickstart.report import print_report
 from a2d_ray.quickstart.stages import Record, Stages
 from a2d_ray.runs.cluster import running_ray
-from a2d_ray.runs.environment import set_environment
 from a2d_ray.runs.settings import check_same_settings
 from a2d_ray.runs.storage import absolute_path, write_whole
 from a2d_ray.terminal.streams import console
@@ -37,7 +36,6 @@ def run_quickstart(config: QuickstartConfig) -> None:
         ValueError: settings that do not fit what already lies in ``root``.
     """
     recipe.work_offline()
-    set_environment()
     with ExitStack() as started:
         _Quickstart(recipe.resolve_config(config), started).run()
 

@@ -25,7 +25,7 @@ _PRIVATE_RAY = {
 def set_environment() -> None:
     """Sets what this process and the Ray that it starts read.
 
-    `start_ray` calls it; a command whose own process computes does so before it imports torch.
+    Every job calls it before torch is imported, and `start_ray` for whoever uses the library.
     """
     private = {} if os.environ.get("RAY_ADDRESS") else _PRIVATE_RAY
     for name, value in (_COMPUTING | private).items():

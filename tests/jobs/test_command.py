@@ -25,6 +25,20 @@ def test_jobs_are_those_of_the_repository_and_say_the_same():
     assert shown.startswith("usage: a2d sample [CONFIG.yaml]")
 
 
+def test_a_job_sets_how_threads_wait_before_torch_is_there(monkeypatch, tmp_path):
+    """Threads that spin beside another program made a first answer take 63 s instead of 2."""
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    code = f"""
+import atexit, os, sys
+from a2d_ray.jobs.run import run_job
+atexit.register(lambda: print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules))
+sys.argv = ["jobs/status.py", "storage_path={tmp_path}"]
+run_job("status")
+"""
+    done = run_python("-c", code)
+    assert done.out.splitlines()[-1] == "PASSIVE False", done.err
+
+
 def test_help_names_every_job_and_a_wrong_name_gets_the_near_one():
     text = run_python("-m", "a2d_ray.jobs.command").out
     assert all(f"  {name} " in text for name in [*JOBS, "doctor", "completion"])
