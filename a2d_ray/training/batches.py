@@ -30,8 +30,8 @@ COUNTS = ("denominator", "targets", "tokens", "masked", "eos_targets")
 def rows_per_micro(config: TrainConfig, rows: int, device_type: str) -> int:
     """Rows of a micro-batch: `batch.rows_per_device`, or what is good for the device.
 
-    A GPU gets the worker's whole share. A CPU gets about `CPU_TOKENS` tokens: more make it no
-    faster, and 16,000 of a model of 135M parameters take over 20 GB. The step is the same.
+    A GPU gets the worker's whole share. A CPU gets about `CPU_TOKENS` tokens: 16,000
+    of a model of 135M parameters take over 20 GB. The step is the same.
 
     Args:
         rows: a worker's share of a step.
