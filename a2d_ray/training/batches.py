@@ -40,8 +40,9 @@ def rows_per_micro(config: TrainConfig, rows: int, device_type: str) -> int:
     if config.batch.rows_per_device is not None:
         return config.batch.rows_per_device
     zero = config.deepspeed["zero_optimization"]
-    if device_type != "cpu" or (zero["stage"] == 1 and zero.get("overlap_comm")):
-        return rows  # DeepSpeed loses gradients of micro-batches there: see `check_deepspeed`
+    needs_one = zero["stage"] == 1 and zero.get("overlap_comm")  # see `check_deepspeed`
+    if device_type != "cpu" or needs_one:
+        return rows
     length = config.data.tokens_per_row if config.data.packing else config.data.max_length
     most = max(1, CPU_TOKENS // length)
     return max(size for size in range(1, rows + 1) if rows % size == 0 and size <= most)

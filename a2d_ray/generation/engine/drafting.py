@@ -202,9 +202,9 @@ def best_plan(
         is_drawn: tokens are drawn (temperature above 0).
     """
     best, best_rate = DraftPlan(), -math.inf
+    round_s = partial(costs.round_s, is_drawn=is_drawn)
     for size in range(MAX_AUTO_DRAFTS + 1) if num_drafts is None else (num_drafts,):
         for num_ends in _numbers_of_ends(size, shape):
-            round_s = partial(costs.round_s, is_drawn=is_drawn)
             rate = _rate(round_s, num_running, p, size, num_ends)
             if rate > best_rate:
                 ends = sorted(_likely_ends(size, p)[:num_ends])
