@@ -29,6 +29,5 @@ def main() -> None:
         say(f"serving {', '.join(model.id for model in config.models)} at {base_url}")
         say(f"chat: {base_url.removesuffix('v1')}")
         say(f"try: {curl_line(base_url, config)}")
-        say("Ctrl-C stops it")
-        wait_for_interrupt()
+        wait_for_interrupt(lambda: say("Ctrl-C stops it"))
         tell("stopping")

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +24,12 @@ from a2d_ray.config import ServeConfig
 from a2d_ray.models.fingerprint import values_hash
 from a2d_ray.runs.resources import Resources
 from a2d_ray.serving.ray import launch
-from a2d_ray.serving.ray.launch import check_before_start, check_replicas, running_server
+from a2d_ray.serving.ray.launch import (
+    check_before_start,
+    check_replicas,
+    running_server,
+    wait_for_interrupt,
+)
 
 MESSAGES = [{"role": "user", "content": "2+2?"}]
 
@@ -339,3 +345,11 @@ def test_an_open_address_without_keys_is_warned_of(checkpoint, monkeypatch):
     assert "A2D_API_KEYS" in (launch.exposure_warning(open_config) or "")
     monkeypatch.setenv("A2D_API_KEYS", "key")
     assert launch.exposure_warning(open_config) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_as_soon_as_it_is_offered_is_noted(interruptible, number):
+    before = signal.getsignal(signal.SIGTERM)
+    wait_for_interrupt(lambda: signal.raise_signal(number))
+    assert signal.getsignal(signal.SIGINT) is interruptible
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import socket
-import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +17,7 @@ from a2d_ray.models.checkpoint import check_checkpoint
 from a2d_ray.runs.cluster import running_ray
 from a2d_ray.runs.resources import Resources, Share, available_resources, check_room
 from a2d_ray.serving.ray.placement import replica_gpus
+from a2d_ray.signals import handling
 
 QUICKSTART_CHECKPOINT = "runs/quickstart/train/checkpoint-final"
 _FALLBACK_SOURCE = "package:smollm2"
@@ -121,13 +122,22 @@ def curl_line(base_url: str, config: ServeConfig) -> str:
     return f"curl {base_url}/chat/completions {options} -d '{body}'"
 
 
-def wait_for_interrupt() -> None:
-    """Returns when the user or the system asks this process to end (SIGINT, SIGTERM)."""
-    asked = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: asked.set())
-    while not asked.wait(1.0):  # a wait without end would not notice signals on all systems
-        pass
+def wait_for_interrupt(announce: Callable[[], object]) -> None:
+    """Returns when the user or the system asks this process to end (SIGINT, SIGTERM).
+
+    Args:
+        announce: tells the user; a request that comes as soon as it is read is noted.
+    """
+    is_asked = False
+
+    def note() -> None:
+        nonlocal is_asked
+        is_asked = True
+
+    with handling(signal.SIGINT, note), handling(signal.SIGTERM, note):
+        announce()
+        while not is_asked:
+            time.sleep(0.2)
 
 
 def _serve(config: ServeConfig) -> Iterator[str]:
