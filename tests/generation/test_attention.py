@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from a2d_ray.generation.engine.attention import Round, Slice, _attend_slice, make_tiles
 from a2d_ray.generation.engine.cache import KVStore
+from a2d_ray.generation.engine.plan import MERGED_ROWS, tiles_of
 from a2d_ray.generation.engine.spans import attend, plan_spans
 from a2d_ray.generation.engine.transfer import send
 from a2d_ray.generation.engine.work import Sight, Work
@@ -58,6 +59,18 @@ def seen_by(calls, num_rows):
     return seen
 
 
+def seen_in(tiles, slots):
+    """(row, slot) of every key that a row sees, by tiles."""
+    seen = []
+    for tile in tiles:
+        for index, row in enumerate(range(*tile.rows)):
+            hidden = [] if tile.hidden_RS is None else tile.hidden_RS[index].tolist()
+            keys = zip(slots[tile.num_common : tile.num_keys], hidden, strict=True)
+            kept = slots[: tile.num_common] + [slot for slot, is_hidden in keys if not is_hidden]
+            seen += [(row, slot) for slot in kept]
+    return seen
+
+
 steps = st.sampled_from([0, 0, 0, 1, 1, 1, 2, 7])
 
 
@@ -72,13 +85,13 @@ def hidden_masks(groups, seed):
 
 
 @given(
-    visible=st.lists(steps, min_size=1, max_size=30),
+    visible=st.lists(steps, min_size=1, max_size=2 * MERGED_ROWS),
     before=st.integers(0, 9),
     cuts=st.sets(st.integers(1, 60), max_size=4),
     groups=st.lists(st.integers(1, 3), max_size=3),
     seed=st.integers(0, 99),
 )
-def test_spans_are_what_each_row_sees_once(visible, before, cuts, groups, seed):
+def test_spans_and_tiles_are_what_each_row_sees_once(visible, before, cuts, groups, seed):
     """Whatever the runs of slots are; with masks that see part of the others, too."""
     num_visible = [max(before + i, 1) for i in accumulate(visible)]
     num_masks = sum(groups)
@@ -100,6 +113,7 @@ def test_spans_are_what_each_row_sees_once(visible, before, cuts, groups, seed):
         wanted += [(len(visible) + index, slot) for slot in seen]
     found = plan_spans([work])
     assert sorted(seen_by(found.calls, num_rows)) == sorted(wanted)
+    assert sorted(seen_in(tiles_of(work), slots)) == sorted(wanted)
 
 
 def spans_of(runs):

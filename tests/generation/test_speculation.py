@@ -3,6 +3,7 @@
 import copy
 import itertools
 import random
+import statistics
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from a2d_ray.config import LoraSection
 from a2d_ray.config.errors import OptionError
 from a2d_ray.diffusion.decoding import gumbel_starts, token_gumbel
 from a2d_ray.generation.decoding.params import SamplingParams
-from a2d_ray.generation.engine import runner
+from a2d_ray.generation.engine import measuring
 from a2d_ray.generation.engine.drafting import (
     PROBED_ROUNDS,
     Acceptance,
@@ -515,6 +516,10 @@ def test_the_plan_follows_cost_load_and_acceptance():
     drawing = Costs({1: 1.0, 16: 1.1, 256: 17.0}, {1: 0.1, 16: 0.1, 256: 1.6}, draw_s=1.0)
     drawn, likeliest = (best_plan(drawing, 1, 0.8, is_drawn=flag) for flag in (True, False))
     assert drawn.num_drafts < likeliest.num_drafts == sizes[0]
+    crowd = Costs({1: 1.0, 16: 1.1, 256: 17.0}, {1: 0.1, 16: 0.1, 256: 1.6}, request_s=1.0)
+    alone, together = ([best_plan(costs, n, 0.8) for costs in (knee, crowd)] for n in (1, 16))
+    assert alone[0] == alone[1], "one request pays for no others"
+    assert together[0].num_drafts == 0 < together[1].num_drafts, "a round is dear without drafts"
 
 
 # Refusals.
@@ -572,12 +577,24 @@ def test_a_new_request_begins_where_the_others_are_and_learns_faster():
     assert own.p < others.p
 
 
+def test_luck_in_a_short_answer_changes_no_plan():
+    """Forty requests of eight rounds, whose drafts are all accepted with the same chance."""
+    rng = random.Random(0)
+    others = Acceptance(accepted=80.0, refused=20.0)
+    estimates = []
+    for _ in range(40):
+        own = others.of_a_request()
+        for _ in range(8):
+            num_accepted = next((n for n in range(2) if rng.random() > others.p), 2)
+            own.count(num_accepted, num_accepted < 2)
+            estimates.append(own.p)
+    assert statistics.pstdev(estimates) < 0.05
+
+
 def test_costs_are_measured_once_per_model_and_ahead_where_drafts_are_the_default(monkeypatch):
     model, calls = tiny_a2d_model("llama", seed=7), []
-    timed = runner.ModelRunner.timed
-    monkeypatch.setattr(
-        runner.ModelRunner, "timed", lambda self, run: calls.append(1) or timed(self, run)
-    )
+    timed = measuring.timed
+    monkeypatch.setattr(measuring, "timed", lambda *args: calls.append(1) or timed(*args))
     make_engine(model, CAUSAL.model_copy(update={"ar_mode": None})).warm_up()
     assert not calls, "a model without an AR mode drafts nothing"
     make_engine(model).warm_up()

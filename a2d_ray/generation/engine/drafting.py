@@ -8,7 +8,6 @@ more draft is accepted.
 Source: TiDAR (arXiv 2511.08923) for verifying and drafting in one forward.
 """
 
-import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from functools import lru_cache, partial
 from a2d_ray.generation.decoding.params import SamplingParams
 
 MAX_AUTO_DRAFTS = 8
+LEAST_GAIN = 1.1  # of drafts over none: an answer begins without, and drops those behind its end
 PROBED_ROUNDS = 32
 MAX_MASKS = 64  # of one request in a round, where the engine decides
 CALIBRATED = (1, 4, 8, 16, 32, 64, 128)  # tokens in a forward
@@ -42,27 +42,41 @@ class Costs:
         seconds: of the layers, by tokens in a forward.
         head_seconds: of the language-model head, by rows.
         draw_s: of drawing a row's token; the most likely one costs nothing.
+        request_s: of each request but the first, beside its tokens: on CPUs each attends apart.
     """
 
     def __init__(
         self,
         seconds: Mapping[int, float],
         head_seconds: Mapping[int, float],
+        *,
         draw_s: float = 0.0,
+        request_s: float = 0.0,
     ) -> None:
         self._layers = _Line(seconds)
         self._head = _Line(head_seconds)
         self._draw_s = draw_s
+        self._request_s = request_s
 
     def round_s(
-        self, num_tokens: float, num_verified: float, num_drafted: float, *, is_drawn: bool
+        self,
+        num_tokens: float,
+        num_verified: float,
+        num_drafted: float,
+        *,
+        num_requests: int,
+        is_drawn: bool,
     ) -> float:
         """Seconds of a round: its forward, the head for verification, the head for drafts.
 
         Args:
+            num_tokens: in the forward, of all requests.
+            num_verified, num_drafted: of them, rows that the head is run on.
+            num_requests: in the round.
             is_drawn: tokens are drawn, with noise over the whole vocabulary for each row.
         """
-        seconds = self._layers(num_tokens) + self._head(num_verified)
+        seconds = self._layers(num_tokens) + self._request_s * (num_requests - 1)
+        seconds += self._head(num_verified)
         seconds += self._head(num_drafted) if num_drafted else 0.0
         return seconds + (self._draw_s * (num_verified + num_drafted) if is_drawn else 0.0)
 
@@ -109,9 +123,12 @@ class Acceptance:
             self.refused = self.refused * self.decay + num_refused
 
     def of_a_request(self) -> "Acceptance":
-        """Where a request begins: at the same p, which it soon leaves."""
-        weight = 4.0
-        return Acceptance(accepted=weight * self.p, refused=weight * (1 - self.p), decay=0.9)
+        """Where a request begins: at the same p, which it leaves slowly.
+
+        Answers are short, and a run of easy tokens says little about the next ones.
+        """
+        weight = 32.0
+        return Acceptance(accepted=weight * self.p, refused=weight * (1 - self.p), decay=0.98)
 
 
 @dataclass(kw_only=True)
@@ -201,11 +218,12 @@ def best_plan(
         shape: as in `RuleOptions.draft_shape`.
         is_drawn: tokens are drawn (temperature above 0).
     """
-    best, best_rate = DraftPlan(), -math.inf
-    round_s = partial(costs.round_s, is_drawn=is_drawn)
+    best, best_rate = DraftPlan(), 0.0
+    round_s = partial(costs.round_s, num_requests=num_running, is_drawn=is_drawn)
     for size in range(MAX_AUTO_DRAFTS + 1) if num_drafts is None else (num_drafts,):
         for num_ends in _numbers_of_ends(size, shape):
             rate = _rate(round_s, num_running, p, size, num_ends)
+            rate /= LEAST_GAIN if size else 1.0
             if rate > best_rate:
                 ends = sorted(_likely_ends(size, p)[:num_ends])
                 best, best_rate = DraftPlan(size, tuple(ends)), rate

@@ -20,9 +20,10 @@ from a2d_ray.generation.decoding.canvas import check_prompt, make_canvas, stop_t
 from a2d_ray.generation.decoding.denoise import check_grammar
 from a2d_ray.generation.decoding.params import SamplingParams
 from a2d_ray.generation.engine import graphs
+from a2d_ray.generation.engine.measuring import make_drafter
 from a2d_ray.generation.engine.pages import PageTable
 from a2d_ray.generation.engine.request import Request, StepOutput
-from a2d_ray.generation.engine.runner import ModelRunner, make_drafter
+from a2d_ray.generation.engine.runner import ModelRunner
 from a2d_ray.generation.engine.scheduler import AnySequence, EngineOptions, Scheduler
 from a2d_ray.generation.engine.speculation import slots_needed
 from a2d_ray.generation.engine.work import Question, Verdict, Work

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from a2d_ray.generation.decoding.asking import by_rule, make_batch
 from a2d_ray.generation.decoding.batch import Batch
@@ -18,6 +19,7 @@ from a2d_ray.generation.engine.spans import SpanPlan, plan_spans
 from a2d_ray.generation.engine.work import Question, Work
 
 _T = TypeVar("_T")
+MERGED_ROWS = 32  # that see a prefix, in one tile with those that do not: half the products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,20 +118,40 @@ def page_rows(works: Sequence[Work]) -> list[tuple[Any, int]]:
 
 
 def _slice(work: Work) -> Slice:
-    tiles = make_tiles(work.num_visible)
-    if work.sight is not None:
-        last = RowTile(
-            rows=(len(work.num_visible), work.num_tokens),
-            num_keys=work.sight.num_common + work.sight.hidden_mS.shape[1],
-            num_common=work.sight.num_common,
-            hidden_RS=work.sight.hidden_mS,
-        )
-        tiles = (*tiles, last)
     return Slice(
         num_tokens=work.num_tokens,
         new_runs=work.new_runs,
         all_runs=work.all_runs,
-        tiles=tiles,
+        tiles=tiles_of(work),
+    )
+
+
+def tiles_of(work: Work) -> tuple[RowTile, ...]:
+    """Rows of a work that are computed together, with the keys that they see."""
+    tiles = make_tiles(work.num_visible)
+    if work.sight is None:
+        return tiles
+    num_seen = len(work.num_visible)
+    num_keys = work.sight.num_common + work.sight.hidden_mS.shape[1]
+    if num_seen > MERGED_ROWS:  # those rows are spared the keys behind them
+        last = RowTile(
+            rows=(num_seen, work.num_tokens),
+            num_keys=num_keys,
+            num_common=work.sight.num_common,
+            hidden_RS=work.sight.hidden_mS,
+        )
+        return (*tiles, last)
+    num_common = work.num_visible[0]
+    seen_n1 = torch.tensor(work.num_visible)[:, None]
+    prefix_hidden_nS = torch.arange(num_common, num_keys) >= seen_n1
+    hidden_mS = pad(work.sight.hidden_mS, (work.sight.num_common - num_common, 0))
+    return (
+        RowTile(
+            rows=(0, work.num_tokens),
+            num_keys=num_keys,
+            num_common=num_common,
+            hidden_RS=torch.cat([prefix_hidden_nS, hidden_mS]),
+        ),
     )
 
 

@@ -1,22 +1,18 @@
 """The forward of a round: tokens of all sequences in one row, logits of what was asked."""
 
-import math
-import time
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from a2d_ray.diffusion.decoding import guide, most_likely, token_gumbel
+from a2d_ray.diffusion.decoding import guide
 from a2d_ray.generation.decoding.decide import Decision, decide
 from a2d_ray.generation.decoding.reading import is_wide, read
 from a2d_ray.generation.engine.attention import Round
-from a2d_ray.generation.engine.cache import KVStore, Runs, SlotStore
-from a2d_ray.generation.engine.drafting import CALIBRATED, Acceptance, Costs, Drafter
+from a2d_ray.generation.engine.cache import KVStore, SlotStore
 from a2d_ray.generation.engine.graphs import Capture, RoundGraphs
 from a2d_ray.generation.engine.padding import Buckets
 from a2d_ray.generation.engine.plan import (
@@ -28,20 +24,13 @@ from a2d_ray.generation.engine.plan import (
     plan_heads,
     plan_tokens,
 )
-from a2d_ray.generation.engine.storage import StoredBlocks
 from a2d_ray.generation.engine.transfer import Sent, send, send_apart
 from a2d_ray.generation.engine.twins import inference_twin
-from a2d_ray.generation.engine.work import Question, Verdict, Work
+from a2d_ray.generation.engine.work import Question, Verdict, Work, idle_work
 from a2d_ray.models.attention_state import attention_state
 from a2d_ray.models.gated_lora import gate_of
 from a2d_ray.models.parts import head_of
 
-# What is known of a model, whatever its weights become.
-_costs: "weakref.WeakKeyDictionary[Any, Costs]" = weakref.WeakKeyDictionary()
-_acceptance: "weakref.WeakKeyDictionary[Any, Acceptance]" = weakref.WeakKeyDictionary()
-T = TypeVar("T")
-MEASURED_TIMES = 3
-DRAWN_ROWS = 8
 HEAD_ROWS = 512  # positions whose logits are held at a time: 300 MB for a vocabulary of 152,000
 BATCH_ROWS = 32  # decided at a time on CPUs: more would leave the caches
 DEVICE_ROWS = 2048  # both, elsewhere: one pass over 64 requests; 1.2 GB of logits, and copies
@@ -80,13 +69,10 @@ class ModelRunner:
             self._store = KVStore(kv_tokens) if is_cpu else SlotStore(kv_tokens)
             self._make_room()
 
-    @torch.inference_mode()
     def _make_room(self) -> None:
         """A forward over one token, so that memory is taken now and not by the first request."""
         first = [(0, 1)]
-        tokens = self._idle_tokens(1, new_runs=first, all_runs=first)
-        ragged = Round(slices=tokens.slices, spans=tokens.spans, store=self._store)
-        self._forward(tokens, ragged)
+        _, ragged = self.idle_round([idle_work(1, new_runs=first, all_runs=first)], self._store)
         self._is_flash = ragged.is_flash
 
     @torch.inference_mode()
@@ -104,7 +90,7 @@ class ModelRunner:
             num_requests=max_running + 1,
             is_flash=self._is_flash,
         )
-        hidden_1H = self.idle_forward(1)
+        hidden_1H, _ = self.idle_round([idle_work(1)])
         runner = weakref.proxy(self)  # a cycle would keep the store until it is looked for
         self.graphs = RoundGraphs(
             capture,
@@ -266,78 +252,22 @@ class ModelRunner:
         is_noised_N = tokens.is_noised_N
         return gate.opened(None if is_noised_N is None else is_noised_N[None], tokens.noised_row_M)
 
-    def idle_forward(self, num_tokens: int) -> Tensor:
-        """A forward whose tokens attend to each other and are stored nowhere: for measuring."""
-        return self._run(self._idle_tokens(num_tokens, new_runs=None, all_runs=()), None)
+    @torch.inference_mode()
+    def idle_round(
+        self, works: Sequence[Work], store: KVStore | SlotStore | None = None
+    ) -> tuple[Tensor, Round]:
+        """Final hidden states [N, H] of a round that nobody asked for, and what its layers did.
 
-    def _idle_tokens(
-        self, num_tokens: int, *, new_runs: Runs | None, all_runs: Runs
-    ) -> RoundTokens:
-        """A round of tokens that nobody asked for."""
-        work = Work(
-            sequence=None,
-            storage=None,
-            chunk=StoredBlocks(start=0, stop=0, pages=()),
-            ids=[0] * num_tokens,
-            positions=range(num_tokens),
-            num_noised=0,
-            new_runs=new_runs,
-            all_runs=all_runs,
-            num_visible=[*range(1, num_tokens + 1)],
-        )
-        is_cpu = self.device.type == "cpu"
-        return send(plan_tokens([work], is_cpu=is_cpu, is_gated=False), self.device)
+        Args:
+            works: of `idle_work`.
+            store: of their keys and values; None: nothing is stored.
+        """
+        planned = plan_tokens(works, is_cpu=self.device.type == "cpu", is_gated=False)
+        tokens = send(planned, self.device)
+        ragged = Round(slices=tokens.slices, spans=tokens.spans, store=store)
+        return self._forward(tokens, ragged), ragged
 
+    @torch.inference_mode()
     def idle_head(self, hidden_RH: Tensor) -> Tensor:
-        """Logits that nobody asks for: for measuring."""
+        """Logits [R, V] that nobody asks for."""
         return self._logits_of(hidden_RH).float()
-
-    def timed(self, run: Callable[[], T]) -> tuple[float, T]:
-        """Seconds that it takes, CPU seconds on a CPU, and what it returns."""
-        is_cpu = self.device.type == "cpu"
-        clock = time.process_time if is_cpu else time.perf_counter
-        started = clock()
-        result = run()
-        if not is_cpu:
-            torch.accelerator.synchronize()
-        return clock() - started, result
-
-
-def make_drafter(runner: ModelRunner, max_length: int) -> Drafter:
-    """Plans drafts for an engine; its engines share what is known of a model."""
-    return Drafter(
-        measure=partial(measure_costs, runner, max_length),
-        acceptance=_acceptance.setdefault(runner.model, Acceptance()),
-    )
-
-
-@torch.inference_mode()
-def measure_costs(runner: ModelRunner, max_length: int) -> Costs:
-    """Times forwards, heads and draws: two seconds on a CPU for 135M parameters.
-
-    A model is measured once.
-    """
-    known = _costs.get(runner.model)
-    if known is not None:
-        return known
-    sizes = [size for size in CALIBRATED if size <= max(max_length, 2)]
-    layers = dict.fromkeys(sizes, math.inf)
-    head = dict.fromkeys(sizes, math.inf)
-    draw_s = math.inf
-    for _ in range(MEASURED_TIMES):  # in turns: a machine that slows down slows all of them
-        for size in sizes:
-            seconds, hidden_nH = runner.timed(lambda n=size: runner.idle_forward(n))  # type: ignore[misc]
-            layers[size] = min(layers[size], seconds)
-            seconds, logits_nV = runner.timed(lambda rows=hidden_nH: runner.idle_head(rows))  # type: ignore[misc]
-            head[size] = min(head[size], seconds)
-            if size <= DRAWN_ROWS:  # as long for each row
-                seconds, _ = runner.timed(lambda rows=logits_nV: idle_draw(rows))  # type: ignore[misc]
-                draw_s = min(draw_s, seconds / size)
-    costs = _costs[runner.model] = Costs(layers, head, draw_s)
-    return costs
-
-
-def idle_draw(logits_nV: Tensor) -> Tensor:
-    """Tokens that nobody asks for: for measuring."""
-    start_n = torch.zeros(len(logits_nV), dtype=torch.int64, device=logits_nV.device)
-    return most_likely(logits_nV + token_gumbel(start_n, logits_nV.shape[-1]))

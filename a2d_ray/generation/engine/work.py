@@ -81,3 +81,27 @@ class Question:
 
 Verdict = Commitment | Exception
 """Of a question: what is committed, or why the request cannot go on."""
+
+
+def idle_work(
+    num_tokens: int, *, num_kept: int = 0, new_runs: Runs | None = None, all_runs: Runs = ()
+) -> Work:
+    """A work that nobody asked for: to take memory, and to measure.
+
+    Args:
+        num_tokens: new ones.
+        num_kept: stored ones that they see.
+        new_runs, all_runs: as in `Work`.
+    """
+    stop = num_kept + num_tokens
+    return Work(
+        sequence=None,
+        storage=None,
+        chunk=StoredBlocks(start=0, stop=0, pages=()),
+        ids=[0] * num_tokens,
+        positions=range(num_kept, stop),
+        num_noised=0,
+        new_runs=new_runs,
+        all_runs=all_runs,
+        num_visible=[*range(num_kept + 1, stop + 1)],
+    )
