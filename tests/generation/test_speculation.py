@@ -336,6 +336,34 @@ def test_gated_adapters_draft_and_leave_the_answer_alone(name):
     assert any(counts), "the adapters act on no draft"
 
 
+@pytest.mark.parametrize("shape", ["linear", "tree"])
+@pytest.mark.parametrize("contract", [CAUSAL, SHIFTED])
+def test_a_round_reads_the_head_once_where_few_drafts_are_prepared(shape, contract):
+    params = SamplingParams(
+        rule="speculate", draft_tokens=3, draft_shape=shape, max_new_tokens=40, temperature=1.0
+    )
+    found = []
+    for most_spare_rows in (0, 24):
+        engine = make_engine(contract=contract)
+        runner = engine._runner
+        runner.most_spare_rows = most_spare_rows
+        calls = []
+        logits_of = runner._logits_of
+        runner._logits_of = lambda x, logits_of=logits_of, calls=calls: (
+            calls.append(len(x)) or logits_of(x)
+        )
+        requests = [
+            Request(request_id=str(n), prompt=[[9 + n]], params=params)
+            for n in range(2 if shape == "linear" else 1)
+        ]
+        answers = run(engine, *requests)
+        found.append({name: (one[0], one[2].num_accepted) for name, one in answers.items()})
+        assert (
+            len(calls) == engine.num_rounds if most_spare_rows else len(calls) > engine.num_rounds
+        )
+    assert found[0] == found[1]
+
+
 # What is stored.
 
 

@@ -43,6 +43,7 @@ class Costs:
         head_seconds: of the language-model head, by rows.
         draw_s: of drawing a row's token; the most likely one costs nothing.
         request_s: of each request but the first, beside its tokens: on CPUs each attends apart.
+        most_spare_rows: as in `ModelRunner`.
     """
 
     def __init__(
@@ -52,17 +53,20 @@ class Costs:
         *,
         draw_s: float = 0.0,
         request_s: float = 0.0,
+        most_spare_rows: int = 0,
     ) -> None:
         self._layers = _Line(seconds)
         self._head = _Line(head_seconds)
         self._draw_s = draw_s
         self._request_s = request_s
+        self._most_spare_rows = most_spare_rows
 
     def round_s(
         self,
         num_tokens: float,
         num_verified: float,
         num_drafted: float,
+        num_spare: float,
         *,
         num_requests: int,
         is_drawn: bool,
@@ -71,13 +75,16 @@ class Costs:
 
         Args:
             num_tokens: in the forward, of all requests.
-            num_verified, num_drafted: of them, rows that the head is run on.
+            num_verified, num_drafted: of them, rows whose logits decide.
+            num_spare: rows that may become drafts.
             num_requests: in the round.
             is_drawn: tokens are drawn, with noise over the whole vocabulary for each row.
         """
         seconds = self._layers(num_tokens) + self._request_s * (num_requests - 1)
-        seconds += self._head(num_verified)
-        seconds += self._head(num_drafted) if num_drafted else 0.0
+        if num_spare <= self._most_spare_rows:
+            seconds += self._head(num_verified + num_spare)
+        else:
+            seconds += self._head(num_verified) + self._head(num_drafted)
         return seconds + (self._draw_s * (num_verified + num_drafted) if is_drawn else 0.0)
 
 
@@ -239,7 +246,7 @@ def _numbers_of_ends(num_drafts: int, shape: str) -> list[int]:
 
 
 def _rate(
-    round_s: Callable[[float, float, float], float],
+    round_s: Callable[[float, float, float, float], float],
     num_running: int,
     p: float,
     num_drafts: int,
@@ -248,8 +255,8 @@ def _rate(
     """Tokens per second of one request in the long run."""
     num_masks = num_drafts + 1
 
-    def seconds(num_tokens: int, num_verified: int, num_drafted: int) -> float:
-        sizes = (num_tokens, num_verified, num_drafted)
+    def seconds(num_tokens: int, num_verified: int, num_groups: int) -> float:
+        sizes = (num_tokens, num_verified, num_drafts, num_groups * num_drafts)
         return round_s(*(num_running * size for size in sizes)) / num_running
 
     if num_drafts == 0:
@@ -259,6 +266,6 @@ def _rate(
     share_warm = 1 / (2 - stays_warm)
     warm = sum(p**c for c in range(num_drafts + 1))
     tokens = share_warm * warm + (1 - share_warm)
-    warm_s = seconds(1 + num_drafts + num_ends * num_masks, 1 + num_drafts, num_drafts)
-    cold_s = seconds(1 + num_masks, 1, num_drafts)
+    warm_s = seconds(1 + num_drafts + num_ends * num_masks, 1 + num_drafts, num_ends)
+    cold_s = seconds(1 + num_masks, 1, 1)
     return tokens / (share_warm * warm_s + (1 - share_warm) * cold_s)

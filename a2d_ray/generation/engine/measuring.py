@@ -65,7 +65,13 @@ def measure_costs(runner: ModelRunner, max_length: int) -> Costs:
         seconds, _ = clock(partial(runner.idle_round, works, store))
         together_s = min(together_s, seconds)
     request_s = max(together_s - layers[len(works)], 0.0) / (len(works) - 1)
-    costs = _costs[runner.model] = Costs(layers, head, draw_s=draw_s, request_s=request_s)
+    costs = _costs[runner.model] = Costs(
+        layers,
+        head,
+        draw_s=draw_s,
+        request_s=request_s,
+        most_spare_rows=runner.most_spare_rows,
+    )
     return costs
 
 

@@ -173,6 +173,10 @@ class HiddenRows:
         self._row_of_page = {id(page): row for page, row in page_rows(works)}
         self.earlier: list[Tensor] = []
 
+    def spare(self, works: Sequence[Work]) -> list[int]:
+        """Rows whose logits may be asked for later."""
+        return [self._first[id(work)] + row for work in works for row in work.spare_rows]
+
     def read_by(self, question: Question) -> list[list[int]]:
         """Rows that answer a question, of each of its works."""
         if question.rows is not None:

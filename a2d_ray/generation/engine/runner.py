@@ -33,6 +33,7 @@ from a2d_ray.models.parts import head_of
 
 HEAD_ROWS = 512  # positions whose logits are held at a time: 300 MB for a vocabulary of 152,000
 BATCH_ROWS = 32  # decided at a time on CPUs: more would leave the caches
+SPARE_ROWS = 24  # cost a CPU less than reading the head's weights again
 DEVICE_ROWS = 2048  # both, elsewhere: one pass over 64 requests; 1.2 GB of logits, and copies
 
 
@@ -49,6 +50,7 @@ class ModelRunner:
         twin: the engine's view of it.
         device: where it is.
         graphs: of its rounds; None: they run eagerly.
+        most_spare_rows: up to as many, logits that may be asked for come with the others.
     """
 
     def __init__(self, model: Any, *, kv_tokens: int | None, is_shifted: bool) -> None:
@@ -57,11 +59,14 @@ class ModelRunner:
         self._is_shifted = is_shifted
         self._logits_of = head_of(self.twin)
         self.device = model.device
+        self.most_spare_rows = SPARE_ROWS if self.device.type == "cpu" else 0
         self.graphs: RoundGraphs | None = None
         self._unread_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         self._rows = HiddenRows([], is_shifted=is_shifted)
         self._hidden_NH = torch.empty(0, model.config.hidden_size, device=self.device)
         self._heads: tuple[HeadRows, ...] = ()  # what was asked last, on the CPU
+        self._spare: list[int] = []  # rows whose logits come with the next ones
+        self._kept: dict[int, Tensor] = {}  # logits by row, before anybody asked
         self._is_flash = False
         self._store: KVStore | SlotStore | None = None
         if kv_tokens is not None:
@@ -119,6 +124,9 @@ class ModelRunner:
             tokens = self.graphs.pad_tokens(tokens)
         self._rows = HiddenRows(works, is_shifted=self._is_shifted)
         heads, reading = self._plan(questions)
+        self._kept = {}
+        spare = self._rows.spare(works)
+        self._spare = spare if len(spare) <= self.most_spare_rows else []
         pages = page_rows(works) if self._is_shifted else []  # their last hidden states are kept
         page_row_P = torch.tensor([row for _, row in pages]) if pages else None
         parts: list[Any] = [tokens, page_row_P, *heads]
@@ -208,7 +216,7 @@ class ModelRunner:
     def _decisions(
         self, hidden_NH: Tensor, head: HeadRows, *, is_exact: bool
     ) -> Iterator[Decision]:
-        logits_RV = self._head(hidden_NH[head.row_R], head)
+        logits_RV = self._head(hidden_NH, head)
         first = 0
         for batch in head.batches:
             stop = first + len(batch.place_N)
@@ -221,12 +229,21 @@ class ModelRunner:
         (decision,) = self._decisions(self.graphs.hidden_NH, head, is_exact=False)
         return decision.words
 
-    def _head(self, hidden_RH: Tensor, head: HeadRows) -> Tensor:
+    def _head(self, hidden_NH: Tensor, head: HeadRows) -> Tensor:
         """float32 logits, guided where that is asked for."""
-        logits_RV = self._logits_of(hidden_RH).float()
+        rows = head.row_R.tolist() if self._kept else []
+        if rows and self._kept.keys() >= {*rows}:
+            return torch.stack([self._kept[row] for row in rows])
+        num_rows = len(head.row_R)
+        spare, self._spare = self._spare, []
+        row_R = torch.cat([head.row_R, torch.tensor(spare)]) if spare else head.row_R
+        logits_RV = self._logits_of(hidden_NH[row_R]).float()
+        if spare:
+            self._kept = dict(zip(spare, logits_RV[num_rows:], strict=True))
+            logits_RV = logits_RV[:num_rows]
         if head.guided_G is None or head.factor_G1 is None:
             return logits_RV
-        num_asked = len(logits_RV) - len(head.guided_G)
+        num_asked = num_rows - len(head.guided_G)
         guided_GV = guide(logits_RV[head.guided_G], logits_RV[num_asked:], head.factor_G1)
         return logits_RV[:num_asked].index_copy_(0, head.guided_G, guided_GV)
 

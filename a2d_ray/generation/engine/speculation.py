@@ -155,6 +155,7 @@ class SpeculativeSequence:
             all_runs=all_runs,
             num_visible=[*range(first + 1, first + num_clean + 1)],
             sight=self._sight(masks) if num_masks else None,
+            spare_rows=[row for rows in self._draft_rows.values() for row in rows],
         )
         return [work]
 

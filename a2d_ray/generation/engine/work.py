@@ -39,6 +39,7 @@ class Work:
         all_runs: slots of all keys, their own last.
         num_visible: how many keys each of the first tokens sees.
         sight: what the tokens behind those see; None: there are none.
+        spare_rows: new tokens whose logits may be asked for when the round's answers are known.
     """
 
     sequence: Any
@@ -51,6 +52,7 @@ class Work:
     all_runs: Runs
     num_visible: list[int]
     sight: Sight | None = None
+    spare_rows: Sequence[int] = ()
 
     @property
     def num_tokens(self) -> int:
