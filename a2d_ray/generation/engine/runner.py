@@ -230,8 +230,11 @@ class ModelRunner:
         return decision.words
 
     def _head(self, hidden_NH: Tensor, head: HeadRows) -> Tensor:
-        """float32 logits, guided where that is asked for."""
-        rows = head.row_R.tolist() if self._kept else []
+        """float32 logits, guided where that is asked for.
+
+        With the first of a round come those of its spare rows, which are kept.
+        """
+        rows = head.row_R.tolist() if self._kept and head.guided_G is None else []
         if rows and self._kept.keys() >= {*rows}:
             return torch.stack([self._kept[row] for row in rows])
         num_rows = len(head.row_R)
