@@ -15,6 +15,7 @@ from a2d_ray.config import LoraSection
 from a2d_ray.config.errors import OptionError
 from a2d_ray.diffusion.decoding import gumbel_starts, token_gumbel
 from a2d_ray.generation.decoding.params import SamplingParams
+from a2d_ray.generation.engine import drafting as drafting_module
 from a2d_ray.generation.engine import measuring
 from a2d_ray.generation.engine.drafting import (
     PROBED_ROUNDS,
@@ -548,6 +549,20 @@ def test_the_plan_follows_cost_load_and_acceptance():
     alone, together = ([best_plan(costs, n, 0.8) for costs in (knee, crowd)] for n in (1, 16))
     assert alone[0] == alone[1], "one request pays for no others"
     assert together[0].num_drafts == 0 < together[1].num_drafts, "a round is dear without drafts"
+    heavy = {1: 1.0, 24: 1.1, 256: 11.0}  # a head whose weights cost more than its rows
+    twice, once = (Costs({1: 1.0, 256: 1.5}, heavy, most_spare_rows=most) for most in (0, 24))
+    assert best_plan(twice, 1, 0.3).num_drafts == 0 < best_plan(once, 1, 0.3).num_drafts
+
+
+def test_drafts_must_promise_more_than_they_may_lose(monkeypatch):
+    chances = [i / 100 for i in range(1, 100)]
+    drafting = {}
+    for gain in (1.0, drafting_module.LEAST_GAIN):
+        monkeypatch.setattr(drafting_module, "LEAST_GAIN", gain)
+        costs = Costs({1: 1.0, 16: 1.1, 256: 17.0}, {1: 0.1, 16: 0.1, 256: 1.6})
+        drafting[gain] = {p for p in chances if best_plan(costs, 4, p).num_drafts}
+    wary, bold = sorted(drafting.values(), key=len)
+    assert wary < bold
 
 
 # Refusals.
