@@ -125,7 +125,7 @@ class ModelRunner:
         self._rows = HiddenRows(works, is_shifted=self._is_shifted)
         heads, reading = self._plan(questions)
         self._kept = {}
-        spare = self._rows.spare(works)
+        spare = self._rows.spare(works) if self.most_spare_rows else []
         self._spare = spare if len(spare) <= self.most_spare_rows else []
         pages = page_rows(works) if self._is_shifted else []  # their last hidden states are kept
         page_row_P = torch.tensor([row for _, row in pages]) if pages else None
